@@ -1,0 +1,83 @@
+"""Per-task gradients to Gramian; weights back to a direction."""
+
+from functools import reduce
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.sharding import NamedSharding, PartitionSpec
+
+from samo_jax._tree import PyTree, accumulator_dtype
+
+
+def gramian(task_grads: PyTree) -> jax.Array:
+    """Inner products of the task gradients, `G_ij = <g_i, g_j>`.
+
+    Summed leaf by leaf in float32 (float64 under x64) at the highest matmul precision,
+    whatever the gradients' dtype; nothing is ravelled, so shardings survive.
+
+    Args:
+        task_grads: a pytree whose leaves have a leading task axis, shape (K, ...), as
+            `task_gradients` returns.
+
+    Returns:
+        G, shape (K, K), symmetric.
+
+    Raises:
+        ValueError: if there is no leaf, or the leading axes differ.
+
+    Examples:
+        >>> import jax.numpy as jnp, samo_jax
+        >>> print(samo_jax.gramian({"a": jnp.array([[1.0, 2.0], [0.0, 3.0]])}))
+        [[5. 6.]
+         [6. 9.]]
+    """
+    leaves = jax.tree.leaves(task_grads)
+    sizes = {jnp.shape(leaf)[:1] for leaf in leaves}
+    if len(sizes) != 1 or sizes == {()}:
+        raise ValueError(
+            "`task_grads` must have leaves with one common leading task axis, got "
+            f"shapes {[jnp.shape(leaf) for leaf in leaves]}. Compute them with "
+            "`samo_jax.task_gradients`."
+        )
+    return reduce(jnp.add, map(_inner_products, leaves))
+
+
+def _inner_products(leaf: jax.Array) -> jax.Array:
+    leaf = leaf.astype(accumulator_dtype())
+    axes = tuple(range(1, leaf.ndim))
+    return lax.dot_general(
+        leaf,
+        leaf,
+        dimension_numbers=((axes, axes), ((), ())),
+        precision="highest",
+        # Explicit sharding wants the result's sharding where a sharded axis contracts.
+        out_sharding=NamedSharding(jax.typeof(leaf).sharding.mesh, PartitionSpec()),
+    )
+
+
+def combine(weights: jax.Array, task_grads: PyTree) -> PyTree:
+    """The direction `d = sum_i w_i g_i`.
+
+    Args:
+        weights: w, shape (K,).
+        task_grads: a pytree whose leaves have a leading task axis, shape (K, ...).
+
+    Returns:
+        A pytree without the task axis, in the gradients' dtypes, summed in float32
+        (float64 under x64).
+
+    Examples:
+        >>> import jax.numpy as jnp, samo_jax
+        >>> task_grads = {"a": jnp.array([[1.0, 2.0], [0.0, 3.0]])}
+        >>> print(samo_jax.combine(jnp.array([1.0, 0.5]), task_grads)["a"])
+        [1.  3.5]
+    """
+    dtype = accumulator_dtype()
+    weights = jnp.asarray(weights, dtype)
+
+    def weighted_sum(leaf):
+        total = jnp.tensordot(weights, leaf.astype(dtype), axes=1, precision="highest")
+        return total.astype(leaf.dtype)
+
+    return jax.tree.map(weighted_sum, task_grads)

@@ -1,0 +1,39 @@
+"""Global SAM: all tasks look along the gradient of the mean loss."""
+
+from samo_jax._hyperparameters import (
+    ScalarOrSchedule,
+    check_rho,
+    resolve,
+)
+from samo_jax._perturbations._base import Perturbation
+from samo_jax._perturbations._radius import scale_to_radius
+
+
+def global_sam(rho: ScalarOrSchedule = 0.05) -> Perturbation:
+    """G-SAM: every task is perturbed along the gradient of the mean loss.
+
+    `eps_i = rho g0 / ||g0||`, with one norm over the shared leaves and one per head. No
+    extra pass. With K = 1 it is SAM.
+
+    Args:
+        rho: radius, non-negative, or a schedule of the step.
+
+    Returns:
+        A `Perturbation` for `multitask`.
+
+    Raises:
+        ValueError: if `rho` is negative.
+
+    References:
+        Foret et al., `Sharpness-Aware Minimization for Efficiently Improving
+        Generalization <https://arxiv.org/abs/2010.01412>`_, 2021
+    """
+    check_rho(rho)
+
+    def prepare(problem, state):
+        del state
+        return scale_to_radius(
+            problem.mean_grad, resolve(rho, problem.step), problem.labels
+        )
+
+    return Perturbation(prepare, lambda eps, _task: eps)

@@ -1,0 +1,39 @@
+"""Local SAM: every task looks along its own gradient."""
+
+from samo_jax._hyperparameters import (
+    ScalarOrSchedule,
+    check_rho,
+    resolve,
+)
+from samo_jax._perturbations._base import Perturbation
+from samo_jax._perturbations._radius import scale_to_radius
+from samo_jax._tasks import task_gradient
+
+
+def local_sam(rho: ScalarOrSchedule = 0.05) -> Perturbation:
+    """L-SAM: every task is perturbed along its own gradient.
+
+    `eps_i = rho g_i / ||g_i||` with exact `g_i = grad l_i(theta)`, one norm over the
+    shared leaves and one per head: K more forward and backward passes a step.
+
+    Args:
+        rho: radius, non-negative, or a schedule of the step.
+
+    Returns:
+        A `Perturbation` for `multitask`.
+
+    Raises:
+        ValueError: if `rho` is negative.
+
+    References:
+        Ban, Subramani and Ji, `SAMO: A Lightweight Sharpness-Aware Approach for
+        Multi-Task Optimization with Joint Global-Local Perturbation
+        <https://arxiv.org/abs/2507.07883>`_, 2025
+    """
+    check_rho(rho)
+
+    def perturb(problem, i):
+        local_grad = task_gradient(problem.loss_fn, problem.params, i)
+        return scale_to_radius(local_grad, resolve(rho, problem.step), problem.labels)
+
+    return Perturbation(lambda problem, _state: problem, perturb)

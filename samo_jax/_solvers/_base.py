@@ -1,0 +1,85 @@
+"""What a gradient combiner is, and the way from a pure function to a combiner."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from samo_jax._tree import accumulator_dtype
+
+
+class Solver(NamedTuple):
+    """A gradient combiner: Gramian in, task weights out.
+
+    A user's own combiner is one of these; nothing has to be registered.
+
+    Attributes:
+        init: `init(num_tasks) -> state`, a pytree of fixed shapes and dtypes.
+        update: `update(gramian, state, **extra_args) -> (weights, state)` with a
+            `(K, K)` Gramian and `(K,)` weights, jittable. Unknown `extra_args` are to
+            be ignored.
+    """
+
+    init: Callable[[int], Any]
+    update: Callable[..., tuple[jax.Array, Any]]
+
+
+class SolveInfo(NamedTuple):
+    """How a solve went.
+
+    Attributes:
+        residual: shape (), the method's own optimality residual (its docstring says
+            which), for the Gramian as it was given.
+        steps: shape (), int32, linear systems solved.
+        converged: shape (), bool, the given problem was solved to working precision.
+            False where it has no finite solution (Pareto-stationary tasks) and the
+            relative ridge decided, and where the Gramian is not finite.
+        finite: shape (), bool, the Gramian was finite. False: the weights are the
+            fallback.
+    """
+
+    residual: jax.Array
+    steps: jax.Array
+    converged: jax.Array
+    finite: jax.Array
+
+
+class SolverState(NamedTuple):
+    """State of the Gramian solvers.
+
+    Attributes:
+        last_weights: shape (K,), the last weights of a finite Gramian (first: uniform).
+        info: `SolveInfo` of the last update.
+    """
+
+    last_weights: jax.Array
+    info: SolveInfo
+
+
+def uniform_weights(num_tasks: int) -> jax.Array:
+    """Equal weights that sum to one, shape (K,)."""
+    return jnp.full((num_tasks,), 1 / num_tasks, accumulator_dtype())
+
+
+def gramian_solver(
+    weights_fn: Callable[[jax.Array], tuple[jax.Array, SolveInfo]],
+) -> Solver:
+    """A `Solver` that falls back to the last good weights on a non-finite Gramian."""
+
+    def init(num_tasks: int) -> SolverState:
+        info = SolveInfo(
+            residual=jnp.zeros((), accumulator_dtype()),
+            steps=jnp.zeros((), jnp.int32),
+            converged=jnp.ones((), bool),
+            finite=jnp.ones((), bool),
+        )
+        return SolverState(uniform_weights(num_tasks), info)
+
+    def update(gramian, state, **extra_args):
+        del extra_args
+        weights, info = weights_fn(gramian)
+        weights = jnp.where(info.finite, weights, state.last_weights)
+        return weights, SolverState(weights, info)
+
+    return Solver(init, update)

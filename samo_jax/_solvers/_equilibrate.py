@@ -1,0 +1,93 @@
+"""Preprocessing that every exact Gramian method shares."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from samo_jax._solvers._base import SolveInfo, uniform_weights
+from samo_jax._tree import accumulator_dtype
+
+
+class Equilibrated(NamedTuple):
+    """A Gramian in units in which every task's gradient has a norm near one.
+
+    With integer exponents k, `C_ij = 2^-(k_i + k_j) G_ij` and C_ii in [1/2, 2]. Powers
+    of two make the scaling exact. Inactive tasks (zero gradient) have k_i = 0 and the
+    identity's row and column.
+
+    Attributes:
+        matrix: C, shape (K, K).
+        exponents: k, shape (K,), int32.
+        active: shape (K,), bool.
+    """
+
+    matrix: jax.Array
+    exponents: jax.Array
+    active: jax.Array
+
+
+class Solution(NamedTuple):
+    """What a method's core returns: shape-(K,) weights and scalar diagnostics."""
+
+    weights: jax.Array
+    residual: jax.Array
+    steps: jax.Array
+    converged: jax.Array
+
+
+def check_gramian(gramian: jax.Array) -> jax.Array:
+    """Return a square, symmetric matrix in `accumulator_dtype`."""
+    gramian = jnp.asarray(gramian, accumulator_dtype())
+    if gramian.ndim != 2 or gramian.shape[0] != gramian.shape[1]:
+        raise ValueError(
+            f"`gramian` must have shape (K, K), got {gramian.shape}. "
+            "Compute it with `samo_jax.gramian(task_grads)`."
+        )
+    return gramian / 2 + gramian.T / 2
+
+
+def solve_gramian(
+    gramian: jax.Array, solve: Callable[[Equilibrated], Solution]
+) -> tuple[jax.Array, SolveInfo]:
+    """Run a method's core on the equilibrated Gramian, with every guard around it.
+
+    The Gramian is solved as it is. Only if that does not converge (rank-deficient to
+    working precision, or Pareto-stationary, where FairGrad has no solution) is it
+    solved again with a ridge on the unit diagonal, 1024 units in the last place.
+    Inactive tasks get weight 0. Where no task is active, or the Gramian is not finite,
+    the weights are uniform.
+    """
+    gramian = check_gramian(gramian)
+    num_tasks = gramian.shape[0]
+    eps, tiny = jnp.finfo(gramian.dtype).eps, jnp.finfo(gramian.dtype).tiny
+    identity = jnp.eye(num_tasks, dtype=gramian.dtype)
+
+    finite = jnp.all(jnp.isfinite(gramian))
+    gramian = jnp.where(finite, gramian, identity)
+    squared_norms = jnp.diagonal(gramian)
+    active = squared_norms >= tiny
+    norms = jnp.sqrt(jnp.where(active, squared_norms, 1))
+    exponents = jnp.round(jnp.log2(norms)).astype(jnp.int32)
+    matrix = jnp.ldexp(jnp.ldexp(gramian, -exponents[:, None]), -exponents[None, :])
+    matrix = jnp.where(active[:, None] & active[None, :], matrix, identity)
+
+    problem = Equilibrated(matrix, exponents, active)
+    solution = solve(problem)
+
+    def solve_with_ridge():
+        ridge = float(1024 * eps) * identity
+        regularised = solve(problem._replace(matrix=matrix + ridge))
+        return regularised._replace(
+            steps=solution.steps + regularised.steps, converged=solution.converged
+        )
+
+    solution = lax.cond(solution.converged, lambda: solution, solve_with_ridge)
+    weights = jnp.where(active, solution.weights, 0)
+    weights = jnp.where(finite & active.any(), weights, uniform_weights(num_tasks))
+    info = SolveInfo(
+        solution.residual, solution.steps, finite & solution.converged, finite
+    )
+    return weights, info

@@ -1,0 +1,330 @@
+"""The Optax face: state, keys and threading around the pure functions."""
+
+from numbers import Integral
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from samo_jax._gramian import combine, gramian
+from samo_jax._perturbations import Perturbation, Problem, joint_sam
+from samo_jax._perturbations._base import perturbed_gradients
+from samo_jax._solvers import Solver
+from samo_jax._solvers._base import uniform_weights
+from samo_jax._tasks import (
+    SHARED,
+    LossFn,
+    LossTree,
+    ParamLabels,
+    Unroll,
+    check_labels,
+    check_unroll,
+    label_leaves,
+    task_gradients,
+    task_names,
+)
+from samo_jax._tree import PyTree
+
+
+class MultitaskState(NamedTuple):
+    """State of `multitask` and `samo`; read it with `optax.tree.get(state, "weights")`.
+
+    Attributes:
+        step: shape (), int32, updates done so far.
+        key: the PRNG key as given (draws fold in the step), or None.
+        weights: shape (K,), float32 (float64 under x64), the weights of the last update
+            in task order; uniform before the first.
+        solver_state: state of the solver.
+        perturbation_state: state of the perturbation.
+    """
+
+    step: jax.Array
+    key: jax.Array | None
+    weights: jax.Array
+    solver_state: Any
+    perturbation_state: Any
+
+
+def multitask(
+    solver: Solver,
+    perturbation: Perturbation | None = None,
+    *,
+    num_tasks: int,
+    key: jax.Array | int | None = None,
+    param_labels: ParamLabels = None,
+    unroll: Unroll = True,
+) -> optax.GradientTransformationExtraArgs:
+    """Any sharpness method with any gradient combiner, first in an `optax.chain`.
+
+    One update takes the gradient g0 of the mean loss as incoming updates and returns
+    the direction d (ascent sign; an Optax optimiser follows):
+
+    1. a perturbation `eps_i` per task (`perturbation`; None: zero);
+    2. `g_i = grad l_i(theta + eps_i)`;
+    3. on shared leaves `d = J'w` with `w = solver(J J')`, the rows of J being g_i; on
+       the head of task i, g_i itself.
+
+    Incoming updates only set directions and layer-wise proportions, so their overall
+    scale does not matter. Perturbed parameters are formed in float32 and handed to
+    `loss_fn` in their own dtype: bfloat16 rounds much of a small perturbation away.
+
+    Args:
+        solver: the combiner, such as `fairgrad()`.
+        perturbation: the sharpness method, such as `global_sam()`.
+        num_tasks: K, the number of losses.
+        key: typed PRNG key or int, required if `perturbation` draws random numbers.
+        param_labels: which leaves are used by all tasks ("shared") and which by one
+            (its
+            name: the path in the loss pytree such as "left", or its index "0"): a
+            pytree prefix of the parameters, or a function of them. None: all shared.
+        unroll: True traces K passes, of which XLA drops the other tasks' heads; False
+            loops with `lax.map`; an int maps in chunks of that many tasks.
+
+    Returns:
+        A `GradientTransformationExtraArgs` whose update is
+        `update(updates, state, params, *, loss_fn, probe_loss_fn=None, **extra_args)`.
+        `loss_fn` maps params to K losses; `probe_loss_fn` (default: `loss_fn`) is used
+        by forward-only probes, for instance in evaluation mode. Neither can touch batch
+        statistics: they return losses only. Further extra arguments go to the solver.
+
+    Raises:
+        ValueError: on wrong arguments; in `update`, if `loss_fn` or `params` is
+            missing, the losses are not K scalars, or a label names no task.
+
+    Examples:
+        >>> import jax.numpy as jnp, optax, samo_jax
+        >>> loss_fn = lambda w: {"a": jnp.sum((w - 1) ** 2), "b": jnp.sum((w + 1) ** 2)}
+        >>> tx = optax.chain(
+        ...     samo_jax.multitask(samo_jax.mgda(), samo_jax.global_sam(), num_tasks=2),
+        ...     optax.sgd(0.1),
+        ... )
+        >>> params = jnp.array([0.5, -2.0])
+        >>> state = tx.init(params)
+        >>> losses, grads = samo_jax.mean_value_and_grad(loss_fn)(params)
+        >>> updates, state = tx.update(grads, state, params, loss_fn=loss_fn)
+        >>> print(optax.tree.get(state, "weights"))
+        [0.11... 0.88...]
+    """
+    if not isinstance(solver, Solver):
+        raise ValueError(
+            f"`solver` must be a samo_jax.Solver, got {solver!r}. Call the factory: "
+            "`samo_jax.fairgrad()`, not `samo_jax.fairgrad`."
+        )
+    if perturbation is not None and not isinstance(perturbation, Perturbation):
+        raise ValueError(
+            f"`perturbation` must be a samo_jax.Perturbation or None, got "
+            f"{perturbation!r}. Call the factory: `samo_jax.global_sam(rho=0.05)`."
+        )
+    if not isinstance(num_tasks, Integral) or num_tasks < 1:
+        raise ValueError(
+            f"`num_tasks` must be a positive int, got {num_tasks!r}. Under "
+            'optax.inject_hyperparams pass static_args=("num_tasks",).'
+        )
+    if perturbation is not None and perturbation.needs_key and key is None:
+        raise ValueError(
+            "`key` is required: this perturbation draws random numbers; got None. Pass "
+            "a typed key, `key=jax.random.key(0)`, or an int."
+        )
+    check_unroll(unroll)
+    if isinstance(key, Integral):
+        key = jax.random.key(int(key))
+
+    def init(params: PyTree) -> Any:
+        _check_params(params)
+        return MultitaskState(
+            step=jnp.zeros((), jnp.int32),
+            # A copy: donating the state must not delete the user's key.
+            key=None if key is None else jnp.copy(key),
+            weights=uniform_weights(num_tasks),
+            solver_state=solver.init(num_tasks),
+            perturbation_state=(
+                () if perturbation is None else perturbation.init(params, num_tasks)
+            ),
+        )
+
+    def update(
+        updates: PyTree,
+        state: Any,
+        params: PyTree = None,
+        *,
+        loss_fn: LossFn | None = None,
+        probe_loss_fn: LossFn | None = None,
+        **extra_args: Any,
+    ) -> tuple[PyTree, Any]:
+        _check_params(params)
+        if loss_fn is None:
+            raise ValueError(
+                "`loss_fn` is required, got None: call tx.update(grads, state, params, "
+                "loss_fn=loss_fn). flax's TrainState.apply_gradients drops extra "
+                "arguments: call state.tx.update yourself."
+            )
+        tasks = task_names(_trace_losses(loss_fn, params), num_tasks)
+        labels = label_leaves(params, param_labels)
+        check_labels(labels, tasks)
+
+        if perturbation is None:
+            task_grads = task_gradients(loss_fn, params, unroll=unroll)
+            perturbation_state = state.perturbation_state
+        else:
+            problem = Problem(
+                loss_fn=loss_fn,
+                probe_loss_fn=loss_fn if probe_loss_fn is None else probe_loss_fn,
+                params=params,
+                mean_grad=updates,
+                labels=labels,
+                tasks=tasks,
+                step=state.step,
+                key=None if key is None else jax.random.fold_in(state.key, state.step),
+                unroll=unroll,
+            )
+            task_grads, perturbation_state = perturbed_gradients(
+                perturbation, problem, state.perturbation_state
+            )
+
+        shared = [
+            leaf
+            for leaf, label in zip(
+                jax.tree.leaves(task_grads), jax.tree.leaves(labels), strict=True
+            )
+            if label == SHARED
+        ]
+        weights, solver_state = solver.update(
+            gramian(shared) if shared else jnp.zeros((num_tasks, num_tasks)),
+            state.solver_state,
+            **extra_args,
+        )
+
+        def direction(incoming, leaf, label):
+            if label == SHARED:
+                return combine(weights, leaf).astype(incoming.dtype)
+            return leaf[tasks.index(label)].astype(incoming.dtype)
+
+        return jax.tree.map(direction, updates, task_grads, labels), MultitaskState(
+            step=jnp.asarray(optax.safe_increment(state.step)),
+            key=state.key,
+            weights=weights,
+            solver_state=solver_state,
+            perturbation_state=perturbation_state,
+        )
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def samo(
+    solver: Solver,
+    rho: Any = 0.05,
+    *,
+    alpha: Any = 0.5,
+    mu: Any = 1e-2,
+    num_tasks: int,
+    key: jax.Array | int,
+    param_labels: ParamLabels = None,
+    unroll: Unroll = True,
+) -> optax.GradientTransformationExtraArgs:
+    """SAMO: sharpness-aware multi-task optimisation, first in an `optax.chain`.
+
+    `multitask(solver, joint_sam(rho, alpha, mu), ...)`: with g0 the gradient of the
+    mean loss (the incoming updates) and one forward-only SPSA estimate ghat_i per task,
+
+    `eps_i = rho p_i / ||p_i||`, `p_i = alpha g0 + (1 - alpha) layerwise(ghat_i, g0)`,
+    `d = sum_i w_i grad l_i(theta + eps_i)`, `w = solver(Gramian)`.
+
+    A step costs, beyond the clean pass that gives g0, 2K forward passes for the probes
+    and K forward and backward passes at the perturbed points. `loss_fn` is traced 1 +
+    3K times with `unroll=True`, 1 + 2 + 1 times otherwise.
+
+    The official implementation then multiplies d by K and clips its norm to 1, on
+    shared
+    leaves: chain `optax.scale` and `optax.clip_by_global_norm` under `optax.masked`.
+
+    Args:
+        solver: the combiner, such as `fairgrad(alpha=2.0)` (the paper's).
+        rho: radius, non-negative, a float or a schedule of the step. The official
+            scripts use 1e-3 with Adam.
+        alpha: share of the global gradient in [0, 1], a float or a schedule. 1 is
+            global SAM and draws nothing.
+        mu: step of the probes' central difference, positive, a float or a schedule.
+        num_tasks: K, the number of losses.
+        key: typed PRNG key or int. It stays constant in the state; draws fold in the
+            step.
+        param_labels: see `multitask`.
+        unroll: see `multitask`.
+
+    Returns:
+        A `GradientTransformationExtraArgs`, see `multitask`.
+
+    Raises:
+        ValueError: see `multitask` and `joint_sam`.
+
+    Examples:
+        >>> import jax, jax.numpy as jnp, optax, samo_jax
+        >>> loss_fn = lambda w: {"a": jnp.sum((w - 1) ** 2), "b": jnp.sum((w + 1) ** 2)}
+        >>> tx = optax.chain(
+        ...     samo_jax.samo(
+        ...         samo_jax.fairgrad(), num_tasks=2, key=jax.random.key(0)
+        ...     ),
+        ...     optax.sgd(0.05),
+        ... )
+        >>> params = jnp.array([3.0, -2.0])
+        >>> state = tx.init(params)
+        >>> @jax.jit
+        ... def train_step(params, state):
+        ...     losses, grads = samo_jax.mean_value_and_grad(loss_fn)(params)
+        ...     updates, state = tx.update(grads, state, params, loss_fn=loss_fn)
+        ...     return optax.apply_updates(params, updates), state
+        >>> for _ in range(50):
+        ...     params, state = train_step(params, state)
+        >>> print(bool(jnp.all(jnp.abs(params) < 1.1)))
+        True
+
+    References:
+        Ban, Subramani and Ji, `SAMO: A Lightweight Sharpness-Aware Approach for
+        Multi-Task Optimization with Joint Global-Local Perturbation
+        <https://arxiv.org/abs/2507.07883>`_, 2025
+    """
+    return multitask(
+        solver,
+        joint_sam(rho, alpha, mu),
+        num_tasks=num_tasks,
+        key=key,
+        param_labels=param_labels,
+        unroll=unroll,
+    )
+
+
+def _check_params(params: PyTree | None) -> None:
+    if params is None:
+        raise ValueError(
+            "`params` is required, got None: call tx.update(grads, state, params, "
+            "loss_fn=loss_fn)."
+        )
+    leaves = jax.tree_util.tree_leaves_with_path(
+        params, is_leaf=lambda node: isinstance(node, optax.MaskedNode)
+    )
+    for path, leaf in leaves:
+        if isinstance(leaf, optax.MaskedNode):
+            raise ValueError(
+                "`params` must be the whole parameters, got a masked leaf: "
+                "samo/multitask is inside optax.masked or optax.partition. Chain those "
+                "after it, and tell task heads apart with `param_labels`."
+            )
+        dtype = getattr(leaf, "dtype", type(leaf))
+        if not (hasattr(leaf, "dtype") and jnp.issubdtype(dtype, jnp.floating)):
+            raise ValueError(
+                f"`params` must be floating-point arrays, got leaf "
+                f"'{jax.tree_util.keystr(path)}' of type {dtype}. Keep other state out "
+                "of the parameters."
+            )
+
+
+def _trace_losses(loss_fn: LossFn, params: PyTree) -> LossTree:
+    try:
+        return jax.eval_shape(loss_fn, params)
+    except Exception as error:
+        if isinstance(params, jax.Array) and params.ndim == 1:
+            raise ValueError(
+                f"`loss_fn` fails on `params`, one vector of shape {params.shape}. If "
+                "samo/multitask is inside optax.flatten, chain that after it."
+            ) from error
+        raise

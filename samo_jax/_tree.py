@@ -1,0 +1,52 @@
+"""Float32 (float64 under x64) pytree arithmetic that `optax.tree` lacks."""
+
+from collections.abc import Callable, Hashable
+from typing import Any, TypeAlias
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+PyTree: TypeAlias = Any
+
+
+def accumulator_dtype() -> jnp.dtype:
+    """float64 under x64, float32 otherwise, whatever the parameter dtype."""
+    return jnp.result_type(float)
+
+
+def safe_divide(numerator: jax.Array, denominator: jax.Array) -> jax.Array:
+    """`numerator / denominator`, and 0 where the denominator is not positive."""
+    positive = denominator > 0
+    return jnp.where(positive, numerator / jnp.where(positive, denominator, 1), 0)
+
+
+def leaf_norm(leaf: jax.Array) -> jax.Array:
+    """Euclidean norm of one array, accumulated in `accumulator_dtype`."""
+    return jnp.sqrt(jnp.sum(jnp.square(leaf.astype(accumulator_dtype()))))
+
+
+def group_norms(tree: PyTree, groups: Any) -> dict[Hashable, jax.Array]:
+    """One Euclidean norm per distinct label of `groups` (a pytree like `tree`)."""
+    norms: dict[Hashable, list[jax.Array]] = {}
+    for leaf, group in zip(jax.tree.leaves(tree), jax.tree.leaves(groups), strict=True):
+        norms.setdefault(group, []).append(leaf_norm(leaf))
+    return {group: leaf_norm(jnp.stack(parts)) for group, parts in norms.items()}
+
+
+def scale_leaves(tree: PyTree, factor: Callable[..., ArrayLike], *rest: Any) -> PyTree:
+    """Multiply each leaf, in `accumulator_dtype`, by `factor(leaf, *rest leaves)`."""
+    dtype = accumulator_dtype()
+    return jax.tree.map(
+        lambda leaf, *others: leaf.astype(dtype) * factor(leaf, *others), tree, *rest
+    )
+
+
+def displace(params: PyTree, displacement: PyTree) -> PyTree:
+    """`params + displacement`, formed in `accumulator_dtype`, in the params' dtypes."""
+    dtype = accumulator_dtype()
+    return jax.tree.map(
+        lambda p, d: (p.astype(dtype) + d.astype(dtype)).astype(p.dtype),
+        params,
+        displacement,
+    )
