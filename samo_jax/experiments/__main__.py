@@ -1,0 +1,35 @@
+"""Command line: `python -m samo_jax.experiments NAME`."""
+
+import argparse
+import sys
+from typing import NoReturn
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message} (see --help)\n")
+
+
+def main() -> int:
+    """Parse the command line and run one experiment."""
+    try:
+        from samo_jax.experiments import digits
+    except ModuleNotFoundError as error:
+        raise SystemExit(
+            f"{error.name} is missing: pip install 'samo_jax[experiments]'"
+        ) from None
+    parser = _Parser(prog="python -m samo_jax.experiments")
+    commands = parser.add_subparsers(metavar="NAME", required=True)
+    command = commands.add_parser(
+        "digits", help="two overlaid digits, two tasks", description=digits.DESCRIPTION
+    )
+    digits.add_arguments(command)
+    command.set_defaults(run=digits.run)
+    args = vars(parser.parse_args())
+    return args.pop("run")(argparse.Namespace(**args))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,189 @@
+"""The digits experiment: sharpness-aware multi-task training on real handwriting."""
+
+import argparse
+from datetime import datetime
+from pathlib import Path
+
+import jax
+import numpy as np
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from samo_jax.experiments import report
+from samo_jax.experiments.data import TASKS, multi_digits
+from samo_jax.experiments.methods import METHODS, SINGLE_TASK, make_optimizer
+from samo_jax.experiments.training import Run, Trainer
+
+DESCRIPTION = """\
+Recognise two overlaid handwritten digits (tasks "left" and "right") with one small
+network. Compares single-task training with mean, MGDA and FairGrad, each plain, with
+global SAM and with SAMO, on the same data and initialisations."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command line."""
+    parser.add_argument(
+        "--methods",
+        nargs="+",
+        choices=METHODS,
+        default=list(METHODS),
+        metavar="METHOD",
+        help=f"any of: {', '.join(METHODS)} (default: all)",
+    )
+    parser.add_argument(
+        "--seeds", type=_positive_int, default=3, help="number of seeds (default: 3)"
+    )
+    parser.add_argument(
+        "--epochs", type=_positive_int, default=30, help="epochs per run (default: 30)"
+    )
+    parser.add_argument(
+        "--rho",
+        type=_radius,
+        default=0.2,
+        help="perturbation radius (default: 0.2)",
+    )
+    parser.add_argument(
+        "--alpha",
+        type=_share,
+        default=0.5,
+        help="share of the global gradient in SAMO's perturbation (default: 0.5)",
+    )
+    parser.add_argument(
+        "--split",
+        choices=["test", "validation"],
+        default="test",
+        help="evaluate on test pairs, or tune on validation pairs (default: test)",
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        help="folder for results (default: runs/digits-DATE-TIME)",
+    )
+
+
+def _positive_int(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a positive integer, got {text!r}")
+    return int(text)
+
+
+def _number(text: str, requirement: str, low: float, high: float) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = float("nan")
+    if not low <= value <= high:
+        raise argparse.ArgumentTypeError(f"must be {requirement}, got {text!r}")
+    return value
+
+
+def _radius(text: str) -> float:
+    return _number(text, "a finite non-negative number", 0.0, 1e30)
+
+
+def _share(text: str) -> float:
+    return _number(text, "a number in [0, 1]", 0.0, 1.0)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Train every method with every seed; return the exit status."""
+    console = Console()
+    folder = args.out or Path("runs") / f"digits-{datetime.now():%Y%m%d-%H%M%S}"
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise SystemExit(f"--out: {folder} exists and is not an empty folder")
+    folder.mkdir(parents=True, exist_ok=True)
+
+    methods = list(dict.fromkeys(args.methods))
+    config = {**vars(args), "methods": methods, "out": str(folder)}
+    results: report.Results = {}
+    interrupted = False
+    columns = (
+        TextColumn("{task.description:<22}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("epochs"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console) as progress:
+        total = len(methods) * args.seeds * args.epochs
+        bar = progress.add_task("compiling", total=total)
+        trainers = _make_trainers(methods, args)
+        try:
+            for seed in range(args.seeds):
+                for method in methods:
+                    progress.update(bar, description=f"{method}, seed {seed}")
+                    share = 1 / len(trainers[method])
+                    finished = _train(
+                        trainers[method],
+                        seed,
+                        args.epochs,
+                        lambda share=share: progress.advance(bar, share),
+                    )
+                    results.setdefault(method, {})[seed] = finished
+                    report.save(folder, config, results)
+        except KeyboardInterrupt:
+            interrupted = True
+    if not results:
+        console.print("Interrupted before the first run had finished.")
+        return 130
+    caption = _caption(args, results)
+    report.write_report(folder, results, caption)
+    console.print(report.terminal_table(results, caption))
+    if interrupted:
+        console.print("Interrupted: these are the runs that had finished.")
+    console.print(f"Saved table.md, accuracy.png and results.json in {folder}")
+    return 130 if interrupted else 0
+
+
+def _make_trainers(methods, args) -> dict[str, list[Trainer]]:
+    """Per method, the trainers of its networks (single-task: one a task)."""
+    data = multi_digits(args.split)
+
+    def trainer(method, tasks):
+        def make_tx(seed):
+            return make_optimizer(
+                method, tasks, rho=args.rho, alpha=args.alpha, seed=seed
+            )
+
+        return Trainer(tasks, make_tx, data)
+
+    return {
+        method: [
+            trainer(method, tasks)
+            for tasks in ([(t,) for t in TASKS] if method == SINGLE_TASK else [TASKS])
+        ]
+        for method in methods
+    }
+
+
+def _train(trainers: list[Trainer], seed: int, epochs: int, on_epoch) -> Run:
+    """One run; several networks count as one, their step times added."""
+    runs = [trainer.run(seed, epochs, on_epoch) for trainer in trainers]
+    return Run(
+        accuracy={task: acc for run in runs for task, acc in run.accuracy.items()},
+        accuracy_curve=_average([run.accuracy_curve for run in runs]),
+        loss_curve=_average([run.loss_curve for run in runs]),
+        seconds_per_step=sum(run.seconds_per_step for run in runs),
+    )
+
+
+def _average(curves: list) -> list:
+    return np.mean(curves, axis=0).tolist()
+
+
+def _caption(args: argparse.Namespace, results: report.Results) -> str:
+    seeds = max(len(runs) for runs in results.values())
+    return (
+        f"Accuracy on {args.split} pairs, mean ± standard deviation over {seeds} "
+        f"seed{'s' if seeds > 1 else ''}, {args.epochs} epochs, rho {args.rho:g}, "
+        f"alpha {args.alpha:g}. Δm: against single-task, higher accuracy is negative. "
+        f"time: per step, relative to plain mean, {jax.default_backend()}."
+    )
