@@ -1,0 +1,31 @@
+"""Fixtures shared by all tests."""
+
+import os
+
+# Before the backend starts: tests/test_sharding.py needs eight devices.
+os.environ["XLA_FLAGS"] = (
+    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+)
+
+import jax
+import pytest
+
+
+@pytest.fixture
+def key():
+    """A seeded PRNG key."""
+    return jax.random.key(0)
+
+
+@pytest.fixture
+def x64():
+    """float64 enabled for one test."""
+    with jax.enable_x64(True):
+        yield
+
+
+@pytest.fixture
+def strict():
+    """Strict dtype promotion and no implicit rank promotion."""
+    with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
+        yield
