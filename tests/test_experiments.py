@@ -68,8 +68,16 @@ def test_learns_and_reports(tmp_path):
 
 
 def test_interrupt_keeps_finished_runs(tmp_path):
+    # Where the tests run in the background, SIGINT may be ignored by inheritance.
+    script = (
+        "import runpy, signal, sys;"
+        "signal.signal(signal.SIGINT, signal.default_int_handler);"
+        "sys.argv[0] = 'experiments';"
+        "runpy.run_module('samo_jax.experiments', run_name='__main__')"
+    )
+    args = ["--epochs", "2", "--seeds", "500", "--methods", "mean", "--out", "o"]
     process = subprocess.Popen(
-        [*COMMAND, "--epochs", "2", "--seeds", "50", "--methods", "mean", "--out", "o"],
+        [sys.executable, "-c", script, "digits", *args],
         cwd=tmp_path,
         stdout=subprocess.PIPE,
         text=True,

@@ -6,7 +6,7 @@ from jax import lax
 from jax.scipy.linalg import cho_solve
 
 from samo_jax._solvers._compensated import matvec
-from samo_jax._solvers._equilibrate import Solution
+from samo_jax._solvers._equilibrate import Solution, add_ridge, fall_back
 
 MAX_STEPS = 50
 _STEP_TO_BOUNDARY = 0.95
@@ -30,8 +30,15 @@ def alpha_fair(matrix: jax.Array, scale: jax.Array, p: jax.Array) -> Solution:
 
     Returns:
         The best iterate by `residual = max_i |(C y)_i y_i^p / b_i - 1|`. It has
-        converged where Newton's steps have reached the rounding of y.
+        converged where Newton's steps have reached the rounding of y; where they do not
+        (no solution exists, or it is out of the precision's reach), a relative ridge is
+        added to C.
     """
+    solution = _newton(matrix, scale, p)
+    return fall_back(solution, lambda: _newton(add_ridge(matrix), scale, p))
+
+
+def _newton(matrix: jax.Array, scale: jax.Array, p: jax.Array) -> Solution:
     dtype = matrix.dtype
     eps = float(jnp.finfo(dtype).eps)
     identity = jnp.eye(matrix.shape[0], dtype=dtype)

@@ -38,6 +38,29 @@ class Solution(NamedTuple):
     converged: jax.Array
 
 
+def add_ridge(matrix: jax.Array) -> jax.Array:
+    """`C + delta I`, delta 1024 units in the last place of the unit diagonal."""
+    dtype = matrix.dtype
+    delta = 1024 * float(jnp.finfo(dtype).eps)
+    return matrix + delta * jnp.eye(matrix.shape[0], dtype=dtype)
+
+
+def fall_back(solution: Solution, solve: Callable[[], Solution]) -> Solution:
+    """`solution` if it has converged, else that of `solve`, marked as not converged.
+
+    The policy of every core: a Gramian is solved as it is, and with a ridge only where
+    that fails (rank-deficient to working precision, or Pareto-stationary).
+    """
+
+    def other():
+        regularised = solve()
+        return regularised._replace(
+            steps=solution.steps + regularised.steps, converged=solution.converged
+        )
+
+    return lax.cond(solution.converged, lambda: solution, other)
+
+
 def check_gramian(gramian: jax.Array) -> jax.Array:
     """Return a square, symmetric matrix in `accumulator_dtype`."""
     gramian = jnp.asarray(gramian, accumulator_dtype())
@@ -54,15 +77,12 @@ def solve_gramian(
 ) -> tuple[jax.Array, SolveInfo]:
     """Run a method's core on the equilibrated Gramian, with every guard around it.
 
-    The Gramian is solved as it is. Only if that does not converge (rank-deficient to
-    working precision, or Pareto-stationary, where FairGrad has no solution) is it
-    solved again with a ridge on the unit diagonal, 1024 units in the last place.
     Inactive tasks get weight 0. Where no task is active, or the Gramian is not finite,
     the weights are uniform.
     """
     gramian = check_gramian(gramian)
     num_tasks = gramian.shape[0]
-    eps, tiny = jnp.finfo(gramian.dtype).eps, jnp.finfo(gramian.dtype).tiny
+    tiny = jnp.finfo(gramian.dtype).tiny
     identity = jnp.eye(num_tasks, dtype=gramian.dtype)
 
     finite = jnp.all(jnp.isfinite(gramian))
@@ -74,17 +94,7 @@ def solve_gramian(
     matrix = jnp.ldexp(jnp.ldexp(gramian, -exponents[:, None]), -exponents[None, :])
     matrix = jnp.where(active[:, None] & active[None, :], matrix, identity)
 
-    problem = Equilibrated(matrix, exponents, active)
-    solution = solve(problem)
-
-    def solve_with_ridge():
-        ridge = float(1024 * eps) * identity
-        regularised = solve(problem._replace(matrix=matrix + ridge))
-        return regularised._replace(
-            steps=solution.steps + regularised.steps, converged=solution.converged
-        )
-
-    solution = lax.cond(solution.converged, lambda: solution, solve_with_ridge)
+    solution = solve(Equilibrated(matrix, exponents, active))
     weights = jnp.where(active, solution.weights, 0)
     weights = jnp.where(finite & active.any(), weights, uniform_weights(num_tasks))
     info = SolveInfo(

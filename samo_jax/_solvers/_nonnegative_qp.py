@@ -1,4 +1,4 @@
-"""The non-negative QP core: `min_y y'Cy / 2 - c'y, y >= 0`, by an active-set method."""
+"""The non-negative QP core: `min_y y'Cy / 2 - c'y` over y >= 0."""
 
 import jax
 import jax.numpy as jnp
@@ -6,30 +6,97 @@ from jax import lax
 from jax.scipy.linalg import cho_solve
 
 from samo_jax._solvers._compensated import matvec
-from samo_jax._solvers._equilibrate import Solution
+from samo_jax._solvers._equilibrate import Solution, add_ridge, fall_back
+from samo_jax._tree import safe_divide
 
 _FULL_EXCHANGES = 5
 _REFINEMENTS = 2
+_INTERIOR_STEPS = 30
+_STEP_TO_BOUNDARY = 0.99
 
 
 def nonnegative_qp(matrix: jax.Array, linear: jax.Array) -> Solution:
-    """Solve `min_y y'Cy / 2 - c'y` over y >= 0 exactly.
+    """Solve `min_y y'Cy / 2 - c'y` over y >= 0.
 
-    Block principal pivoting: guess the support F, solve `C_FF y_F = c_F`, exchange
-    every index whose y (on F) or z = C y - c (off F) is negative, until there is none.
-    If the number of these does not fall for a few rounds, only the last one is
-    exchanged, which cannot cycle (Portugal, Judice and Vicente, 1994, "A comparison of
-    block pivoting and interior-point algorithms for linear least squares problems with
-    nonnegative variables", Math. Comp. 63). Each solve is refined with doubled
-    precision.
+    Exactly, by an active-set method. Where that does not find the support (C singular
+    and the problem degenerate or unbounded), by an interior-point method with a
+    relative ridge, and `converged` is False.
 
     Args:
         matrix: C, shape (K, K), positive semidefinite, diagonal near one.
         linear: c, shape (K,).
 
     Returns:
-        y, `residual = max |min(y, z)|` relative to max(c), and whether the support was
-        found.
+        y, with `residual = max |min(y, C y - c)|` relative to max |c|.
+    """
+    solution = _active_set(matrix, linear)
+    solution = fall_back(solution, lambda: _interior_point(add_ridge(matrix), linear))
+    y = solution.weights
+    violation = jnp.max(jnp.abs(jnp.minimum(y, matrix @ y - linear)))
+    return solution._replace(residual=safe_divide(violation, jnp.max(jnp.abs(linear))))
+
+
+def _interior_point(matrix: jax.Array, linear: jax.Array) -> Solution:
+    """Mehrotra's predictor-corrector method, a fixed number of steps.
+
+    With z = C y - c, Newton's method on `y_i z_i = sigma mu` solves
+    `(C + diag(z / y)) dy = c - C y + (sigma mu - dy_p dz_p) / y`.
+    """
+    num_tasks = matrix.shape[0]
+    eps = float(jnp.finfo(matrix.dtype).eps)
+    identity = jnp.eye(num_tasks, dtype=matrix.dtype)
+
+    def longest(y, z, dy, dz):
+        ratio = jnp.minimum(
+            jnp.min(jnp.where(dy < 0, -y / jnp.where(dy < 0, dy, 1), jnp.inf)),
+            jnp.min(jnp.where(dz < 0, -z / jnp.where(dz < 0, dz, 1), jnp.inf)),
+        )
+        return jnp.minimum(1, _STEP_TO_BOUNDARY * ratio)
+
+    def step(_, carry):
+        y, z = carry
+        gap = y @ z / num_tasks
+        high, low = matvec(matrix, y)
+        mismatch = (high - linear - z) + low
+        system = matrix + jnp.diag(z / y)
+        jacobi = lax.rsqrt(jnp.diagonal(system))
+        system = jacobi[:, None] * system * jacobi[None, :] + eps * identity
+        factor = (jnp.linalg.cholesky(system, symmetrize_input=False), True)
+
+        def newton(target):
+            """Towards `y z = target`, linearised."""
+            right = target / y - z - mismatch
+            dy = jacobi * cho_solve(factor, jacobi * right)
+            return dy, target / y - z - z / y * dy
+
+        dy, dz = newton(jnp.zeros_like(y))
+        length = longest(y, z, dy, dz)
+        centring = ((y + length * dy) @ (z + length * dz) / num_tasks / gap) ** 3
+        dy, dz = newton(centring * gap - dy * dz)
+        length = longest(y, z, dy, dz)
+        new = (y + length * dy, z + length * dz)
+        usable = jnp.all(jnp.isfinite(dy) & (new[0] > 0) & (new[1] > 0))
+        return jax.tree.map(lambda a, b: jnp.where(usable, a, b), new, carry)
+
+    start = jnp.ones_like(linear)
+    y, z = lax.fori_loop(0, _INTERIOR_STEPS, step, (start, start))
+    return Solution(
+        jnp.where(y > z, y, 0),
+        jnp.max(jnp.minimum(y, z)),
+        jnp.array(_INTERIOR_STEPS, jnp.int32),
+        jnp.array(False),
+    )
+
+
+def _active_set(matrix: jax.Array, linear: jax.Array) -> Solution:
+    """Block principal pivoting.
+
+    Guess the support F, solve `C_FF y_F = c_F`, exchange every index whose y (on F) or
+    z = C y - c (off F) is negative, until there is none. If their number does not fall
+    for a few rounds, only the last one is exchanged (Portugal, Judice and Vicente,
+    1994, "A comparison of block pivoting and interior-point algorithms for linear least
+    squares problems with nonnegative variables", Math. Comp. 63). Each solve is refined
+    with doubled precision.
     """
     num_tasks = matrix.shape[0]
     eps = float(jnp.finfo(matrix.dtype).eps)
@@ -73,7 +140,7 @@ def nonnegative_qp(matrix: jax.Array, linear: jax.Array) -> Solution:
 
     def unfinished(carry):
         _, (_, _, infeasible), _, _, steps = carry
-        return infeasible.any() & (steps < 20 + 2 * num_tasks)
+        return infeasible.any() & (steps < 20 + num_tasks // 2)
 
     support = linear > 0
     carry = (
@@ -86,6 +153,5 @@ def nonnegative_qp(matrix: jax.Array, linear: jax.Array) -> Solution:
     carry = lax.while_loop(unfinished, exchange, carry)
     _, (y, z, infeasible), _, _, steps = carry
     solved = jnp.all(jnp.isfinite(y)) & ~infeasible.any()
-    y = jnp.where(jnp.isfinite(y), jnp.maximum(y, 0), 0)
-    violation = jnp.max(jnp.abs(jnp.minimum(y, z))) / jnp.max(jnp.abs(linear))
-    return Solution(y, violation, steps, solved)
+    residual = jnp.max(jnp.abs(jnp.minimum(y, z)))
+    return Solution(jnp.maximum(y, 0), residual, steps, solved)
