@@ -173,16 +173,27 @@ def task_gradients(loss_fn: LossFn, params: PyTree, *, unroll: Unroll = True) ->
     """
     check_unroll(unroll)
     num_tasks = len(task_names(jax.eval_shape(loss_fn, params)))
+    return task_values_and_gradients(loss_fn, params, num_tasks, unroll)[1]
+
+
+def task_values_and_gradients(
+    loss_fn: LossFn, params: PyTree, num_tasks: int, unroll: Unroll
+) -> tuple[jax.Array, PyTree]:
+    """Losses, shape (K,), and gradients with a leading task axis, all at `params`."""
     if unroll is True:
-        return map_tasks(lambda i: task_gradient(loss_fn, params, i), num_tasks, True)
+        return map_tasks(
+            lambda i: task_value_and_gradient(loss_fn, params, i), num_tasks, True
+        )
     losses, pullback = jax.vjp(lambda p: jnp.stack(loss_leaves(loss_fn(p))), params)
     one_hot = jnp.eye(num_tasks, dtype=losses.dtype)
-    return map_tasks(lambda i: pullback(one_hot[i])[0], num_tasks, unroll)
+    return losses, map_tasks(lambda i: pullback(one_hot[i])[0], num_tasks, unroll)
 
 
-def task_gradient(loss_fn: LossFn, params: PyTree, task: int | jax.Array) -> PyTree:
-    """Gradient of one task, like `params`."""
-    return jax.grad(lambda p: select_loss(loss_fn(p), task))(params)
+def task_value_and_gradient(
+    loss_fn: LossFn, params: PyTree, task: int | jax.Array
+) -> tuple[jax.Array, PyTree]:
+    """Loss of one task, and its gradient like `params`."""
+    return jax.value_and_grad(lambda p: select_loss(loss_fn(p), task))(params)
 
 
 def label_leaves(params: PyTree, param_labels: ParamLabels) -> Any:
@@ -207,3 +218,10 @@ def check_labels(labels: Any, names: tuple[str, ...]) -> None:
             f"`param_labels` must label every leaf 'shared' or with a task's name "
             f"({', '.join(names)}); got {', '.join(map(repr, unknown))}."
         )
+
+
+def keep_shared(tree: PyTree, labels: Any) -> PyTree:
+    """`tree` without the leaves of task heads (None in their place)."""
+    return jax.tree.map(
+        lambda label, leaf: leaf if label == SHARED else None, labels, tree
+    )

@@ -7,11 +7,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from samo_jax._gramian import combine, gramian
 from samo_jax._perturbations import Perturbation, Problem, joint_sam
-from samo_jax._perturbations._base import perturbed_gradients
-from samo_jax._solvers import Solver
-from samo_jax._solvers._base import uniform_weights
+from samo_jax._perturbations._base import perturbed_values_and_gradients
+from samo_jax._solvers import Combiner, Solver
+from samo_jax._solvers._base import as_combiner, uniform_weights
 from samo_jax._tasks import (
     SHARED,
     LossFn,
@@ -20,11 +19,12 @@ from samo_jax._tasks import (
     Unroll,
     check_labels,
     check_unroll,
+    keep_shared,
     label_leaves,
-    task_gradients,
     task_names,
+    task_values_and_gradients,
 )
-from samo_jax._tree import PyTree
+from samo_jax._tree import PyTree, accumulator_dtype
 
 
 class MultitaskState(NamedTuple):
@@ -47,7 +47,7 @@ class MultitaskState(NamedTuple):
 
 
 def multitask(
-    solver: Solver,
+    solver: Solver | Combiner,
     perturbation: Perturbation | None = None,
     *,
     num_tasks: int,
@@ -75,8 +75,7 @@ def multitask(
         num_tasks: K, the number of losses.
         key: typed PRNG key or int, required if `perturbation` draws random numbers.
         param_labels: which leaves are used by all tasks ("shared") and which by one
-            (its
-            name: the path in the loss pytree such as "left", or its index "0"): a
+            (its name: the path in the loss pytree such as "left", or its index "0"): a
             pytree prefix of the parameters, or a function of them. None: all shared.
         unroll: True traces K passes, of which XLA drops the other tasks' heads; False
             loops with `lax.map`; an int maps in chunks of that many tasks.
@@ -86,7 +85,8 @@ def multitask(
         `update(updates, state, params, *, loss_fn, probe_loss_fn=None, **extra_args)`.
         `loss_fn` maps params to K losses; `probe_loss_fn` (default: `loss_fn`) is used
         by forward-only probes, for instance in evaluation mode. Neither can touch batch
-        statistics: they return losses only. Further extra arguments go to the solver.
+        statistics: they return losses only. Further extra arguments go to the solver,
+        which also gets `losses` (default: those at the perturbed points).
 
     Raises:
         ValueError: on wrong arguments; in `update`, if `loss_fn` or `params` is
@@ -106,10 +106,10 @@ def multitask(
         >>> print(optax.tree.get(state, "weights"))
         [0.11... 0.88...]
     """
-    if not isinstance(solver, Solver):
+    if not isinstance(solver, Solver | Combiner):
         raise ValueError(
-            f"`solver` must be a samo_jax.Solver, got {solver!r}. Call the factory: "
-            "`samo_jax.fairgrad()`, not `samo_jax.fairgrad`."
+            f"`solver` must be a samo_jax.Solver or Combiner, got {solver!r}. Call the "
+            "factory: `samo_jax.fairgrad()`, not `samo_jax.fairgrad`."
         )
     if perturbation is not None and not isinstance(perturbation, Perturbation):
         raise ValueError(
@@ -127,6 +127,7 @@ def multitask(
             "a typed key, `key=jax.random.key(0)`, or an int."
         )
     check_unroll(unroll)
+    combiner = as_combiner(solver)
     if isinstance(key, Integral):
         key = jax.random.key(int(key))
 
@@ -137,7 +138,13 @@ def multitask(
             # A copy: donating the state must not delete the user's key.
             key=None if key is None else jnp.copy(key),
             weights=uniform_weights(num_tasks),
-            solver_state=solver.init(num_tasks),
+            solver_state=(
+                solver.init(num_tasks)
+                if isinstance(solver, Solver)
+                else solver.init(
+                    keep_shared(params, label_leaves(params, param_labels)), num_tasks
+                )
+            ),
             perturbation_state=(
                 () if perturbation is None else perturbation.init(params, num_tasks)
             ),
@@ -164,8 +171,10 @@ def multitask(
         check_labels(labels, tasks)
 
         if perturbation is None:
-            task_grads = task_gradients(loss_fn, params, unroll=unroll)
             perturbation_state = state.perturbation_state
+            losses, task_grads = task_values_and_gradients(
+                loss_fn, params, num_tasks, unroll
+            )
         else:
             problem = Problem(
                 loss_fn=loss_fn,
@@ -178,29 +187,22 @@ def multitask(
                 key=None if key is None else jax.random.fold_in(state.key, state.step),
                 unroll=unroll,
             )
-            task_grads, perturbation_state = perturbed_gradients(
+            losses, task_grads, perturbation_state = perturbed_values_and_gradients(
                 perturbation, problem, state.perturbation_state
             )
 
-        shared = [
-            leaf
-            for leaf, label in zip(
-                jax.tree.leaves(task_grads), jax.tree.leaves(labels), strict=True
-            )
-            if label == SHARED
-        ]
-        weights, solver_state = solver.update(
-            gramian(shared) if shared else jnp.zeros((num_tasks, num_tasks)),
+        combined, weights, solver_state = combiner.update(
+            keep_shared(task_grads, labels),
             state.solver_state,
-            **extra_args,
+            **{"losses": losses.astype(accumulator_dtype()), **extra_args},
         )
 
-        def direction(incoming, leaf, label):
-            if label == SHARED:
-                return combine(weights, leaf).astype(incoming.dtype)
-            return leaf[tasks.index(label)].astype(incoming.dtype)
+        def pick(label, incoming, task_grad, shared):
+            own = shared if label == SHARED else task_grad[tasks.index(label)]
+            return own.astype(incoming.dtype)
 
-        return jax.tree.map(direction, updates, task_grads, labels), MultitaskState(
+        direction = jax.tree.map(pick, labels, updates, task_grads, combined)
+        return direction, MultitaskState(
             step=jnp.asarray(optax.safe_increment(state.step)),
             key=state.key,
             weights=weights,
@@ -212,7 +214,7 @@ def multitask(
 
 
 def samo(
-    solver: Solver,
+    solver: Solver | Combiner,
     rho: Any = 0.05,
     *,
     alpha: Any = 0.5,

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from samo_jax._tasks import SHARED, LossFn, Unroll, map_tasks, task_gradient
+from samo_jax._tasks import SHARED, LossFn, Unroll, map_tasks, task_value_and_gradient
 from samo_jax._tree import PyTree, displace
 
 
@@ -59,21 +59,24 @@ class Perturbation(NamedTuple):
     needs_key: bool = False
 
 
-def perturbed_gradients(
+def perturbed_values_and_gradients(
     perturbation: Perturbation, problem: Problem, state: Any
-) -> tuple[PyTree, Any]:
-    """The K gradients `grad l_i(theta + eps_i)`, and the perturbation's new state.
+) -> tuple[jax.Array, PyTree, Any]:
+    """Losses and gradients at `theta + eps_i`, and the perturbation's new state.
 
     Each eps_i lives only inside its pass of the loop.
     """
     context = perturbation.prepare(problem, state)
 
-    def gradient(i):
+    def value_and_gradient(i):
         eps = _own_leaves(perturbation.perturb(context, i), problem, i)
-        return task_gradient(problem.loss_fn, displace(problem.params, eps), i)
+        point = displace(problem.params, eps)
+        return task_value_and_gradient(problem.loss_fn, point, i)
 
-    task_grads = map_tasks(gradient, len(problem.tasks), problem.unroll)
-    return perturbation.finish(context, task_grads, state)
+    losses, task_grads = map_tasks(
+        value_and_gradient, len(problem.tasks), problem.unroll
+    )
+    return losses, *perturbation.finish(context, task_grads, state)
 
 
 def _own_leaves(eps: PyTree, problem: Problem, i: int | jax.Array):

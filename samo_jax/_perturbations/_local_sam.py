@@ -7,7 +7,7 @@ from samo_jax._hyperparameters import (
 )
 from samo_jax._perturbations._base import Perturbation
 from samo_jax._perturbations._radius import scale_to_radius
-from samo_jax._tasks import task_gradient
+from samo_jax._tasks import task_value_and_gradient
 
 
 def local_sam(rho: ScalarOrSchedule = 0.05) -> Perturbation:
@@ -33,7 +33,7 @@ def local_sam(rho: ScalarOrSchedule = 0.05) -> Perturbation:
     check_rho(rho)
 
     def perturb(problem, i):
-        local_grad = task_gradient(problem.loss_fn, problem.params, i)
+        _, local_grad = task_value_and_gradient(problem.loss_fn, problem.params, i)
         return scale_to_radius(local_grad, resolve(rho, problem.step), problem.labels)
 
     return Perturbation(lambda problem, _state: problem, perturb)

@@ -6,7 +6,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from samo_jax._tree import accumulator_dtype
+from samo_jax._gramian import combine, gramian
+from samo_jax._tree import PyTree, accumulator_dtype
 
 
 class Solver(NamedTuple):
@@ -16,13 +17,44 @@ class Solver(NamedTuple):
 
     Attributes:
         init: `init(num_tasks) -> state`, a pytree of fixed shapes and dtypes.
-        update: `update(gramian, state, **extra_args) -> (weights, state)` with a
-            `(K, K)` Gramian and `(K,)` weights, jittable. Unknown `extra_args` are to
-            be ignored.
+        update: `update(gramian, state, *, losses, **extra_args) -> (weights, state)`
+            with a `(K, K)` Gramian, `(K,)` losses and `(K,)` weights, jittable. Unknown
+            `extra_args` are to be ignored.
     """
 
     init: Callable[[int], Any]
     update: Callable[..., tuple[jax.Array, Any]]
+
+
+class Combiner(NamedTuple):
+    """A gradient combiner that needs the gradients themselves.
+
+    Attributes:
+        init: `init(params, num_tasks) -> state`, a pytree of fixed shapes and dtypes.
+            `params` holds the shared leaves (None elsewhere).
+        update: `update(task_grads, state, *, losses, **extra_args) -> (direction,
+            weights, state)`, jittable: `task_grads` like `params` with a leading task
+            axis, `direction` like `params` in the gradients' dtypes, `(K,)` losses and
+            weights. Unknown `extra_args` are to be ignored.
+    """
+
+    init: Callable[[PyTree, int], Any]
+    update: Callable[..., tuple[PyTree, jax.Array, Any]]
+
+
+def as_combiner(solver: Solver | Combiner) -> Combiner:
+    """A solver as a `Combiner`: gradients to Gramian to weights to direction."""
+    if isinstance(solver, Combiner):
+        return solver
+
+    def update(task_grads, state, *, losses, **extra_args):
+        shared = jax.tree.leaves(task_grads)
+        num_tasks = losses.shape[0]
+        products = gramian(shared) if shared else jnp.zeros((num_tasks, num_tasks))
+        weights, state = solver.update(products, state, losses=losses, **extra_args)
+        return combine(weights, task_grads), weights, state
+
+    return Combiner(lambda _, num_tasks: solver.init(num_tasks), update)
 
 
 class SolveInfo(NamedTuple):

@@ -1,0 +1,65 @@
+"""Per-task buffers and norms over pytrees with a leading task axis."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from samo_jax._hyperparameters import is_number
+from samo_jax._tree import PyTree, accumulator_dtype, leaf_norm
+
+
+def zeros_per_task(params: PyTree, num_tasks: int) -> PyTree:
+    """Zeros like `params` with a leading task axis, in `accumulator_dtype`."""
+
+    def zeros(leaf):
+        # Broadcasting keeps the leaf's sharding.
+        zero = jnp.zeros_like(leaf, dtype=accumulator_dtype())
+        return jnp.broadcast_to(zero, (num_tasks, *zero.shape))
+
+    return jax.tree.map(zeros, params)
+
+
+def task_norms(task_grads: PyTree, num_tasks: int) -> jax.Array:
+    """One Euclidean norm per task over all leaves, shape (K,)."""
+    parts = [jax.vmap(leaf_norm)(leaf) for leaf in jax.tree.leaves(task_grads)]
+    if not parts:
+        return jnp.zeros((num_tasks,), accumulator_dtype())
+    return jax.vmap(leaf_norm)(jnp.stack(parts, axis=1))
+
+
+def all_finite(tree: PyTree) -> jax.Array:
+    """Whether every entry of every leaf is finite."""
+    parts = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]
+    return jnp.all(jnp.stack(parts)) if parts else jnp.ones((), bool)
+
+
+def moving_average(
+    average: PyTree, values: PyTree, keep: jax.Array, scales: jax.Array
+) -> PyTree:
+    """`keep * average + (1 - keep) * scales_i * values_i`, leaf by leaf."""
+    return jax.tree.map(
+        lambda old, leaf: keep * old + (1 - keep) * scale_tasks(leaf, scales),
+        average,
+        values,
+    )
+
+
+def scale_tasks(leaf: jax.Array, scales: jax.Array) -> jax.Array:
+    """`scales_i * leaf_i` along the leading task axis, in `accumulator_dtype`."""
+    leaf = leaf.astype(accumulator_dtype())
+    return leaf * jnp.expand_dims(scales, tuple(range(1, leaf.ndim)))
+
+
+def cast_like(tree: PyTree, reference: PyTree) -> PyTree:
+    """`tree` in the dtypes of the reference's leaves."""
+    return jax.tree.map(lambda leaf, other: leaf.astype(other.dtype), tree, reference)
+
+
+def check_rate(
+    name: str, value: Any, remedy: str, *, upper: float = float("inf")
+) -> None:
+    """Raise unless a number is in [0, upper] and finite."""
+    if is_number(value) and not (0 <= value <= upper and value < float("inf")):
+        bounds = "non-negative and finite" if upper > 1 else f"in [0, {upper:g}]"
+        raise ValueError(f"`{name}` must be {bounds}, got {value}. {remedy}")

@@ -1,0 +1,70 @@
+"""Trimmed mean: a robust average of the gradients, coordinate by coordinate."""
+
+import jax
+import jax.numpy as jnp
+
+from samo_jax._solvers import Combiner
+from samo_jax._solvers._base import uniform_weights
+from samo_jax._tree import accumulator_dtype
+
+
+def trimmed_mean(trim: int) -> Combiner:
+    """Trimmed mean: in each coordinate, without the `trim` largest and smallest.
+
+    `d_j = mean of the K - 2 trim middle values among g_1j, ..., g_Kj`. `trim=0` is the
+    mean gradient, the largest possible `trim` the median.
+
+    Args:
+        trim: values dropped at each end, at most (K - 1) / 2.
+
+    Returns:
+        A stateless `Combiner`, whose weights are uniform.
+
+    Raises:
+        ValueError: if `trim` is not a non-negative int or, in `init` and `update`,
+            leaves none of the K tasks.
+
+    Examples:
+        >>> import jax.numpy as jnp, samo_jax
+        >>> combiner = samo_jax.trimmed_mean(1)
+        >>> task_grads = jnp.array([[1.0, 2.0], [900.0, 4.0], [3.0, -900.0]])
+        >>> state = combiner.init(task_grads[0], 3)
+        >>> direction, _, _ = combiner.update(task_grads, state, losses=jnp.ones(3))
+        >>> print(direction)
+        [3. 2.]
+
+    References:
+        Yin et al., `Byzantine-Robust Distributed Learning: Towards Optimal Statistical
+        Rates <https://arxiv.org/abs/1803.01498>`_, 2018
+    """
+    if isinstance(trim, bool) or not isinstance(trim, int) or trim < 0:
+        raise ValueError(
+            f"`trim` must be a non-negative int, got {trim!r}. 0 is the mean gradient."
+        )
+
+    def check(num_tasks):
+        if num_tasks < 2 * trim + 1:
+            raise ValueError(
+                f"`trim` must leave a task, got {trim} at each end of {num_tasks} "
+                f"tasks. Choose at most {(num_tasks - 1) // 2}."
+            )
+
+    def init(params, num_tasks):
+        del params
+        check(num_tasks)
+        return ()
+
+    def update(task_grads, state, *, losses, **extra_args):
+        del extra_args
+        num_tasks = losses.shape[0]
+        check(num_tasks)
+
+        def middle(leaf):
+            ordered = jnp.sort(leaf.astype(accumulator_dtype()), axis=0)
+            average = jnp.mean(ordered[trim : num_tasks - trim], axis=0)
+            return average.astype(leaf.dtype)
+
+        direction = jax.tree.map(middle, task_grads)
+        return direction, uniform_weights(num_tasks), state
+
+    return Combiner(init, update)

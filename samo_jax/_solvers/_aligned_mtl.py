@@ -1,0 +1,123 @@
+"""Aligned-MTL: the gradients' principal components, brought to one length."""
+
+from functools import partial
+from typing import Literal, TypeAlias, get_args
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+from samo_jax._solvers._base import Solver, gramian_solver
+from samo_jax._solvers._correlation import common_scale, direct, spectrum
+from samo_jax._solvers._equilibrate import Equilibrated, Solution, solve_gramian
+from samo_jax._solvers._preference import check_preference, preference_vector
+
+ScaleMode: TypeAlias = Literal["min", "median", "rmse"]
+
+
+def aligned_mtl_weights(
+    gramian: ArrayLike,
+    scale_mode: ScaleMode = "min",
+    preference: ArrayLike | None = None,
+) -> jax.Array:
+    """Weights of Aligned-MTL, `w = sqrt(s) G^(-1/2) p`.
+
+    With these, `d = J'w` combines, with the preference p, the gradients closest to J
+    among those with orthogonal rows of one length, sqrt(s): a condition number of 1.
+    s is the smallest, the (lower) median or the mean ("rmse") of G's eigenvalues.
+
+    Eigenvalues within rounding of zero, relative to the largest, are left out; in
+    float32 the gradient norms can spread over a factor of about 1e3 before the smallest
+    go. w jumps when an eigenvalue passes that cut, because s then does. Weights may be
+    negative, and d may conflict.
+
+    Tasks with a zero gradient are left out (weight 0). All-zero and non-finite Gramians
+    give uniform weights. `w` does not change when G is scaled.
+
+    Args:
+        gramian: G, shape (K, K), inner products of the task gradients.
+        scale_mode: "min", "median" or "rmse", which eigenvalue s is.
+        preference: p, shape (K,), non-negative, used as given. None: 1/K each (LibMTL
+            uses 1 each).
+
+    Returns:
+        w, shape (K,).
+
+    Raises:
+        ValueError: if `gramian` is not square, `scale_mode` is none of the above, or
+            `preference` is negative, not finite or not of shape (K,).
+
+    Examples:
+        >>> import jax.numpy as jnp, samo_jax
+        >>> gramian = jnp.diag(jnp.array([1.0, 4.0]))
+        >>> print(samo_jax.aligned_mtl_weights(gramian))
+        [0.5  0.25]
+
+    References:
+        Senushkin, Patakin, Kuznetsov and Konushin, `Independent Component Alignment for
+        Multi-Task Learning <https://arxiv.org/abs/2305.19000>`_, 2023
+    """
+    _check_scale_mode(scale_mode)
+    check_preference(preference)
+    return _solve(gramian, preference, scale_mode)[0]
+
+
+def _check_scale_mode(scale_mode):
+    if scale_mode not in get_args(ScaleMode):
+        raise ValueError(
+            f'`scale_mode` must be "min", "median" or "rmse", got {scale_mode!r}.'
+        )
+
+
+@partial(jax.jit, static_argnames="scale_mode")
+def _solve(gramian, preference, scale_mode):
+    preference = preference_vector(preference, jnp.shape(gramian)[0])
+    return solve_gramian(
+        gramian, lambda problem: _aligned(problem, preference, scale_mode)
+    )
+
+
+def _aligned(problem: Equilibrated, preference, scale_mode: ScaleMode) -> Solution:
+    preference = jnp.where(problem.active, preference, 0)
+    decomposition = spectrum(common_scale(problem))
+    values, _, kept = decomposition
+    # The kept eigenvalues are the last `rank` ones, in ascending order.
+    rank = jnp.sum(kept)
+    first = values.shape[0] - rank
+    if scale_mode == "rmse":
+        scale = jnp.sum(jnp.where(kept, values, 0)) / rank.astype(values.dtype)
+    else:
+        scale = values[first if scale_mode == "min" else first + (rank - 1) // 2]
+    return direct(
+        decomposition.apply(lambda values: jnp.sqrt(scale / values), preference)
+    )
+
+
+def aligned_mtl(
+    scale_mode: ScaleMode = "min",
+    preference: ArrayLike | None = None,
+) -> Solver:
+    """`aligned_mtl_weights` as a solver for `multitask` and `samo`.
+
+    Args:
+        scale_mode: "min", "median" or "rmse", which eigenvalue sets the length.
+        preference: p, shape (K,), non-negative, used as given. None: 1/K each.
+
+    Returns:
+        A `Solver`. On a non-finite Gramian it keeps its last weights;
+        `SolverState.info` says so.
+
+    Raises:
+        ValueError: if `scale_mode` is none of the above, or `preference` is negative
+            or not finite; in `update`, if its length is not K.
+
+    Examples:
+        >>> import jax.numpy as jnp, samo_jax
+        >>> solver = samo_jax.aligned_mtl("rmse")
+        >>> weights, _ = solver.update(jnp.diag(jnp.array([2.0, 8.0])), solver.init(2))
+        >>> print(weights)
+        [0.79... 0.39...]
+    """
+    _check_scale_mode(scale_mode)
+    check_preference(preference)
+    return gramian_solver(lambda gramian: _solve(gramian, preference, scale_mode))

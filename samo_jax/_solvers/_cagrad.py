@@ -1,0 +1,187 @@
+"""CAGrad: the best worst case within a ball around the mean gradient."""
+
+from typing import Literal, overload
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.scipy.linalg import solve
+from jax.typing import ArrayLike
+
+from samo_jax._hyperparameters import is_number
+from samo_jax._solvers._base import SolveInfo, Solver, gramian_solver
+from samo_jax._solvers._compensated import matvec
+from samo_jax._solvers._equilibrate import (
+    Equilibrated,
+    Solution,
+    add_ridge,
+    fall_back,
+    solve_gramian,
+)
+from samo_jax._solvers._nonnegative_qp import nonnegative_qp
+from samo_jax._tree import safe_divide
+
+_MAX_ROUNDS = 50
+
+
+@overload
+def cagrad_weights(
+    gramian: ArrayLike, c: ArrayLike = 0.5, *, return_info: Literal[False] = False
+) -> jax.Array: ...
+@overload
+def cagrad_weights(
+    gramian: ArrayLike, c: ArrayLike = 0.5, *, return_info: Literal[True]
+) -> tuple[jax.Array, SolveInfo]: ...
+def cagrad_weights(
+    gramian: ArrayLike, c: ArrayLike = 0.5, *, return_info: bool = False
+) -> jax.Array | tuple[jax.Array, SolveInfo]:
+    """Weights of `argmax_d min_i <g_i, d>` subject to `||d - g0|| <= c ||g0||`.
+
+    With g0 the mean gradient, `d = g0 + J'v`, `||J'v|| = c ||g0||`, and v >= 0 solves
+    the QP `min v'Gv/2 + (G/K 1 - t)'v` for the worst case's rate t, which is found by
+    an exact one-dimensional search: on one support ||J'v|| is a quadratic's root in t.
+    The weights are `w = 1/K + v`. c = 0 gives the mean; with c >= 1 no task conflicts.
+
+    The reference divides d by 1 + c^2 ("rescale 1"), others by 1 + c: chain
+    `optax.scale`. Tasks with a zero gradient are left out (weight 0); all-zero and
+    non-finite Gramians give uniform weights; `w` does not change when G is scaled. At
+    Pareto-stationary points the weights are finite, but with c >= 1 tasks may conflict.
+
+    Args:
+        gramian: G, shape (K, K), inner products of the task gradients.
+        c: radius of the ball relative to ||g0||, non-negative.
+        return_info: also return a `SolveInfo`, whose residual is
+            `| ||J'v|| / (c ||g0||) - 1 |`.
+
+    Returns:
+        w, shape (K,), or `(w, info)`.
+
+    Raises:
+        ValueError: if `gramian` is not square or `c` is negative.
+
+    Examples:
+        >>> import jax.numpy as jnp, samo_jax
+        >>> gramian = jnp.array([[18.0, -22.0], [-22.0, 38.0]])
+        >>> print(samo_jax.cagrad_weights(gramian, 0.5))
+        [0.70... 0.5 ...]
+
+    References:
+        Liu et al., `Conflict-Averse Gradient Descent for Multi-task Learning
+        <https://arxiv.org/abs/2110.14048>`_, 2021
+    """
+    _check_c(c)
+    weights, info = _solve(gramian, c)
+    return (weights, info) if return_info else weights
+
+
+def _check_c(c):
+    if is_number(c) and not 0 <= c < float("inf"):
+        raise ValueError(
+            f"`c` must be non-negative and finite, got {c}. 0 is the mean."
+        )
+
+
+@jax.jit
+def _solve(gramian, c):
+    def solve_or_regularise(problem):
+        regularised = problem._replace(matrix=add_ridge(problem.matrix))
+        return fall_back(
+            _conflict_averse(problem, c), lambda: _conflict_averse(regularised, c)
+        )
+
+    return solve_gramian(gramian, solve_or_regularise)
+
+
+def _conflict_averse(problem: Equilibrated, c) -> Solution:
+    # Units: y_i = 2^(k_i - max k) v_i, and t in those of the smallest gradient.
+    matrix, exponents, active = problem
+    dtype = matrix.dtype
+    eps = float(jnp.finfo(dtype).eps)
+    count = jnp.maximum(jnp.sum(active), 1).astype(dtype)
+    largest = jnp.max(jnp.where(active, exponents, jnp.iinfo(jnp.int32).min))
+    smallest = jnp.min(jnp.where(active, exponents, jnp.iinfo(jnp.int32).max))
+    units = jnp.where(
+        active, jnp.ldexp(jnp.ones_like(matrix[0]), smallest - exponents), 0
+    )
+    mean = jnp.where(
+        active, jnp.ldexp(jnp.ones_like(units), exponents - largest) / count, 0
+    )
+    rates = matvec(matrix, mean)[0]
+    length = jnp.sqrt(mean @ rates)
+    radius = jnp.asarray(c, dtype) * length
+    identity = jnp.eye(len(units), dtype=dtype)
+
+    def ascend(t):
+        solution = nonnegative_qp(matrix, t * units - rates)
+        y = solution.weights
+        return y, jnp.sqrt(jnp.maximum(y @ (matrix @ y), 0)), solution
+
+    def search(carry):
+        low, high, t, _, _, steps = carry
+        y, reach, solution = ascend(t)
+        low, high = (
+            jnp.where(reach < radius, t, low),
+            jnp.where(reach < radius, high, t),
+        )
+        # While the support stays, y(t) = t p - r.
+        support = y > 0
+        block = jnp.where(support[:, None] & support[None, :], matrix, identity)
+        p = solve(block, jnp.where(support, units, 0), assume_a="pos")
+        r = t * p - y
+        a, b, q = (left @ (matrix @ right) for left, right in ((p, p), (p, r), (r, r)))
+        discriminant = jnp.maximum(b * b - a * (q - radius * radius), 0)
+        root = safe_divide(b + jnp.sqrt(discriminant), a)
+        inside = (root > low) & (root < high)
+        new = jnp.where(inside, root, low / 2 + high / 2)
+        close = jnp.abs(new - t) <= 4 * eps * jnp.maximum(jnp.abs(t), jnp.abs(new))
+        done = close | (jnp.abs(reach - radius) <= 16 * eps * radius)
+        new = jnp.where(done, t, new)
+        return low, high, new, done, solution.converged, steps + solution.steps
+
+    bound = jnp.where(
+        active, jnp.sqrt(jnp.diagonal(matrix)) * (length + radius), jnp.inf
+    )
+    low = jnp.min(jnp.where(active, safe_divide(rates, units), jnp.inf))
+    high = jnp.min(jnp.where(active, safe_divide(bound, units), jnp.inf))
+    start = (low, high, low / 2 + high / 2)
+    carry = (*start, jnp.array(False), jnp.array(True), jnp.array(0, jnp.int32))
+
+    def unfinished(carry):
+        index, (_, _, _, done, _, _) = carry
+        return ~done & (index < _MAX_ROUNDS)
+
+    _, (_, _, t, done, converged, steps) = lax.while_loop(
+        unfinished, lambda c: (c[0] + 1, search(c[1])), (0, carry)
+    )
+    y, reach, _ = ascend(t)
+    scaled = y * safe_divide(radius, reach)
+    return Solution(
+        active.astype(dtype) / count + jnp.ldexp(scaled, largest - exponents),
+        jnp.abs(safe_divide(reach, radius) - 1),
+        steps,
+        done & converged & jnp.all(jnp.isfinite(scaled)),
+    )
+
+
+def cagrad(c: float = 0.5) -> Solver:
+    """`cagrad_weights` as a solver for `multitask` and `samo`.
+
+    Args:
+        c: radius of the ball relative to ||g0||, non-negative. SAMO's scripts use 0.4.
+
+    Returns:
+        A `Solver`. On a non-finite Gramian it keeps its last weights;
+        `SolverState.info` says so.
+
+    Raises:
+        ValueError: if `c` is negative.
+
+    Examples:
+        >>> import jax.numpy as jnp, samo_jax
+        >>> solver = samo_jax.cagrad(c=0.0)
+        >>> weights, _ = solver.update(jnp.eye(2), solver.init(2))
+        >>> print(weights)
+        [0.5 0.5]
+    """
+    _check_c(c)
+    return gramian_solver(lambda gramian: cagrad_weights(gramian, c, return_info=True))

@@ -1,0 +1,47 @@
+"""Linear scalarisation: fixed weights."""
+
+import jax
+import numpy as np
+from jax.typing import ArrayLike
+
+from samo_jax._solvers._arguments import task_vector
+from samo_jax._solvers._base import Solver
+
+
+def constant(weights: ArrayLike) -> Solver:
+    """Fixed weights: the direction is the gradient of `sum_i w_i l_i`.
+
+    Args:
+        weights: w, shape (K,), finite, in the order of the loss pytree's leaves. Used
+            as given: make them sum to one for the scale of a mean.
+
+    Returns:
+        A stateless `Solver`.
+
+    Raises:
+        ValueError: if `weights` is not a finite vector; in `init` and `update`, if its
+            length is not K.
+
+    Examples:
+        >>> import jax.numpy as jnp, samo_jax
+        >>> solver = samo_jax.constant(jnp.array([0.25, 0.75]))
+        >>> weights, _ = solver.update(jnp.eye(2), solver.init(2))
+        >>> print(weights)
+        [0.25 0.75]
+    """
+    if not isinstance(weights, jax.core.Tracer):
+        values = np.asarray(weights, float)
+        if values.ndim != 1 or not np.all(np.isfinite(values)):
+            raise ValueError(
+                f"`weights` must be a vector of K finite numbers, got {weights!r}."
+            )
+
+    def init(num_tasks):
+        task_vector("weights", weights, num_tasks)
+        return ()
+
+    def update(gramian, state, **extra_args):
+        del extra_args
+        return task_vector("weights", weights, gramian.shape[0]), state
+
+    return Solver(init, update)

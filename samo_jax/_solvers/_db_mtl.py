@@ -1,0 +1,87 @@
+"""DB-MTL: log-losses, and gradients brought to one norm."""
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+from samo_jax._solvers._arguments import required_losses
+from samo_jax._solvers._base import Solver, gramian_solver
+from samo_jax._solvers._correlation import direct, relative_norms
+from samo_jax._solvers._equilibrate import Equilibrated, Solution, solve_gramian
+
+
+def db_mtl_weights(gramian: ArrayLike, losses: ArrayLike) -> jax.Array:
+    """Weights of dual-balancing: `w_i = max_j(||g_j|| / l_j) / (K ||g_i||)`.
+
+    The gradients g_i / l_i of the log-losses are all brought to the largest norm among
+    them; the direction is their mean (the reference takes the sum, K times this). The
+    reference's moving average of the gradients is left out.
+
+    Tasks with a zero gradient are left out (weight 0). A loss that is not positive and
+    finite, of a task with a gradient, counts as a non-finite Gramian; these and
+    all-zero ones give uniform weights. `w` does not change when G is scaled.
+
+    Args:
+        gramian: G, shape (K, K), inner products of the task gradients.
+        losses: l, shape (K,), positive.
+
+    Returns:
+        w, shape (K,).
+
+    Raises:
+        ValueError: if `gramian` is not square, or `losses` is None or not of shape
+            (K,).
+
+    Examples:
+        >>> import jax.numpy as jnp, samo_jax
+        >>> gramian = jnp.diag(jnp.array([1.0, 4.0]))
+        >>> print(samo_jax.db_mtl_weights(gramian, jnp.array([1.0, 0.5])))
+        [2. 1.]
+
+    References:
+        Lin, Jiang, Ye, Zhang, Chen, Chen, Liu and Kwok, `Dual-Balancing for Multi-Task
+        Learning <https://arxiv.org/abs/2308.12029>`_, 2023
+    """
+    return _solve(gramian, losses)[0]
+
+
+@jax.jit
+def _solve(gramian, losses):
+    num_tasks = jnp.shape(gramian)[0] if jnp.ndim(gramian) else 0
+    losses = required_losses(losses, "db_mtl", num_tasks)
+    positive = (losses > 0) & jnp.isfinite(losses)
+    usable = positive | (jnp.diagonal(gramian) == 0)
+    gramian = jnp.where(usable.all(), gramian, jnp.nan)
+
+    def balance(problem: Equilibrated) -> Solution:
+        norms = relative_norms(problem)
+        speeds = norms / jnp.where(positive, losses, 1)
+        largest = jnp.max(jnp.where(problem.active, speeds, 0))
+        return direct(largest / norms / num_tasks)
+
+    return solve_gramian(gramian, balance)
+
+
+def db_mtl() -> Solver:
+    """`db_mtl_weights` as a solver for `multitask` and `samo`.
+
+    Returns:
+        A `Solver` that needs `losses`. On a non-finite Gramian or losses that are not
+        positive it keeps its last weights; `SolverState.info` says so.
+
+    Examples:
+        >>> import jax.numpy as jnp, samo_jax
+        >>> solver = samo_jax.db_mtl()
+        >>> weights, _ = solver.update(
+        ...     jnp.diag(jnp.array([1.0, 4.0])), solver.init(2), losses=jnp.ones(2)
+        ... )
+        >>> print(weights)
+        [1.  0.5]
+    """
+
+    def update(gramian, state, *, losses=None, **extra_args):
+        losses = required_losses(losses, "db_mtl", gramian.shape[0])
+        solver = gramian_solver(lambda gramian: _solve(gramian, losses))
+        return solver.update(gramian, state, **extra_args)
+
+    return Solver(gramian_solver(_solve).init, update)

@@ -1,0 +1,51 @@
+"""Combiners that draw random numbers."""
+
+from collections.abc import Callable
+from numbers import Integral
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from samo_jax._solvers._base import Solver
+
+
+class KeyedState(NamedTuple):
+    """State of a combiner that draws random numbers.
+
+    Attributes:
+        draw_key: the PRNG key as given; draws fold in `draws`.
+        draws: shape (), int32, updates done so far.
+        memory: the method's own state.
+    """
+
+    draw_key: jax.Array
+    draws: jax.Array
+    memory: Any
+
+
+def keyed_solver(
+    key: jax.Array | int,
+    init: Callable[[int], Any],
+    update: Callable[[jax.Array, jax.Array, Any], tuple[jax.Array, Any]],
+) -> Solver:
+    """A `Solver` from `init(num_tasks)` and `update(key, gramian, memory)`."""
+    if key is None:
+        raise ValueError(
+            "`key` is required: this method draws random numbers; got None. Pass a "
+            "typed key, `jax.random.key(0)`, or an int."
+        )
+
+    def init_keyed(num_tasks: int) -> KeyedState:
+        typed = jax.random.key(int(key)) if isinstance(key, Integral) else jnp.copy(key)
+        return KeyedState(typed, jnp.zeros((), jnp.int32), init(num_tasks))
+
+    def update_keyed(gramian, state, **extra_args):
+        del extra_args
+        drawn = jax.random.fold_in(state.draw_key, state.draws)
+        weights, memory = update(drawn, gramian, state.memory)
+        draws = jnp.asarray(optax.safe_increment(state.draws))
+        return weights, KeyedState(state.draw_key, draws, memory)
+
+    return Solver(init_keyed, update_keyed)

@@ -1,0 +1,132 @@
+"""Krum: the gradients that have the closest neighbours."""
+
+from functools import partial
+from numbers import Integral
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.typing import ArrayLike
+
+from samo_jax._solvers._base import Solver, gramian_solver
+from samo_jax._solvers._correlation import common_scale, direct
+from samo_jax._solvers._equilibrate import Equilibrated, Solution, solve_gramian
+
+
+def krum_weights(
+    gramian: ArrayLike, num_byzantine: int, num_selected: int = 1
+) -> jax.Array:
+    """Weights of (Multi-)Krum: the mean of the gradients with the lowest scores.
+
+    The score of task i is the sum of its `K - num_byzantine - 2` smallest squared
+    distances `||g_i - g_j||^2 = G_ii + G_jj - 2 G_ij` to other tasks. The num_selected
+    lowest scores get the weight 1 / num_selected, the others 0; of equal ones, the
+    first. (TorchJD sums the distances, not their squares.)
+
+    A zero gradient takes part in the distances as any other; its own weight does not
+    matter, and is 0. Distances are exact to the rounding of the larger norm, and never
+    negative. All-zero and non-finite Gramians give uniform weights. `w` does not change
+    when G is scaled.
+
+    Args:
+        gramian: G, shape (K, K), inner products of the task gradients.
+        num_byzantine: number of outliers to withstand, from 0 to K - 3.
+        num_selected: number of gradients to average, from 1 to K.
+
+    Returns:
+        w, shape (K,).
+
+    Raises:
+        ValueError: if `gramian` is not square, or `num_byzantine` or `num_selected` is
+            not an int in its range.
+
+    Examples:
+        >>> import jax.numpy as jnp, samo_jax
+        >>> gradients = jnp.array([[1.0], [1.5], [1.125], [-9.0]])
+        >>> print(samo_jax.krum_weights(gradients @ gradients.T, 1, 2))
+        [0.5 0.  0.5 0. ]
+
+    References:
+        Blanchard, El Mhamdi, Guerraoui and Stainer, `Machine Learning with Adversaries:
+        Byzantine Tolerant Gradient Descent
+        <https://papers.nips.cc/paper/2017/hash/f4b9ec30ad9f68f89b29639786cb62ef-Abstract.html>`_,
+        2017
+    """
+    _check_counts(num_byzantine, num_selected)
+    return _solve(gramian, num_byzantine, num_selected)[0]
+
+
+def _check_counts(num_byzantine, num_selected):
+    if not isinstance(num_byzantine, Integral) or num_byzantine < 0:
+        raise ValueError(
+            f"`num_byzantine` must be a non-negative int, got {num_byzantine!r}."
+        )
+    if not isinstance(num_selected, Integral) or num_selected < 1:
+        raise ValueError(
+            f"`num_selected` must be a positive int, got {num_selected!r}."
+        )
+
+
+def _check_num_tasks(num_tasks, num_byzantine, num_selected):
+    if num_byzantine > num_tasks - 3:
+        raise ValueError(
+            f"`num_byzantine` must be at most K - 3, got {num_byzantine} for K = "
+            f"{num_tasks} tasks."
+        )
+    if num_selected > num_tasks:
+        raise ValueError(
+            f"`num_selected` must be at most K, got {num_selected} for K = {num_tasks} "
+            "tasks."
+        )
+
+
+@partial(jax.jit, static_argnums=(1, 2))
+def _solve(gramian, num_byzantine, num_selected):
+    def select(problem: Equilibrated) -> Solution:
+        products = common_scale(problem)
+        num_tasks = products.shape[0]
+        _check_num_tasks(num_tasks, num_byzantine, num_selected)
+        squares = jnp.diagonal(products)
+        distances = squares[:, None] + squares[None, :] - 2 * products
+        others = ~jnp.eye(num_tasks, dtype=bool)
+        distances = jnp.where(others, jnp.maximum(distances, 0), jnp.inf)
+        neighbours = jnp.sort(distances, axis=1)[:, : num_tasks - num_byzantine - 2]
+        _, chosen = lax.top_k(-jnp.sum(neighbours, axis=1), num_selected)
+        return direct(jnp.zeros_like(squares).at[chosen].set(1 / num_selected))
+
+    return solve_gramian(gramian, select)
+
+
+def krum(num_byzantine: int, num_selected: int = 1) -> Solver:
+    """`krum_weights` as a solver for `multitask` and `samo`.
+
+    Args:
+        num_byzantine: number of outliers to withstand, from 0 to K - 3.
+        num_selected: number of gradients to average, from 1 to K.
+
+    Returns:
+        A `Solver`. On a non-finite Gramian it keeps its last weights;
+        `SolverState.info` says so.
+
+    Raises:
+        ValueError: if `num_byzantine` or `num_selected` is not an int in its range; in
+            `init` and `update`, if K is too small for them.
+
+    Examples:
+        >>> import jax.numpy as jnp, samo_jax
+        >>> solver = samo_jax.krum(num_byzantine=1)
+        >>> gradients = jnp.array([[1.0], [1.5], [1.125], [-9.0]])
+        >>> weights, _ = solver.update(gradients @ gradients.T, solver.init(4))
+        >>> print(weights)
+        [1. 0. 0. 0.]
+    """
+    _check_counts(num_byzantine, num_selected)
+    solver = gramian_solver(
+        lambda gramian: _solve(gramian, num_byzantine, num_selected)
+    )
+
+    def init(num_tasks):
+        _check_num_tasks(num_tasks, num_byzantine, num_selected)
+        return solver.init(num_tasks)
+
+    return solver._replace(init=init)

@@ -1,0 +1,95 @@
+"""Nash-MTL: the tasks' Nash bargaining solution."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.typing import ArrayLike
+
+from samo_jax._solvers._base import Solver
+from samo_jax._solvers._fairgrad import fairgrad, fairgrad_weights
+
+
+def nash_mtl_weights(gramian: ArrayLike) -> jax.Array:
+    """Weights of the Nash bargaining direction: `(Gw)_i = 1 / w_i`, w > 0.
+
+    They maximise the product of the tasks' descent rates `<g_i, d>` over directions of
+    one length. It is `fairgrad_weights` with alpha = 1, exact where the reference
+    alternates 20 convex programs. Every guard of `fairgrad_weights` applies. The
+    direction always has norm sqrt(K) and does not change when single gradients are
+    rescaled; the reference then clips it to norm 1 (`optax.clip_by_global_norm`).
+
+    Args:
+        gramian: G, shape (K, K), inner products of the task gradients.
+
+    Returns:
+        w, shape (K,).
+
+    Raises:
+        ValueError: if `gramian` is not square.
+
+    Examples:
+        >>> import jax.numpy as jnp, samo_jax
+        >>> print(samo_jax.nash_mtl_weights(jnp.diag(jnp.array([1.0, 4.0]))))
+        [1.  0.5]
+
+    References:
+        Navon et al., `Multi-Task Learning as a Bargaining Game
+        <https://arxiv.org/abs/2202.01017>`_, 2022
+    """
+    return fairgrad_weights(gramian, 1.0)
+
+
+class NashState(NamedTuple):
+    """State of `nash_mtl`.
+
+    Attributes:
+        step: shape (), int32, updates done so far.
+        solver: state of the alpha-fair solver, with the weights in use.
+    """
+
+    step: jax.Array
+    solver: Any
+
+
+def nash_mtl(update_every: int = 1) -> Solver:
+    """`nash_mtl_weights` as a solver, optionally solved every few steps only.
+
+    Args:
+        update_every: steps between two solves; the weights are kept in between.
+
+    Returns:
+        A `Solver`.
+
+    Raises:
+        ValueError: if `update_every` is not a positive int.
+
+    Examples:
+        >>> import jax.numpy as jnp, samo_jax
+        >>> solver = samo_jax.nash_mtl(update_every=2)
+        >>> weights, state = solver.update(jnp.eye(2), solver.init(2))
+        >>> weights, state = solver.update(4 * jnp.eye(2), state)
+        >>> print(weights)
+        [1. 1.]
+    """
+    if not isinstance(update_every, int) or update_every < 1:
+        raise ValueError(
+            f"`update_every` must be a positive int, got {update_every!r}. 1 solves at "
+            "every step."
+        )
+    inner = fairgrad(1.0)
+
+    def init(num_tasks):
+        return NashState(jnp.zeros((), jnp.int32), inner.init(num_tasks))
+
+    def update(gramian, state, **extra_args):
+        del extra_args
+        weights, solver_state = lax.cond(
+            state.step % update_every == 0,
+            lambda: inner.update(gramian, state.solver),
+            lambda: (state.solver.last_weights, state.solver),
+        )
+        return weights, NashState(state.step + 1, solver_state)
+
+    return Solver(init, update)

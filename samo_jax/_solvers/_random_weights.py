@@ -1,0 +1,41 @@
+"""Random weights (RLW)."""
+
+import jax
+
+from samo_jax._solvers._base import Solver
+from samo_jax._solvers._keyed import keyed_solver
+from samo_jax._tree import accumulator_dtype
+
+
+def random_weights(key: jax.Array | int) -> Solver:
+    """New random weights at every update: `w = softmax(z)`, z ~ N(0, I).
+
+    Random loss weighting, a baseline that costs nothing; the weights sum to one.
+
+    Args:
+        key: typed PRNG key or int. It stays constant in the state; draws fold in the
+            number of the update.
+
+    Returns:
+        A `Solver`.
+
+    Raises:
+        ValueError: if `key` is None.
+
+    Examples:
+        >>> import jax, jax.numpy as jnp, samo_jax
+        >>> solver = samo_jax.random_weights(jax.random.key(0))
+        >>> weights, _ = solver.update(jnp.eye(3), solver.init(3))
+        >>> print(weights.shape, weights.sum().round(3))
+        (3,) 1.0
+
+    References:
+        Lin, Ye, Zhang and Tsang, `Reasonable Effectiveness of Random Weighting: A
+        Litmus Test for Multi-Task Learning <https://arxiv.org/abs/2111.10603>`_, 2022
+    """
+
+    def update(key, gramian, memory):
+        normals = jax.random.normal(key, gramian.shape[:1], accumulator_dtype())
+        return jax.nn.softmax(normals), memory
+
+    return keyed_solver(key, lambda _num_tasks: (), update)

@@ -1,0 +1,131 @@
+"""From a function of the losses to a solver that never leaves the finite numbers."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+
+from samo_jax._hyperparameters import is_number
+from samo_jax._solvers._base import Solver, uniform_weights
+from samo_jax._tasks import LossTree, loss_leaves
+from samo_jax._tree import PyTree, accumulator_dtype
+
+
+class WeightingState(NamedTuple):
+    """State of the loss weightings.
+
+    Attributes:
+        last_weights: shape (K,), the last weights (before the first update: uniform),
+            kept where the losses allow none.
+        method_state: what the method itself remembers, or ().
+    """
+
+    last_weights: jax.Array
+    method_state: Any
+
+
+def weighting(
+    init: Callable[[int], Any],
+    step: Callable[..., tuple[jax.Array, Any]],
+    *,
+    positive: bool,
+) -> Solver:
+    """A `Solver` of `step(losses, method_state, **extra_args) -> (weights, state)`.
+
+    Where a loss is not finite (or not positive, with `positive`), or a weight would not
+    be finite, the last weights are returned and the state does not change.
+    """
+
+    def init_state(num_tasks: int) -> WeightingState:
+        return WeightingState(uniform_weights(num_tasks), init(num_tasks))
+
+    def update(gramian, state, *, losses, **extra_args):
+        del gramian
+        losses = jnp.asarray(losses, accumulator_dtype())
+        usable = usable_losses(losses, positive=positive)
+        # Ones stand in, so that no NaN arises even where it would be dropped.
+        weights, method_state = step(
+            jnp.where(usable, losses, 1), state.method_state, **extra_args
+        )
+        usable &= jnp.all(jnp.isfinite(weights))
+        state = keep_if(usable, WeightingState(weights, method_state), state)
+        return state.last_weights, state
+
+    return Solver(init_state, update)
+
+
+def scalarization(
+    loss_fn: Callable[[jax.Array], jax.Array], *, positive: bool = False
+) -> Solver:
+    """A `Solver` whose weights are the gradient of a scalar function of losses."""
+
+    def step(losses, state, **extra_args):
+        del extra_args
+        return jax.grad(loss_fn)(losses), state
+
+    return weighting(lambda _num_tasks: (), step, positive=positive)
+
+
+def usable_losses(losses: jax.Array, *, positive: bool) -> jax.Array:
+    """Whether all losses are finite (and positive)."""
+    usable = jnp.isfinite(losses)
+    return jnp.all(usable & (losses > 0) if positive else usable)
+
+
+def keep_if(condition: jax.Array, new: PyTree, old: PyTree) -> PyTree:
+    """`new` where the scalar `condition` holds, else `old`, leaf by leaf."""
+    return jax.tree.map(partial(jnp.where, condition), new, old)
+
+
+def stack_losses(losses: LossTree) -> jax.Array:
+    """The K losses as one array, shape (K,), in `accumulator_dtype`."""
+    dtype = accumulator_dtype()
+    return jnp.stack([jnp.asarray(leaf, dtype) for leaf in loss_leaves(losses)])
+
+
+def safe_norm(vector: jax.Array) -> jax.Array:
+    """Euclidean norm whose gradient at zero is zero."""
+    squared = jnp.sum(jnp.square(vector))
+    positive = squared > 0
+    return jnp.where(positive, jnp.sqrt(jnp.where(positive, squared, 1)), 0)
+
+
+def per_task(name: str, value: ArrayLike | None, default: float, losses: jax.Array):
+    """`value` as an array like `losses`; None: `default` for every task."""
+    value = jnp.asarray(default if value is None else value, losses.dtype)
+    if value.shape not in {(), losses.shape}:
+        raise ValueError(
+            f"`{name}` must be one number per task, shape {losses.shape}, got shape "
+            f"{value.shape}. Give its entries in the order of the losses."
+        )
+    return jnp.broadcast_to(value, losses.shape)
+
+
+def check_positive(name: str, value: Any, remedy: str) -> None:
+    """Raise unless a number is positive and finite."""
+    if is_number(value) and not 0 < value < float("inf"):
+        raise ValueError(f"`{name}` must be positive and finite, got {value}. {remedy}")
+
+
+def check_nonnegative(name: str, value: Any, remedy: str) -> None:
+    """Raise unless a number is non-negative and finite."""
+    if is_number(value) and not 0 <= value < float("inf"):
+        raise ValueError(
+            f"`{name}` must be non-negative and finite, got {value}. {remedy}"
+        )
+
+
+def check_preference(preference: Any) -> None:
+    """Raise unless the preference is a direction in the non-negative orthant."""
+    if preference is None or isinstance(preference, jax.core.Tracer):
+        return
+    values = np.asarray(preference, float)
+    if not (np.all(np.isfinite(values)) and np.all(values >= 0) and np.any(values > 0)):
+        raise ValueError(
+            "`preference` must be finite and non-negative with a positive entry, got "
+            f"{preference}. Equal entries prefer no task."
+        )

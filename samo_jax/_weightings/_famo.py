@@ -1,0 +1,104 @@
+"""FAMO: fast adaptive multi-task optimisation."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from samo_jax._hyperparameters import ScalarOrSchedule
+from samo_jax._solvers import Solver
+from samo_jax._tree import accumulator_dtype
+from samo_jax._weightings._adam import AdamState, adam_init, adam_step
+from samo_jax._weightings._base import (
+    check_nonnegative,
+    check_positive,
+    keep_if,
+    usable_losses,
+    weighting,
+)
+
+
+class FAMOState(NamedTuple):
+    """What `famo` learns.
+
+    Attributes:
+        logits: xi, shape (K,); 0 at first.
+        adam: its optimiser's state.
+        previous_losses: shape (K,), the losses of the last update; 0 before the first.
+    """
+
+    logits: jax.Array
+    adam: AdamState
+    previous_losses: jax.Array
+
+
+def famo(learning_rate: ScalarOrSchedule = 0.025, weight_decay: float = 1e-3) -> Solver:
+    """FAMO: `w_i = (z_i / L_i) / sum_j (z_j / L_j)` with `z = softmax(xi)`.
+
+    The weights of the log losses, z, are learned from what each step achieved: with
+    `delta_i = log L_i(before) - log L_i(after)`, one Adam step on xi along `z * (delta
+    - z'delta) + weight_decay xi` moves weight to the tasks that improved least.
+
+    An update sees only the losses before its step, so it first learns from the step
+    before. By default the losses of this update stand for those after that step: no
+    further forward pass, but between different batches their difference holds the
+    noise of sampling too. The published algorithm evaluates the same batch again after
+    the step: do that, and give the result to the next update as `losses_after`. Under a
+    perturbation the losses of an update are those at the perturbed points; then give
+    the clean ones as `losses` too, so that the two compare.
+
+    Args:
+        learning_rate: Adam's for xi, positive, a float or a schedule of the steps done.
+        weight_decay: gamma, non-negative, an L2 penalty on xi (0.001 in LibMTL and
+            TorchJD, 0.01 in the official script).
+
+    Returns:
+        A `Solver` that ignores the Gramian and takes the extra argument `losses_after`,
+        shape (K,) (None: `losses`). While a loss is not finite or not positive it keeps
+        its last weights (at first: uniform) and state; such a `losses_after` is not
+        learned from.
+
+    Raises:
+        ValueError: if `learning_rate` is not positive or `weight_decay` is negative.
+
+    Examples:
+        >>> import jax.numpy as jnp, samo_jax
+        >>> solver = samo_jax.famo()
+        >>> state = solver.init(2)
+        >>> for losses in ([1.0, 1.0], [0.5, 1.0]):
+        ...     weights, state = solver.update(None, state, losses=jnp.array(losses))
+        ...     print(state.method_state.logits.round(3))
+        [0. 0.]
+        [-0.025  0.025]
+
+    References:
+        Liu et al., `FAMO: Fast Adaptive Multitask Optimization
+        <https://arxiv.org/abs/2306.03792>`_, 2023
+    """
+    check_positive("learning_rate", learning_rate, "The paper uses 0.025.")
+    check_nonnegative("weight_decay", weight_decay, "0 switches it off.")
+
+    def init(num_tasks):
+        zeros = jnp.zeros((num_tasks,), accumulator_dtype())
+        return FAMOState(zeros, adam_init(num_tasks), zeros)
+
+    def step(losses, state, *, losses_after=None, **extra_args):
+        del extra_args
+        after = losses if losses_after is None else losses_after
+        after = jnp.asarray(after, losses.dtype)
+        usable = usable_losses(after, positive=True)
+        usable &= usable_losses(state.previous_losses, positive=True)
+
+        before = jnp.where(usable, state.previous_losses, 1)
+        delta = jnp.log(before) - jnp.log(jnp.where(usable, after, 1))
+        z = jax.nn.softmax(state.logits)
+        decay = jnp.asarray(weight_decay, losses.dtype) * state.logits
+        slope = z * (delta - jnp.sum(z * delta)) + decay
+        change, adam = adam_step(slope, state.adam, learning_rate)
+        logits, adam = keep_if(
+            usable, (state.logits + change, adam), (state.logits, state.adam)
+        )
+        weights = jax.nn.softmax(logits - jnp.log(losses))
+        return weights, FAMOState(logits, adam, losses)
+
+    return weighting(init, step, positive=True)

@@ -1,0 +1,58 @@
+"""Geometric loss strategy (GLS): the geometric mean of the losses."""
+
+import jax
+import jax.numpy as jnp
+
+from samo_jax._solvers import Solver
+from samo_jax._tasks import LossTree
+from samo_jax._weightings._base import scalarization, stack_losses
+
+
+def geometric_mean_loss(losses: LossTree) -> jax.Array:
+    """The geometric mean of the losses, `(prod_i L_i)^(1/K)`.
+
+    Computed as `exp(mean_i log L_i)`, which neither overflows nor underflows where the
+    product does. Its direction does not change when a loss is rescaled.
+
+    Args:
+        losses: L, K positive losses, a pytree of scalars or a (K,) array. A zero or
+            negative loss gives a gradient that is not finite.
+
+    Returns:
+        A scalar.
+
+    Examples:
+        >>> import jax.numpy as jnp, samo_jax
+        >>> print(f"{samo_jax.geometric_mean_loss({'a': 1.0, 'b': 4.0}):.3f}")
+        2.000
+
+    References:
+        Chennupati et al., `MultiNet++: Multi-Stream Feature Aggregation and Geometric
+        Loss Strategy for Multi-Task Learning <https://arxiv.org/abs/1904.08492>`_, 2019
+    """
+    return jnp.exp(jnp.mean(jnp.log(stack_losses(losses))))
+
+
+def geometric_mean() -> Solver:
+    """GLS: the weights that `geometric_mean_loss` gives, `w_i = GM(L) / (K L_i)`.
+
+    They sum to 1 where the losses are equal, and to more elsewhere. (LibMTL reports
+    other weights, which are not those of its loss.)
+
+    Returns:
+        A `Solver` that ignores the Gramian. While a loss is not finite or not positive
+        it keeps its last weights (at first: uniform).
+
+    Examples:
+        >>> import jax.numpy as jnp, samo_jax
+        >>> solver = samo_jax.geometric_mean()
+        >>> losses = jnp.array([1.0, 4.0])
+        >>> weights, _ = solver.update(jnp.eye(2), solver.init(2), losses=losses)
+        >>> print(weights)
+        [1.   0.25]
+
+    References:
+        Chennupati et al., `MultiNet++: Multi-Stream Feature Aggregation and Geometric
+        Loss Strategy for Multi-Task Learning <https://arxiv.org/abs/1904.08492>`_, 2019
+    """
+    return scalarization(geometric_mean_loss, positive=True)

@@ -1,0 +1,427 @@
+"""Loss weightings against NumPy recurrences, gradients, and in `multitask`."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax import lax
+
+import samo_jax
+from samo_jax import _weightings as weightings
+
+from toy import (
+    HEADS,
+    NUM_TASKS,
+    assert_finite,
+    batch,
+    initial_params,
+    jitted_update,
+    mean_grad,
+    multitask,
+    types,
+)
+
+PREFERENCE = np.array([0.2, 0.5, 0.3])
+POINT = np.array([0.1, 0.0, 0.2])
+LOG_METHODS = {
+    "geometric_mean": weightings.geometric_mean(),
+    "uncertainty": weightings.uncertainty(),
+    "imtl_l": weightings.imtl_l(),
+    "famo": weightings.famo(),
+    "log_losses": weightings.log_losses(samo_jax.mgda()),
+}
+SOLVERS = LOG_METHODS | {
+    "stch": weightings.stch(0.3, PREFERENCE, POINT),
+    "pbi": weightings.pbi(2.0, PREFERENCE, POINT),
+    "cosmos": weightings.cosmos(PREFERENCE, 1.5),
+    "dwa": weightings.dwa(window=1),
+}
+SCALARS = {
+    "geometric_mean": weightings.geometric_mean_loss,
+    "stch": lambda losses: weightings.stch_loss(
+        losses, mu=0.3, preference=PREFERENCE, reference=POINT
+    ),
+    "pbi": lambda losses: weightings.pbi_loss(
+        losses, theta=2.0, preference=PREFERENCE, ideal=POINT
+    ),
+    "cosmos": lambda losses: weightings.cosmos_loss(
+        losses, preference=PREFERENCE, lam=1.5
+    ),
+}
+PUBLISHED = {
+    "geometric_mean": lambda losses: np.prod(losses) ** (1 / len(losses)),
+    "stch": lambda losses: (
+        0.3 * np.log(np.sum(np.exp(PREFERENCE * (losses - POINT) / 0.3)))
+    ),
+    "pbi": lambda losses: _pbi(losses - POINT, PREFERENCE / np.linalg.norm(PREFERENCE)),
+    "cosmos": lambda losses: (
+        PREFERENCE @ losses
+        - 1.5
+        * (PREFERENCE @ losses)
+        / (np.linalg.norm(PREFERENCE) * np.linalg.norm(losses))
+    ),
+}
+all_solvers = pytest.mark.parametrize("solver", SOLVERS.values(), ids=SOLVERS)
+log_solvers = pytest.mark.parametrize("solver", LOG_METHODS.values(), ids=LOG_METHODS)
+
+
+def _pbi(offset, ray):
+    along = ray @ offset
+    return along + 2 * np.sqrt(np.sum((offset - along * ray) ** 2))
+
+
+def positive_losses(steps, num_tasks=NUM_TASKS, seed=0):
+    rng = np.random.default_rng(seed)
+    return np.exp(rng.normal(size=(steps, num_tasks)))
+
+
+def run(solver, sequence, gramian=None, **extra_args):
+    """Weights of every step, shape (steps, K), and the last state, by one scan."""
+    num_tasks = sequence.shape[1]
+    gramian = jnp.eye(num_tasks) if gramian is None else gramian
+
+    def step(state, losses):
+        weights, state = solver.update(gramian, state, losses=losses, **extra_args)
+        return state, weights
+
+    scan = jax.jit(lambda state: lax.scan(step, state, jnp.asarray(sequence, float)))
+    state, weights = scan(solver.init(num_tasks))
+    return np.asarray(weights), state
+
+
+@pytest.mark.parametrize("name", SCALARS)
+def test_weights_are_the_gradient_of_the_scalar(name):
+    losses = positive_losses(1)[0]
+    weights = run(SOLVERS[name], losses[None])[0][0]
+    np.testing.assert_array_equal(
+        weights, jax.grad(SCALARS[name])(jnp.asarray(losses, float))
+    )
+    np.testing.assert_allclose(SCALARS[name](losses), PUBLISHED[name](losses), 2e-5)
+    steps = 1e-6 * np.eye(NUM_TASKS)
+    numeric = [
+        (PUBLISHED[name](losses + e) - PUBLISHED[name](losses - e)) / 2e-6
+        for e in steps
+    ]
+    np.testing.assert_allclose(weights, numeric, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", SCALARS)
+def test_scalars_take_dicts_and_give_task_gradients_their_weights(name):
+    """Plain gradient descent on the scalar is the solver on exact gradients."""
+
+    def loss_fn(x):
+        return {"a": jnp.sum((x - 1) ** 2) + 1, "b": jnp.sum(x**4) + 1, "c": x[0] + 5}
+
+    x = jnp.array([0.5, -0.7])
+    losses = jnp.stack(list(loss_fn(x).values()))
+    weights = run(SOLVERS[name], losses[None])[0][0]
+    direction = samo_jax.combine(weights, samo_jax.task_gradients(loss_fn, x))
+    np.testing.assert_allclose(
+        jax.grad(lambda x: SCALARS[name](loss_fn(x)))(x), direction, rtol=1e-5
+    )
+
+
+def adam(slopes_of, rate, steps, num_tasks=NUM_TASKS):
+    """Iterates of Adam from zero, before every step; `slopes_of(t, x)` the gradient."""
+    x, m, v = np.zeros((3, num_tasks))
+    for t in range(steps):
+        yield x
+        slope = slopes_of(t, x)
+        m = 0.9 * m + 0.1 * slope
+        v = 0.999 * v + 0.001 * slope**2
+        corrected = m / (1 - 0.9 ** (t + 1))
+        x = x - rate * corrected / (np.sqrt(v / (1 - 0.999 ** (t + 1))) + 1e-8)
+
+
+def test_uncertainty_and_imtl_l_recurrences():
+    sequence = positive_losses(30)
+    # The published losses: sum exp(-s) L / 2 + s / 2, and sum exp(s) L - s.
+    kendall = adam(lambda t, s: 0.5 - 0.5 * np.exp(-s) * sequence[t], 0.1, 30)
+    liu = adam(lambda t, s: np.exp(s) * sequence[t] - 1, 0.1, 30)
+    expected = np.array([np.exp(-s) / NUM_TASKS for s in kendall])
+    np.testing.assert_allclose(
+        run(weightings.uncertainty(0.1), sequence)[0], expected, rtol=2e-5
+    )
+    expected = np.array([np.exp(s) / NUM_TASKS for s in liu])
+    np.testing.assert_allclose(
+        run(weightings.imtl_l(0.1), sequence)[0], expected, rtol=2e-5
+    )
+
+
+@pytest.mark.parametrize("loss_fn", ["uncertainty_loss", "imtl_l_loss"])
+def test_learned_scales_as_parameters_of_the_model(loss_fn):
+    loss_fn, losses = getattr(weightings, loss_fn), positive_losses(1)[0]
+    optimum = np.log(losses) * (1 if loss_fn is weightings.uncertainty_loss else -1)
+    weights, slope = jax.grad(loss_fn, (0, 1))(jnp.asarray(losses), optimum)
+    np.testing.assert_allclose(weights, 1 / (NUM_TASKS * losses), rtol=1e-5)
+    np.testing.assert_allclose(slope, 0, atol=1e-6)
+
+
+def test_learning_rates_may_be_schedules():
+    sequence = positive_losses(5)
+    schedule = optax.constant_schedule(0.1)
+    for method in (weightings.uncertainty, weightings.famo):
+        np.testing.assert_array_equal(
+            run(method(schedule), sequence)[0], run(method(0.1), sequence)[0]
+        )
+
+
+def famo_weights(sequence, after, rate, decay):
+    """The algorithm as published, `after[t]` the losses after step t."""
+
+    def slope(t, xi):
+        z = np.exp(xi) / np.sum(np.exp(xi))
+        delta = np.log(sequence[t]) - np.log(after[t])
+        return z * (delta - z @ delta) + decay * xi
+
+    for losses, xi in zip(
+        sequence, adam(slope, rate, len(sequence), sequence.shape[1]), strict=True
+    ):
+        z = np.exp(xi) / np.sum(np.exp(xi))
+        yield (z / losses) / np.sum(z / losses)
+
+
+def test_famo_recurrence():
+    sequence = positive_losses(21)
+    expected = list(famo_weights(sequence[:-1], sequence[1:], 0.1, 0.01))
+    weights = run(weightings.famo(0.1, 0.01), sequence[:-1])[0]
+    np.testing.assert_allclose(weights, expected, rtol=5e-5)
+    np.testing.assert_allclose(weights.sum(axis=1), 1, rtol=1e-6)
+
+
+def test_famo_with_the_same_batch_after_the_step():
+    sequence, after = positive_losses(8), positive_losses(8, seed=1)
+    solver = weightings.famo(0.1, 0.01)
+    state, update = solver.init(NUM_TASKS), jax.jit(solver.update)
+    expected = famo_weights(sequence, after, 0.1, 0.01)
+    before = np.ones(NUM_TASKS)  # ignored: there is no step yet
+    for t, wanted in enumerate(expected):
+        weights, state = update(None, state, losses=sequence[t], losses_after=before)
+        np.testing.assert_allclose(weights, wanted, rtol=5e-5)
+        before = after[t]
+    spoilt = update(None, state, losses=sequence[0], losses_after=0 * before)[1]
+    chex.assert_trees_all_equal(spoilt.method_state.logits, state.method_state.logits)
+
+
+@pytest.mark.parametrize("window", [1, 3])
+def test_dwa_recurrence(window):
+    sequence = positive_losses(5 * window)
+    epochs = sequence.reshape(5, window, NUM_TASKS).mean(axis=1)
+    expected = np.full((5, NUM_TASKS), 1 / NUM_TASKS)
+    for epoch in range(2, 5):
+        rates = np.exp(epochs[epoch - 1] / epochs[epoch - 2] / 1.5)
+        expected[epoch] = rates / rates.sum()
+    weights, _ = run(weightings.dwa(1.5, window=window), sequence)
+    np.testing.assert_allclose(weights, np.repeat(expected, window, 0), rtol=1e-5)
+
+
+def test_dwa_survives_zero_and_overflowing_ratios():
+    sequence = np.array([[0.0, 1e-30, 1.0], [1.0, 1e30, 1.0], [1.0, 1.0, 1.0]])
+    weights, state = run(weightings.dwa(0.01, window=1), sequence)
+    np.testing.assert_allclose(weights[-1], [0, 1, 0], atol=1e-6)
+    assert_finite(state)
+
+
+def test_log_losses_is_the_solver_on_gradients_of_logarithms(key):
+    losses = jnp.array([0.3, 2.0, 5.0])
+    task_grads = jax.random.normal(key, (3, 6))
+    logs = task_grads / losses[:, None]
+    for solver in (samo_jax.mean(), samo_jax.mgda(), samo_jax.fairgrad(2.0)):
+        wanted, _ = solver.update(
+            samo_jax.gramian(logs), solver.init(3), losses=jnp.log(losses)
+        )
+        weights = run(
+            weightings.log_losses(solver), losses[None], samo_jax.gramian(task_grads)
+        )[0][0]
+        np.testing.assert_allclose(
+            weights @ task_grads, wanted @ logs, rtol=1e-4, atol=1e-5
+        )
+
+
+def test_log_losses_of_the_mean_points_along_the_geometric_mean():
+    losses = positive_losses(1)
+    weights = run(weightings.log_losses(samo_jax.mean()), losses)[0][0]
+    geometric = run(weightings.geometric_mean(), losses)[0][0]
+    np.testing.assert_allclose(
+        geometric, weights * np.prod(losses) ** (1 / 3), rtol=1e-5
+    )
+
+
+def test_log_losses_carries_the_solvers_state_and_extra_arguments(key):
+    drawing = samo_jax.Solver(
+        lambda _num_tasks: {"key": key, "seen": jnp.zeros(())},
+        lambda _, state, *, losses, offset: (losses, state | {"seen": offset}),
+    )
+    solver = weightings.log_losses(drawing)
+    weights, state = run(solver, np.array([[1.0, np.e]]), offset=jnp.ones(()))
+    np.testing.assert_allclose(weights, [[0, 1 / np.e]], rtol=1e-6)
+    assert state.solver_state["seen"] == 1
+    _, state = run(solver, np.array([[1.0, -1.0]]), offset=jnp.ones(()))
+    assert state.solver_state["seen"] == 0
+
+
+@pytest.mark.parametrize(
+    "name", ["geometric_mean", "uncertainty", "imtl_l", "famo", "log_losses", "dwa"]
+)
+def test_permutation_equivariance(name):
+    sequence, order = positive_losses(7), np.array([2, 0, 1])
+    np.testing.assert_allclose(
+        run(SOLVERS[name], sequence[:, order])[0],
+        run(SOLVERS[name], sequence)[0][:, order],
+        rtol=1e-5,
+    )
+
+
+@pytest.mark.parametrize("method", ["stch", "pbi", "cosmos"])
+def test_permutation_equivariance_with_a_preference(method):
+    losses, order = positive_losses(1), np.array([2, 0, 1])
+    factory = {
+        "stch": lambda p: weightings.stch(0.3, p),
+        "pbi": lambda p: weightings.pbi(2.0, p),
+        "cosmos": lambda p: weightings.cosmos(p, 1.5),
+    }[method]
+    np.testing.assert_allclose(
+        run(factory(PREFERENCE[order]), losses[:, order])[0],
+        run(factory(PREFERENCE), losses)[0][:, order],
+        rtol=1e-5,
+    )
+
+
+def test_scales():
+    losses = positive_losses(6)
+    row = np.array([1e-15, 1.0, 1e15])
+    for scale in (1e-12, 1e12):
+        for name in ("dwa", "famo", "geometric_mean"):  # of all losses: no change
+            weights = run(SOLVERS[name], losses)[0]
+            scaled = run(SOLVERS[name], losses * scale)[0]
+            np.testing.assert_allclose(scaled, weights, rtol=2e-4)
+    for name in ("famo", "geometric_mean"):  # of one loss: w_i L_i in proportion
+        products = run(SOLVERS[name], losses)[0] * losses
+        scaled = run(SOLVERS[name], losses * row)[0] * losses * row
+        np.testing.assert_allclose(
+            scaled / scaled.sum(1, keepdims=True),
+            products / products.sum(1, keepdims=True),
+            rtol=1e-3,
+        )
+
+
+@pytest.mark.parametrize("name", ["stch", "geometric_mean", "dwa"])
+def test_equal_losses_give_mean_like_weights(name):
+    solver = weightings.stch(0.1) if name == "stch" else SOLVERS[name]
+    weights = run(solver, np.full((3, 4), 2.5))[0]
+    np.testing.assert_allclose(weights, 0.25, rtol=1e-6)
+
+
+def test_stch_is_between_the_maximum_and_a_little_more():
+    losses = positive_losses(1)[0]
+    value = weightings.stch_loss(losses, mu=1e-3)
+    assert losses.max() - 1e-5 <= value <= losses.max() + 1e-3 * np.log(3) + 1e-5
+    assert jnp.isfinite(weightings.stch_loss(1e30 * losses, mu=1e-3))
+
+
+def test_losses_on_the_ray_and_at_the_origin_have_finite_weights():
+    on_ray = run(weightings.pbi(5.0, [1.0, 1.0]), np.array([[2.0, 2.0]]))[0][0]
+    np.testing.assert_allclose(on_ray, np.sqrt(0.5), rtol=1e-5)
+    at_origin = run(weightings.cosmos([0.5, 0.5], 3.0), np.zeros((1, 2)))[0][0]
+    np.testing.assert_allclose(at_origin, 0.5)
+
+
+@all_solvers
+def test_losses_that_are_not_finite_change_nothing(solver):
+    sequence = positive_losses(5)
+    sequence[0, 1], sequence[3, 0] = np.nan, np.inf
+    weights, state = run(solver, sequence)
+    np.testing.assert_allclose(weights[0], 1 / NUM_TASKS)
+    np.testing.assert_array_equal(weights[3], weights[2])
+    wanted, clean = run(solver, sequence[[1, 2, 4]])
+    np.testing.assert_allclose(weights[4], wanted[-1], rtol=1e-5)
+    chex.assert_trees_all_close(state, clean, rtol=1e-5, atol=1e-6)
+
+
+@log_solvers
+@pytest.mark.parametrize("bad", [0.0, -1.0])
+def test_losses_without_a_logarithm_change_nothing(solver, bad):
+    sequence = positive_losses(3)
+    sequence[2, 1] = bad
+    weights, state = run(solver, sequence)
+    np.testing.assert_array_equal(weights[2], weights[1])
+    chex.assert_trees_all_close(state, run(solver, sequence[:2])[1], rtol=1e-6)
+    assert_finite(run(solver, np.full((2, 3), bad)))
+
+
+@all_solvers
+def test_extreme_losses_leave_a_finite_state(solver):
+    sequence = np.array([[1e-37, 1.0, 1e37]] * 4 + [[1e37, 1.0, 1e-37]] * 4)
+    assert_finite(run(solver, sequence))
+
+
+@all_solvers
+@pytest.mark.usefixtures("strict")
+def test_state_types_are_a_fixed_point(solver):
+    state = solver.init(NUM_TASKS)
+    update = jax.eval_shape(solver.update, jnp.eye(3), state, losses=jnp.ones(3))
+    chex.assert_trees_all_equal(types(update[1]), types(state))
+    assert jax.tree.leaves(types(update[0])) == [jax.typeof(jnp.ones(3))]
+
+
+@all_solvers
+@pytest.mark.usefixtures("x64")
+def test_float64(solver):
+    state = solver.init(NUM_TASKS)
+    weights, new = solver.update(jnp.eye(3), state, losses=jnp.ones(3, jnp.float32))
+    assert weights.dtype == jnp.float64
+    chex.assert_trees_all_equal(types(new), types(state))
+
+
+@all_solvers
+def test_inside_multitask(solver):
+    tx = multitask(solver, samo_jax.global_sam(0.1), param_labels=HEADS)
+    params = initial_params()
+    state = tx.init(params)
+    update = jitted_update(tx)
+    for seed in range(3):
+        data = batch(seed)
+        before = types(state)
+        direction, state = update(params, state, mean_grad(params, data), data)
+        chex.assert_trees_all_equal(types(state), before)
+        params = optax.apply_updates(params, optax.tree.scale(-0.05, direction))
+    assert_finite((params, state))
+    assert update._cache_size() == 1
+    assert jnp.any(state.weights != 1 / NUM_TASKS)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: weightings.uncertainty(0), "`learning_rate` must be positive"),
+        (lambda: weightings.imtl_l(-1), "`learning_rate` must be positive"),
+        (lambda: weightings.famo(float("nan")), "`learning_rate` must be positive"),
+        (lambda: weightings.famo(0.1, -1), "`weight_decay` must be non-negative"),
+        (lambda: weightings.dwa(0, window=1), "`temperature` must be positive"),
+        (lambda: weightings.dwa(window=0), "`window` must be a positive int, got 0"),
+        (lambda: weightings.dwa(window=2.0), "`window` must be a positive int"),
+        (lambda: weightings.stch(0), "`mu` must be positive and finite, got 0"),
+        (lambda: weightings.stch(1, [1, -1]), "`preference` must be finite and non-n"),
+        (lambda: weightings.pbi(-1, [1, 1]), "`theta` must be non-negative"),
+        (lambda: weightings.pbi(1, [0, 0]), "`preference` must be .* positive entry"),
+        (lambda: weightings.cosmos([1, 1], -1), "`lam` must be non-negative"),
+        (lambda: weightings.log_losses(samo_jax.mgda), "Call the factory"),
+        (
+            lambda: weightings.stch_loss([1.0, 2.0], mu=1, preference=[1, 1, 1]),
+            r"`preference` must be one number per task, shape \(2,\), got shape \(3,\)",
+        ),
+        (
+            lambda: run(weightings.pbi(1, [1, 1]), np.ones((1, 3))),
+            "`preference` must be one number per task",
+        ),
+        (
+            lambda: weightings.uncertainty_loss([1.0, 2.0], [1, 1, 1]),
+            "`log_variances` must be one number per task",
+        ),
+    ],
+)
+def test_wrong_arguments(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
