@@ -10,8 +10,10 @@ from jax.sharding import NamedSharding, PartitionSpec
 from samo_jax._tree import PyTree, accumulator_dtype
 
 
-def gramian(task_grads: PyTree) -> jax.Array:
+def gramian(task_grads: PyTree, others: PyTree = None) -> jax.Array:
     """Inner products of the task gradients, `G_ij = <g_i, g_j>`.
+
+    With `others` it is the cross Gramian `<g_i, h_j>` of two samples of the gradients.
 
     Summed leaf by leaf in float32 (float64 under x64) at the highest matmul precision,
     whatever the gradients' dtype; nothing is ravelled, so shardings survive.
@@ -19,9 +21,10 @@ def gramian(task_grads: PyTree) -> jax.Array:
     Args:
         task_grads: a pytree whose leaves have a leading task axis, shape (K, ...), as
             `task_gradients` returns.
+        others: h, like `task_grads`. None: the same gradients.
 
     Returns:
-        G, shape (K, K), symmetric.
+        G, shape (K, K), symmetric without `others`.
 
     Raises:
         ValueError: if there is no leaf, or the leading axes differ.
@@ -40,15 +43,15 @@ def gramian(task_grads: PyTree) -> jax.Array:
             f"shapes {[jnp.shape(leaf) for leaf in leaves]}. Compute them with "
             "`samo_jax.task_gradients`."
         )
-    return reduce(jnp.add, map(_inner_products, leaves))
+    other_leaves = leaves if others is None else jax.tree.leaves(others)
+    return reduce(jnp.add, map(_inner_products, leaves, other_leaves))
 
 
-def _inner_products(leaf: jax.Array) -> jax.Array:
-    leaf = leaf.astype(accumulator_dtype())
+def _inner_products(leaf: jax.Array, other: jax.Array) -> jax.Array:
     axes = tuple(range(1, leaf.ndim))
     return lax.dot_general(
-        leaf,
-        leaf,
+        leaf.astype(accumulator_dtype()),
+        other.astype(accumulator_dtype()),
         dimension_numbers=((axes, axes), ((), ())),
         precision="highest",
         # Explicit sharding wants the result's sharding where a sharded axis contracts.

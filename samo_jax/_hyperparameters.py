@@ -20,26 +20,36 @@ def resolve(value: ScalarOrSchedule, step: jax.Array) -> ArrayLike:
     return value(step) if callable(value) else value
 
 
+def check_nonnegative(name: str, value: Any, remedy: str) -> None:
+    """Raise unless a number is non-negative and finite."""
+    if is_number(value) and not 0 <= value < float("inf"):
+        raise ValueError(
+            f"`{name}` must be non-negative and finite, got {value}. {remedy}"
+        )
+
+
+def check_positive(name: str, value: Any, remedy: str) -> None:
+    """Raise unless a number is positive and finite."""
+    if is_number(value) and not 0 < value < float("inf"):
+        raise ValueError(f"`{name}` must be positive and finite, got {value}. {remedy}")
+
+
+def check_share(name: str, value: Any, remedy: str) -> None:
+    """Raise unless a number is in [0, 1]."""
+    if is_number(value) and not 0 <= value <= 1:
+        raise ValueError(f"`{name}` must be in [0, 1], got {value}. {remedy}")
+
+
 def check_rho(rho: Any) -> None:
     """The perturbation radius."""
-    if is_number(rho) and not 0 <= rho < float("inf"):
-        raise ValueError(
-            f"`rho` must be non-negative and finite, got {rho}. 0 switches the "
-            "perturbation off."
-        )
+    check_nonnegative("rho", rho, "0 switches the perturbation off.")
 
 
 def check_alpha(alpha: Any) -> None:
     """The share of the global gradient."""
-    if is_number(alpha) and not 0 <= alpha <= 1:
-        raise ValueError(
-            f"`alpha` must be in [0, 1], the share of the global gradient, got {alpha}."
-        )
+    check_share("alpha", alpha, "It is the share of the global gradient.")
 
 
 def check_mu(mu: Any) -> None:
     """The step of a central difference."""
-    if is_number(mu) and not 0 < mu < float("inf"):
-        raise ValueError(
-            f"`mu` must be positive and finite, got {mu}. The paper uses 0.01."
-        )
+    check_positive("mu", mu, "The paper uses 0.01.")

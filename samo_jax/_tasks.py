@@ -185,7 +185,7 @@ def task_values_and_gradients(
             lambda i: task_value_and_gradient(loss_fn, params, i), num_tasks, True
         )
     losses, pullback = jax.vjp(lambda p: jnp.stack(loss_leaves(loss_fn(p))), params)
-    one_hot = jnp.eye(num_tasks, dtype=losses.dtype)
+    one_hot = jnp.diag(jnp.ones_like(losses))
     return losses, map_tasks(lambda i: pullback(one_hot[i])[0], num_tasks, unroll)
 
 
@@ -196,17 +196,19 @@ def task_value_and_gradient(
     return jax.value_and_grad(lambda p: select_loss(loss_fn(p), task))(params)
 
 
-def label_leaves(params: PyTree, param_labels: ParamLabels) -> Any:
-    """A pytree like `params` of labels: `SHARED` or a task's name."""
-    if param_labels is None:
+def label_leaves(
+    params: PyTree, labels: ParamLabels, argument: str = "param_labels"
+) -> Any:
+    """`labels` (all `SHARED` where None), broadcast to a pytree like `params`."""
+    if labels is None:
         return jax.tree.map(lambda _: SHARED, params)
-    labels = param_labels(params) if callable(param_labels) else param_labels
+    labels = labels(params) if callable(labels) else labels
     try:
         return jax.tree.broadcast(labels, params)
     except ValueError as error:
         raise ValueError(
-            "`param_labels` must be a pytree prefix of the parameters, or a function "
-            f"of them that returns one; got another structure: {error}"
+            f"`{argument}` must be a pytree prefix of the parameters, or a function of "
+            f"them that returns one; got another structure: {error}"
         ) from error
 
 

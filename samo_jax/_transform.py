@@ -1,16 +1,18 @@
 """The Optax face: state, keys and threading around the pure functions."""
 
+from collections.abc import Sequence
 from numbers import Integral
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax import lax
 
 from samo_jax._perturbations import Perturbation, Problem, joint_sam
-from samo_jax._perturbations._base import perturbed_values_and_gradients
-from samo_jax._solvers import Combiner, Solver
-from samo_jax._solvers._base import as_combiner, uniform_weights
+from samo_jax._perturbations._base import Gradients, perturbed_gradients
+from samo_jax._solvers import Combiner, Solver, mean
+from samo_jax._solvers._base import combiner_update, uniform_weights
 from samo_jax._tasks import (
     SHARED,
     LossFn,
@@ -54,6 +56,7 @@ def multitask(
     key: jax.Array | int | None = None,
     param_labels: ParamLabels = None,
     unroll: Unroll = True,
+    axis_name: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Any sharpness method with any gradient combiner, first in an `optax.chain`.
 
@@ -65,9 +68,10 @@ def multitask(
     3. on shared leaves `d = J'w` with `w = solver(J J')`, the rows of J being g_i; on
        the head of task i, g_i itself.
 
-    Incoming updates only set directions and layer-wise proportions, so their overall
-    scale does not matter. Perturbed parameters are formed in float32 and handed to
-    `loss_fn` in their own dtype: bfloat16 rounds much of a small perturbation away.
+    For SAM and SAMO incoming updates only set directions and layer-wise proportions, so
+    their overall scale does not matter. Perturbed parameters are formed in float32 and
+    handed to `loss_fn` in their own dtype: bfloat16 rounds much of a small perturbation
+    away.
 
     Args:
         solver: the combiner, such as `fairgrad()`.
@@ -79,14 +83,25 @@ def multitask(
             pytree prefix of the parameters, or a function of them. None: all shared.
         unroll: True traces K passes, of which XLA drops the other tasks' heads; False
             loops with `lax.map`; an int maps in chunks of that many tasks.
+        axis_name: inside `jax.shard_map`, the mesh axis (or axes) of the data.
+            `loss_fn` is then of each device's own batch: gradients and losses at the
+            perturbed points are averaged over the axis before they are combined. Along
+            incoming updates that were averaged too, the perturbation is common; along
+            each device's own (gradients by `lax.pcast(params, axis_name,
+            to="varying")`), it is each device's own: m-sharpness. Gradients and probes
+            that a perturbation takes itself ("local", `joint_sam`) are each device's
+            own; the state is common. None: under `jit` alone everything is global.
 
     Returns:
         A `GradientTransformationExtraArgs` whose update is
-        `update(updates, state, params, *, loss_fn, probe_loss_fn=None, **extra_args)`.
-        `loss_fn` maps params to K losses; `probe_loss_fn` (default: `loss_fn`) is used
-        by forward-only probes, for instance in evaluation mode. Neither can touch batch
-        statistics: they return losses only. Further extra arguments go to the solver,
-        which also gets `losses` (default: those at the perturbed points).
+        `update(updates, state, params, *, loss_fn, probe_loss_fn=None,
+        sample_loss_fns=(), **extra_args)`. `loss_fn` maps params to K losses;
+        `probe_loss_fn` (default: `loss_fn`) is used by forward-only probes, for
+        instance in evaluation mode; `sample_loss_fns` are the losses of independent
+        batches, whose gradients the solver gets as `sample_grads` (`modo` and `sdmgrad`
+        need one or two; each costs K more passes). None can touch batch statistics:
+        they return losses only. Further extra arguments go to the solver, which also
+        gets `losses` (default: those at the perturbed points).
 
     Raises:
         ValueError: on wrong arguments; in `update`, if `loss_fn` or `params` is
@@ -127,7 +142,7 @@ def multitask(
             "a typed key, `key=jax.random.key(0)`, or an int."
         )
     check_unroll(unroll)
-    combiner = as_combiner(solver)
+    combine_gradients = combiner_update(solver)
     if isinstance(key, Integral):
         key = jax.random.key(int(key))
 
@@ -157,9 +172,12 @@ def multitask(
         *,
         loss_fn: LossFn | None = None,
         probe_loss_fn: LossFn | None = None,
+        sample_loss_fns: Sequence[LossFn] = (),
         **extra_args: Any,
     ) -> tuple[PyTree, Any]:
         _check_params(params)
+        if axis_name is not None:
+            params = _vary(params, axis_name)
         if loss_fn is None:
             raise ValueError(
                 "`loss_fn` is required, got None: call tx.update(grads, state, params, "
@@ -167,41 +185,55 @@ def multitask(
                 "arguments: call state.tx.update yourself."
             )
         tasks = task_names(_trace_losses(loss_fn, params), num_tasks)
+        for sample_loss_fn in sample_loss_fns:
+            task_names(_trace_losses(sample_loss_fn, params), num_tasks)
         labels = label_leaves(params, param_labels)
         check_labels(labels, tasks)
 
         if perturbation is None:
             perturbation_state = state.perturbation_state
-            losses, task_grads = task_values_and_gradients(
-                loss_fn, params, num_tasks, unroll
-            )
+            (losses, task_grads), *samples = [
+                task_values_and_gradients(fn, params, num_tasks, unroll)
+                for fn in (loss_fn, *sample_loss_fns)
+            ]
+            seen = Gradients(losses, task_grads, [g for _, g in samples], None)
         else:
             problem = Problem(
                 loss_fn=loss_fn,
                 probe_loss_fn=loss_fn if probe_loss_fn is None else probe_loss_fn,
+                sample_loss_fns=tuple(sample_loss_fns),
                 params=params,
                 mean_grad=updates,
                 labels=labels,
                 tasks=tasks,
                 step=state.step,
                 key=None if key is None else jax.random.fold_in(state.key, state.step),
+                extra_args=extra_args,
                 unroll=unroll,
             )
-            losses, task_grads, perturbation_state = perturbed_values_and_gradients(
+            seen, perturbation_state = perturbed_gradients(
                 perturbation, problem, state.perturbation_state
             )
 
-        combined, weights, solver_state = combiner.update(
-            keep_shared(task_grads, labels),
-            state.solver_state,
-            **{"losses": losses.astype(accumulator_dtype()), **extra_args},
+        if axis_name is not None:
+            seen = lax.pmean(seen, axis_name)
+            perturbation_state = _average_floats(perturbation_state, axis_name)
+        solver_args = {"losses": seen.losses.astype(accumulator_dtype()), **extra_args}
+        if seen.sample_grads:
+            solver_args["sample_grads"] = [
+                keep_shared(grads, labels) for grads in seen.sample_grads
+            ]
+        if seen.clean_grads is not None:
+            solver_args["clean_grads"] = keep_shared(seen.clean_grads, labels)
+        combined, weights, solver_state = combine_gradients(
+            keep_shared(seen.task_grads, labels), state.solver_state, **solver_args
         )
 
         def pick(label, incoming, task_grad, shared):
             own = shared if label == SHARED else task_grad[tasks.index(label)]
             return own.astype(incoming.dtype)
 
-        direction = jax.tree.map(pick, labels, updates, task_grads, combined)
+        direction = jax.tree.map(pick, labels, updates, seen.task_grads, combined)
         return direction, MultitaskState(
             step=jnp.asarray(optax.safe_increment(state.step)),
             key=state.key,
@@ -211,6 +243,47 @@ def multitask(
         )
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def single_task(
+    perturbation: Perturbation,
+    *,
+    key: jax.Array | int | None = None,
+    axis_name: Any = None,
+) -> optax.GradientTransformationExtraArgs:
+    """Any sharpness method for one loss, first in an `optax.chain`.
+
+    `multitask(mean(), perturbation, num_tasks=1)`: takes the clean gradient as incoming
+    updates, and returns the gradient at the perturbed point. It never stores perturbed
+    parameters, and one update is one step of the optimiser that follows.
+
+    Args:
+        perturbation: the sharpness method, such as `sam()`.
+        key: typed PRNG key or int, required if `perturbation` draws random numbers.
+        axis_name: see `multitask`; for m-sharpness.
+
+    Returns:
+        A `GradientTransformationExtraArgs`, see `multitask`; `loss_fn` maps params to
+        one scalar. Close over one dropout key, the clean pass's, and over the batch
+        statistics, which only the clean pass updates.
+
+    Raises:
+        ValueError: see `multitask`.
+
+    Examples:
+        >>> import jax, jax.numpy as jnp, optax, samo_jax
+        >>> tx = optax.chain(samo_jax.single_task(samo_jax.sam(0.1)), optax.sgd(0.1))
+        >>> loss_fn = lambda w: jnp.sum((w - 1) ** 2)
+        >>> params = jnp.array([3.0, -2.0])
+        >>> state = tx.init(params)
+        >>> for _ in range(50):
+        ...     grads = jax.grad(loss_fn)(params)
+        ...     updates, state = tx.update(grads, state, params, loss_fn=loss_fn)
+        ...     params = optax.apply_updates(params, updates)
+        >>> print(bool(jnp.all(jnp.abs(params - 1) < 0.05)))
+        True
+    """
+    return multitask(mean(), perturbation, num_tasks=1, key=key, axis_name=axis_name)
 
 
 def samo(
@@ -223,6 +296,7 @@ def samo(
     key: jax.Array | int,
     param_labels: ParamLabels = None,
     unroll: Unroll = True,
+    axis_name: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
     """SAMO: sharpness-aware multi-task optimisation, first in an `optax.chain`.
 
@@ -237,8 +311,8 @@ def samo(
     3K times with `unroll=True`, 1 + 2 + 1 times otherwise.
 
     The official implementation then multiplies d by K and clips its norm to 1, on
-    shared
-    leaves: chain `optax.scale` and `optax.clip_by_global_norm` under `optax.masked`.
+    shared leaves: chain `optax.scale` and `optax.clip_by_global_norm` under
+    `optax.masked`.
 
     Args:
         solver: the combiner, such as `fairgrad(alpha=2.0)` (the paper's).
@@ -252,6 +326,7 @@ def samo(
             step.
         param_labels: see `multitask`.
         unroll: see `multitask`.
+        axis_name: see `multitask`.
 
     Returns:
         A `GradientTransformationExtraArgs`, see `multitask`.
@@ -292,6 +367,25 @@ def samo(
         key=key,
         param_labels=param_labels,
         unroll=unroll,
+        axis_name=axis_name,
+    )
+
+
+def _vary(params: PyTree, axis_name: Any) -> PyTree:
+    """Each device's own `params`: gradients by common ones are summed over devices."""
+    one = lax.pcast(jnp.ones(()), axis_name, to="varying")
+    # A product, for pcast refuses what varies already.
+    return jax.tree.map(lambda leaf: leaf * one.astype(leaf.dtype), params)
+
+
+def _average_floats(state: Any, axis_name: Any) -> Any:
+    return jax.tree.map(
+        lambda leaf: (
+            lax.pmean(leaf, axis_name)
+            if jnp.issubdtype(leaf.dtype, jnp.floating)
+            else leaf
+        ),
+        state,
     )
 
 

@@ -34,6 +34,17 @@ def group_norms(tree: PyTree, groups: Any) -> dict[Hashable, jax.Array]:
     return {group: leaf_norm(jnp.stack(parts)) for group, parts in norms.items()}
 
 
+def group_products(tree: PyTree, other: PyTree, groups: Any) -> dict[Hashable, Any]:
+    """One inner product per distinct label of `groups` (a pytree like `tree`)."""
+    dtype = accumulator_dtype()
+    products: dict[Hashable, Any] = {}
+    leaves = (jax.tree.leaves(x) for x in (tree, other, groups))
+    for leaf, other_leaf, group in zip(*leaves, strict=True):
+        product = jnp.sum(leaf.astype(dtype) * other_leaf.astype(dtype))
+        products[group] = products.get(group, 0) + product
+    return products
+
+
 def scale_leaves(tree: PyTree, factor: Callable[..., ArrayLike], *rest: Any) -> PyTree:
     """Multiply each leaf, in `accumulator_dtype`, by `factor(leaf, *rest leaves)`."""
     dtype = accumulator_dtype()
@@ -49,4 +60,11 @@ def displace(params: PyTree, displacement: PyTree) -> PyTree:
         lambda p, d: (p.astype(dtype) + d.astype(dtype)).astype(p.dtype),
         params,
         displacement,
+    )
+
+
+def zeros_like_params(params: PyTree) -> PyTree:
+    """Zeros like `params`, in `accumulator_dtype`, with their shardings."""
+    return jax.tree.map(
+        lambda leaf: jnp.zeros_like(leaf, dtype=accumulator_dtype()), params
     )

@@ -1,5 +1,6 @@
 """The digits experiment, end to end at a small size."""
 
+import argparse
 import json
 import signal
 import subprocess
@@ -9,8 +10,10 @@ import time
 import numpy as np
 import pytest
 
+from samo_jax.experiments import digits, report
 from samo_jax.experiments.data import multi_digits
-from samo_jax.experiments.methods import METHODS
+from samo_jax.experiments.methods import COMBINERS, METHODS
+from samo_jax.experiments.training import Run
 
 COMMAND = [sys.executable, "-m", "samo_jax.experiments", "digits"]
 
@@ -43,7 +46,7 @@ def test_data(split):
 
 
 def test_learns_and_reports(tmp_path):
-    methods = ["single-task", "mean", "fairgrad+samo"]
+    methods = ["single-task", "mean", "fairgrad+samo", "modo"]
     result = run(
         *["--seeds", "2", "--epochs", "6", "--out", "out", "--methods", *methods],
         cwd=tmp_path,
@@ -114,7 +117,32 @@ def test_wrong_values_get_one_line(tmp_path, args, message):
     assert result.stderr.count("\n") == 1
 
 
-def test_help_lists_the_methods(tmp_path):
+def test_help_lists_the_combiners(tmp_path):
     result = run("--help", cwd=tmp_path)
     assert result.returncode == 0
-    assert all(method in result.stdout for method in METHODS)
+    words = result.stdout.replace(",", " ").split()
+    assert {"single-task", "all", *COMBINERS} <= set(words)
+
+
+def test_default_methods_and_selections():
+    parser = argparse.ArgumentParser()
+    digits.add_arguments(parser)
+
+    def selected(*args):
+        return digits.selected_methods(parser.parse_args(args).methods)
+
+    assert selected() == [
+        "single-task",
+        *("mean", "mean+global", "mean+samo"),
+        *("mgda", "mgda+global", "mgda+samo"),
+        *("fairgrad", "fairgrad+global", "fairgrad+samo"),
+    ]
+    once = selected("--methods", "mgda+samo", "mean", "mgda+samo")
+    assert once == ["mgda+samo", "mean"]
+    assert selected("--methods", "all+samo") == [f"{c}+samo" for c in COMBINERS]
+
+
+def test_plot_of_many_methods(tmp_path):
+    finished = Run({"left": 0.9, "right": 0.8}, [(1, 0.5), (2, 0.85)], [2, 1], 0.1)
+    report.plot({m: {0: finished} for m in METHODS}, tmp_path / "accuracy.png")
+    assert (tmp_path / "accuracy.png").stat().st_size > 10_000

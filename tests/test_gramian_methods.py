@@ -48,7 +48,7 @@ METHODS = {
     "aligned_mtl-median": partial(aligned_mtl_weights, scale_mode="median"),
     "aligned_mtl-rmse": partial(aligned_mtl_weights, scale_mode="rmse"),
     "conflict_free_inverse": conflict_free_inverse_weights,
-    "krum": lambda g: krum_weights(g, 0 if len(g) < 4 else 1, 2),
+    "krum": lambda g: krum_weights(g, 0 if len(g) < 4 else 1, min(2, len(g))),
     "db_mtl": lambda g: db_mtl_weights(g, _losses(len(g))),
 }
 SOLVERS = {
@@ -252,42 +252,6 @@ def test_two_tasks_closed_forms(correlation, ratio, x64):  # noqa: ARG001
     # The direction of the unit gradients' bisector.
     weights = conflict_free_inverse_weights(gramian)
     np.testing.assert_allclose(weights[0] / weights[1], ratio, rtol=1e-9)
-
-
-EQUIVARIANT = sorted(set(METHODS) - {"pcgrad", "gradvac", "db_mtl"})
-
-
-@pytest.mark.parametrize("name", EQUIVARIANT)
-def test_permutation_equivariance(name):
-    gramian = single(random_jacobian(6))
-    order = np.random.default_rng(1).permutation(6)
-    np.testing.assert_allclose(
-        METHODS[name](gramian[np.ix_(order, order)]),
-        METHODS[name](gramian)[order],
-        rtol=2e-4,
-        atol=1e-6,
-    )
-
-
-LINEAR = ["pcgrad", "gradvac", "conflict_free_inverse"]
-
-
-@pytest.mark.parametrize("name", METHODS)
-def test_linear_under_scaling(name, x64):  # noqa: ARG001
-    """d(diag(s c1 + t c2) J) = s d(diag(c1) J) + t d(diag(c2) J), where it should."""
-    jacobian = random_jacobian(6, spread=1)
-    rng = np.random.default_rng(2)
-
-    def direction(scales):
-        scaled = scales[:, None] * jacobian
-        return METHODS[name](scaled @ scaled.T) @ scaled
-
-    gaps = []
-    for _ in range(3):
-        first, second = rng.uniform(0.1, 1, (2, 6))
-        sides = direction(2 * first + 3 * second), 2 * direction(first)
-        gaps.append(np.max(np.abs(sides[0] - sides[1] - 3 * direction(second))))
-    assert (max(gaps) < 1e-9) == (name in LINEAR)
 
 
 def test_conflict_free_inverse_prescribes_cosines(x64):  # noqa: ARG001
@@ -557,7 +521,7 @@ def test_vmap_equals_loop(method):
     )
 
 
-@pytest.mark.parametrize("name", sorted(set(METHODS) - {"krum"}))
+@pytest.mark.parametrize("name", METHODS)
 def test_one_task(name):
     expected = {"db_mtl": 2.0}.get(name, 1.0)
     np.testing.assert_allclose(METHODS[name](np.array([[4.0]])), [expected], rtol=1e-6)
@@ -575,7 +539,7 @@ def test_wrong_shape(name):
     [
         (lambda: constant([1.0, np.nan]), "`weights` must be a vector of K finite"),
         (lambda: constant(1.0), "`weights` must be a vector of K finite"),
-        (lambda: constant([1.0, 2]).init(3), r"`weights` must have shape \(3,\)"),
+        (lambda: constant([1.0, 2]).init(3), "`weights` must be one number per task"),
         (lambda: random_weights(None), "`key` is required"),
         (lambda: pcgrad(None), "`key` is required"),
         (lambda: gradvac(0, beta=1.5), r"`beta` must be in \[0, 1\], got 1.5"),
@@ -585,21 +549,30 @@ def test_wrong_shape(name):
             "`targets` must have the shape of `gramian`",
         ),
         (lambda: aligned_mtl("max"), '`scale_mode` must be "min", "median" or "rmse"'),
-        (lambda: aligned_mtl(preference=[-1.0, 1]), "`preference` must be a vector"),
+        (
+            lambda: aligned_mtl(preference=[-1.0, 1]),
+            "`preference` must be finite and non-negative",
+        ),
         (
             lambda: conflict_free_inverse_weights(np.eye(2), np.ones(3)),
-            "`preference` must have one entry per task",
+            "`preference` must be one number per task",
         ),
         (lambda: krum(-1), "`num_byzantine` must be a non-negative int"),
         (lambda: krum(1, 0), "`num_selected` must be a positive int"),
-        (lambda: krum(1).init(3), "`num_byzantine` must be at most K - 3"),
+        (
+            lambda: krum(1).init(3),
+            r"`num_byzantine` must be at most max\(K - 3, 0\)",
+        ),
         (lambda: krum_weights(np.eye(4), 1, 5), "`num_selected` must be at most K"),
         (lambda: gradnorm(alpha=-1.0), "`alpha` must be non-negative"),
         (lambda: gradnorm(learning_rate=0.0), "`learning_rate` must be positive"),
         (lambda: smoothed(mean), "`solver` must be a samo_jax.Solver"),
         (lambda: smoothed(mean(), decay=1.0), r"`decay` must be in \[0, 1\)"),
         (lambda: db_mtl_weights(np.eye(2), None), r"`losses` is required by db_mtl"),
-        (lambda: db_mtl_weights(np.eye(2), np.ones(3)), "`losses` must have shape"),
+        (
+            lambda: db_mtl_weights(np.eye(2), np.ones(3)),
+            "`losses` must be one number per task",
+        ),
         (
             lambda: db_mtl().update(np.eye(2), db_mtl().init(2)),
             r"`losses` is required by db_mtl\(\), got None",

@@ -1,11 +1,8 @@
 """Per-task buffers and norms over pytrees with a leading task axis."""
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 
-from samo_jax._hyperparameters import is_number
 from samo_jax._tree import PyTree, accumulator_dtype, leaf_norm
 
 
@@ -51,15 +48,15 @@ def scale_tasks(leaf: jax.Array, scales: jax.Array) -> jax.Array:
     return leaf * jnp.expand_dims(scales, tuple(range(1, leaf.ndim)))
 
 
+def project_simplex(weights: jax.Array) -> jax.Array:
+    """The nearest point of the probability simplex, shape (K,)."""
+    descending = -jnp.sort(-weights)
+    counts = jnp.arange(1, len(weights) + 1).astype(weights.dtype)
+    thresholds = (jnp.cumsum(descending) - 1) / counts
+    support = jnp.sum(descending > thresholds)
+    return jnp.maximum(weights - thresholds[support - 1], 0)
+
+
 def cast_like(tree: PyTree, reference: PyTree) -> PyTree:
     """`tree` in the dtypes of the reference's leaves."""
     return jax.tree.map(lambda leaf, other: leaf.astype(other.dtype), tree, reference)
-
-
-def check_rate(
-    name: str, value: Any, remedy: str, *, upper: float = float("inf")
-) -> None:
-    """Raise unless a number is in [0, upper] and finite."""
-    if is_number(value) and not (0 <= value <= upper and value < float("inf")):
-        bounds = "non-negative and finite" if upper > 1 else f"in [0, {upper:g}]"
-        raise ValueError(f"`{name}` must be {bounds}, got {value}. {remedy}")

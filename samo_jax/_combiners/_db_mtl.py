@@ -8,12 +8,12 @@ import optax
 
 from samo_jax._combiners._base import (
     cast_like,
-    check_rate,
     moving_average,
     task_norms,
     zeros_per_task,
 )
 from samo_jax._gramian import combine
+from samo_jax._hyperparameters import check_nonnegative, check_share
 from samo_jax._solvers import Combiner
 from samo_jax._tree import PyTree, safe_divide
 from samo_jax._weightings._base import keep_if, usable_losses
@@ -44,6 +44,9 @@ def db_mtl_momentum(decay: float = 0.9, *, power: float = 0.0) -> Combiner:
     published d is K times this one. Heads keep the gradients of their losses (LibMTL
     trains them on the log losses). Costs K float32 copies of the shared parameters.
 
+    The averages are momentum already: let an optimiser without momentum follow, or
+    choose a smaller decay.
+
     Args:
         decay: of the moving averages, in [0, 1]. 0: none.
         power: exponent of the decay's own decay, non-negative. 0: constant.
@@ -72,8 +75,8 @@ def db_mtl_momentum(decay: float = 0.9, *, power: float = 0.0) -> Combiner:
         Lin et al., `Dual-Balancing for Multi-Task Learning
         <https://arxiv.org/abs/2308.12029>`_, 2023
     """
-    check_rate("decay", decay, "0 keeps no history.", upper=1)
-    check_rate("power", power, "0 keeps `decay` constant.")
+    check_share("decay", decay, "0 keeps no history.")
+    check_nonnegative("power", power, "0 keeps `decay` constant.")
 
     def init(params, num_tasks):
         return DBMTLState(jnp.zeros((), jnp.int32), zeros_per_task(params, num_tasks))

@@ -7,11 +7,11 @@ import jax.numpy as jnp
 
 from samo_jax._combiners._base import (
     all_finite,
-    check_rate,
     task_norms,
     zeros_per_task,
 )
 from samo_jax._gramian import combine
+from samo_jax._hyperparameters import check_nonnegative
 from samo_jax._solvers import Combiner
 from samo_jax._solvers._base import uniform_weights
 from samo_jax._tree import PyTree, accumulator_dtype, safe_divide
@@ -72,7 +72,7 @@ def excess_mtl(eta: float = 1e-2) -> Combiner:
         He et al., `Robust Multi-Task Learning with Excess Risks
         <https://arxiv.org/abs/2402.02009>`_, 2024
     """
-    check_rate("eta", eta, "0 keeps the weights uniform.")
+    check_nonnegative("eta", eta, "0 keeps the weights uniform.")
 
     def init(params, num_tasks):
         return ExcessMTLState(

@@ -5,13 +5,13 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
-from jax.typing import ArrayLike
 
 from samo_jax._solvers import Combiner
+from samo_jax._solvers._arguments import Vector, per_task
 from samo_jax._solvers._base import uniform_weights
 from samo_jax._tree import accumulator_dtype, safe_divide
-from samo_jax._weightings._base import per_task
 
 
 class GradDropState(NamedTuple):
@@ -26,7 +26,7 @@ class GradDropState(NamedTuple):
     step: jax.Array
 
 
-def graddrop(key: jax.Array | int, leak: ArrayLike = 0.0) -> Combiner:
+def graddrop(key: jax.Array | int, leak: Vector = 0.0) -> Combiner:
     """GradDrop: each coordinate follows the positive or the negative gradients.
 
     With `P = (1 + sum_i g_i / sum_i |g_i|) / 2` in each coordinate, the positive
@@ -72,7 +72,7 @@ def graddrop(key: jax.Array | int, leak: ArrayLike = 0.0) -> Combiner:
 
     def update(task_grads, state, *, losses, **extra_args):
         del extra_args
-        leaks = per_task("leak", leak, 0, uniform_weights(losses.shape[0]))
+        leaks = per_task("leak", leak, len(losses), 0)
         draw = jax.random.fold_in(state.key, state.step)
         leaves, treedef = jax.tree.flatten(task_grads)
         direction = [
@@ -101,8 +101,8 @@ def _drop(key, leaf, leaks):
 def _check_leak(leak):
     if isinstance(leak, jax.core.Tracer):
         return
-    values = jnp.asarray(leak)
-    if not bool(jnp.all((values >= 0) & (values <= 1))):
+    values = np.asarray(leak, float)
+    if not np.all((values >= 0) & (values <= 1)):
         raise ValueError(
             f"`leak` must be in [0, 1], got {leak}. 0 drops, 1 is the mean gradient."
         )

@@ -8,12 +8,13 @@ import optax
 
 from samo_jax._combiners._base import (
     cast_like,
-    check_rate,
     moving_average,
+    project_simplex,
     task_norms,
     zeros_per_task,
 )
 from samo_jax._gramian import combine, gramian
+from samo_jax._hyperparameters import check_nonnegative, check_share
 from samo_jax._solvers import Combiner
 from samo_jax._solvers._base import uniform_weights
 from samo_jax._tree import PyTree, safe_divide
@@ -54,6 +55,9 @@ def moco(
     weights together. LibMTL replaces the projection by a softmax of the weights, which
     holds them near uniform. Costs K float32 copies of the shared parameters.
 
+    Tracking is momentum already: let an optimiser without momentum follow, or choose
+    `decay=0`.
+
     Args:
         beta: tracking rate, in [0, 1].
         gamma: step size of the weights, non-negative.
@@ -85,10 +89,10 @@ def moco(
         Provably Convergent Stochastic Approach <https://arxiv.org/abs/2210.12624>`_,
         2023
     """
-    check_rate("beta", beta, "1 tracks the last gradients alone.", upper=1)
-    check_rate("gamma", gamma, "0 keeps the weights uniform.")
-    check_rate("rho", rho, "0 switches it off.")
-    check_rate("decay", decay, "0 keeps the rates constant.")
+    check_share("beta", beta, "1 tracks the last gradients alone.")
+    check_nonnegative("gamma", gamma, "0 keeps the weights uniform.")
+    check_nonnegative("rho", rho, "0 switches it off.")
+    check_nonnegative("decay", decay, "0 keeps the rates constant.")
 
     def init(params, num_tasks):
         return MoCoState(
@@ -115,7 +119,7 @@ def moco(
         if jax.tree.leaves(tracked):
             slope = jnp.matmul(gramian(tracked), weights, precision="highest")
             slope += jnp.asarray(rho, weights.dtype) * weights
-            weights = _project(
+            weights = project_simplex(
                 weights - jnp.asarray(gamma, weights.dtype) * shrink * slope
             )
         usable &= jnp.all(jnp.isfinite(weights))
@@ -124,12 +128,3 @@ def moco(
         return cast_like(direction, task_grads), state.weights, state
 
     return Combiner(init, update)
-
-
-def _project(weights):
-    """The nearest point of the simplex."""
-    descending = -jnp.sort(-weights)
-    counts = jnp.arange(1, len(weights) + 1).astype(weights.dtype)
-    thresholds = (jnp.cumsum(descending) - 1) / counts
-    support = jnp.sum(descending > thresholds)
-    return jnp.maximum(weights - thresholds[support - 1], 0)

@@ -1,12 +1,19 @@
 """What a perturbation is: where each task looks for its worst case."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from samo_jax._tasks import SHARED, LossFn, Unroll, map_tasks, task_value_and_gradient
+from samo_jax._tasks import (
+    SHARED,
+    LossFn,
+    Unroll,
+    map_tasks,
+    select_loss,
+    task_value_and_gradient,
+)
 from samo_jax._tree import PyTree, displace
 
 
@@ -16,6 +23,8 @@ class Problem(NamedTuple):
     Attributes:
         loss_fn: params to K losses, as the user passed it to `update`.
         probe_loss_fn: the same for forward-only probes (default: `loss_fn`).
+        sample_loss_fns: further losses like `loss_fn`, of independent batches, whose
+            gradients at the perturbed points the combiner wants too.
         params: theta.
         mean_grad: g0, the incoming updates, like `params`.
         labels: a pytree like `params` of "shared" or a task's name. Leaves with one
@@ -23,18 +32,35 @@ class Problem(NamedTuple):
         tasks: the K task names, in task order.
         step: shape (), int32, for schedules.
         key: this step's PRNG key, or None.
+        extra_args: the further extra arguments of `update`, for what a method needs.
         unroll: how loops over tasks are to be run, see `multitask`.
     """
 
     loss_fn: LossFn
     probe_loss_fn: LossFn
+    sample_loss_fns: tuple[LossFn, ...]
     params: PyTree
     mean_grad: PyTree
     labels: Any
     tasks: tuple[str, ...]
     step: jax.Array
     key: jax.Array | None
+    extra_args: Mapping[str, Any]
     unroll: Unroll
+
+    def required(self, name: str, method: str) -> Any:
+        """An extra argument; raise if `update` did not get it."""
+        if name not in self.extra_args:
+            raise ValueError(
+                f"`{name}` is required by {method}: call tx.update(grads, state, "
+                f"params, loss_fn=loss_fn, {name}=...)."
+            )
+        return self.extra_args[name]
+
+
+def own_loss(problem: Problem, _context: Any, point: PyTree, i: Any) -> jax.Array:
+    """The loss of task i as `loss_fn` has it."""
+    return select_loss(problem.loss_fn(point), i)
 
 
 class Perturbation(NamedTuple):
@@ -48,6 +74,10 @@ class Perturbation(NamedTuple):
         finish: `finish(context, task_grads, state) -> (task_grads, state)`, once per
             step, with the K gradients at the perturbed points (leading task axis).
         needs_key: whether `prepare` draws random numbers.
+        clean_gradients: `clean_gradients(context) -> task_grads`, the K gradients at
+            theta, where the method has them and a combiner wants them (`f_mtl`).
+        loss: `loss(problem, context, point, i)`, the scalar of task i whose gradient at
+            the perturbed point is taken. By default, that of `loss_fn`.
     """
 
     prepare: Callable[[Problem, Any], Any]
@@ -57,29 +87,57 @@ class Perturbation(NamedTuple):
         lambda _context, task_grads, state: (task_grads, state)
     )
     needs_key: bool = False
+    clean_gradients: Callable[[Any], PyTree | None] = lambda _context: None
+    loss: Callable[[Problem, Any, PyTree, Any], jax.Array] = own_loss
 
 
-def perturbed_values_and_gradients(
+class Gradients(NamedTuple):
+    """What a step has seen.
+
+    Attributes:
+        losses: at the perturbed points, shape (K,).
+        task_grads: there, like the parameters with a leading task axis.
+        sample_grads: of each of `sample_loss_fns`, there.
+        clean_grads: at theta, or None.
+    """
+
+    losses: jax.Array
+    task_grads: PyTree
+    sample_grads: list[PyTree]
+    clean_grads: PyTree | None
+
+
+def perturbed_gradients(
     perturbation: Perturbation, problem: Problem, state: Any
-) -> tuple[jax.Array, PyTree, Any]:
+) -> tuple[Gradients, Any]:
     """Losses and gradients at `theta + eps_i`, and the perturbation's new state.
 
     Each eps_i lives only inside its pass of the loop.
     """
     context = perturbation.prepare(problem, state)
 
-    def value_and_gradient(i):
-        eps = _own_leaves(perturbation.perturb(context, i), problem, i)
+    def values_and_gradients(i):
+        eps = own_leaves(perturbation.perturb(context, i), problem, i)
         point = displace(problem.params, eps)
-        return task_value_and_gradient(problem.loss_fn, point, i)
+        value_and_gradient = jax.value_and_grad(
+            lambda point: perturbation.loss(problem, context, point, i)
+        )
+        samples = [
+            task_value_and_gradient(loss_fn, point, i)[1]
+            for loss_fn in problem.sample_loss_fns
+        ]
+        return *value_and_gradient(point), samples
 
-    losses, task_grads = map_tasks(
-        value_and_gradient, len(problem.tasks), problem.unroll
+    losses, task_grads, samples = map_tasks(
+        values_and_gradients, len(problem.tasks), problem.unroll
     )
-    return losses, *perturbation.finish(context, task_grads, state)
+    samples = [perturbation.finish(context, grads, state)[0] for grads in samples]
+    task_grads, state = perturbation.finish(context, task_grads, state)
+    clean = perturbation.clean_gradients(context)
+    return Gradients(losses, task_grads, samples, clean), state
 
 
-def _own_leaves(eps: PyTree, problem: Problem, i: int | jax.Array):
+def own_leaves(eps: PyTree, problem: Problem, i: int | jax.Array) -> PyTree:
     """`eps` on shared leaves and on the task's own head, zero on other heads."""
 
     def own(leaf, label):

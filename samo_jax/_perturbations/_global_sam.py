@@ -1,12 +1,8 @@
 """Global SAM: all tasks look along the gradient of the mean loss."""
 
-from samo_jax._hyperparameters import (
-    ScalarOrSchedule,
-    check_rho,
-    resolve,
-)
+from samo_jax._hyperparameters import ScalarOrSchedule
+from samo_jax._perturbations._along import along
 from samo_jax._perturbations._base import Perturbation
-from samo_jax._perturbations._radius import scale_to_radius
 
 
 def global_sam(rho: ScalarOrSchedule = 0.05) -> Perturbation:
@@ -28,12 +24,4 @@ def global_sam(rho: ScalarOrSchedule = 0.05) -> Perturbation:
         Foret et al., `Sharpness-Aware Minimization for Efficiently Improving
         Generalization <https://arxiv.org/abs/2010.01412>`_, 2021
     """
-    check_rho(rho)
-
-    def prepare(problem, state):
-        del state
-        return scale_to_radius(
-            problem.mean_grad, resolve(rho, problem.step), problem.labels
-        )
-
-    return Perturbation(prepare, lambda eps, _task: eps)
+    return along("global", rho)

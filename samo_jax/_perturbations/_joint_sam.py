@@ -14,6 +14,7 @@ from samo_jax._hyperparameters import (
     is_number,
     resolve,
 )
+from samo_jax._perturbations._along import along
 from samo_jax._perturbations._base import Perturbation
 from samo_jax._perturbations._global_sam import global_sam
 from samo_jax._perturbations._radius import layerwise_normalize, scale_to_radius
@@ -62,12 +63,15 @@ def joint_perturbation(
     """
     check_rho(rho)
     check_alpha(alpha)
-    joint = jax.tree.map(
+    return scale_to_radius(_mix(mean_grad, local_grad, alpha), rho, groups)
+
+
+def _mix(mean_grad, local_grad, alpha):
+    return jax.tree.map(
         lambda g, local: alpha * g.astype(local.dtype) + (1 - alpha) * local,
         mean_grad,
         layerwise_normalize(local_grad, mean_grad),
     )
-    return scale_to_radius(joint, rho, groups)
 
 
 def joint_sam(
@@ -137,12 +141,6 @@ def joint_sam(
             problem.mean_grad,
             problem.labels,
         )
-        return joint_perturbation(
-            problem.mean_grad,
-            local_grad,
-            rho=resolve(rho, problem.step),
-            alpha=resolve(alpha, problem.step),
-            groups=problem.labels,
-        )
+        return _mix(problem.mean_grad, local_grad, resolve(alpha, problem.step))
 
-    return Perturbation(prepare, perturb, needs_key=True)
+    return along(Perturbation(prepare, perturb, needs_key=True), rho)

@@ -1,13 +1,8 @@
 """Local SAM: every task looks along its own gradient."""
 
-from samo_jax._hyperparameters import (
-    ScalarOrSchedule,
-    check_rho,
-    resolve,
-)
+from samo_jax._hyperparameters import ScalarOrSchedule
+from samo_jax._perturbations._along import along
 from samo_jax._perturbations._base import Perturbation
-from samo_jax._perturbations._radius import scale_to_radius
-from samo_jax._tasks import task_value_and_gradient
 
 
 def local_sam(rho: ScalarOrSchedule = 0.05) -> Perturbation:
@@ -30,10 +25,4 @@ def local_sam(rho: ScalarOrSchedule = 0.05) -> Perturbation:
         Multi-Task Optimization with Joint Global-Local Perturbation
         <https://arxiv.org/abs/2507.07883>`_, 2025
     """
-    check_rho(rho)
-
-    def perturb(problem, i):
-        _, local_grad = task_value_and_gradient(problem.loss_fn, problem.params, i)
-        return scale_to_radius(local_grad, resolve(rho, problem.step), problem.labels)
-
-    return Perturbation(lambda problem, _state: problem, perturb)
+    return along("local", rho)

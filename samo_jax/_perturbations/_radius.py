@@ -1,5 +1,6 @@
 """Lengths of perturbations: per leaf, per norm group, and the radius rho."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -41,12 +42,16 @@ def layerwise_normalize(tree: PyTree, reference: PyTree) -> PyTree:
     )
 
 
-def scale_to_radius(direction: PyTree, rho: ArrayLike, groups: Any = None) -> PyTree:
+def scale_to_radius(
+    direction: PyTree,
+    rho: ArrayLike | Callable[[jax.Array], ArrayLike],
+    groups: Any = None,
+) -> PyTree:
     """The step of length rho along a direction: `eps = rho p / ||p||`.
 
     Args:
         direction: p.
-        rho: radius, non-negative.
+        rho: radius, non-negative, or a function of `||p||`.
         groups: a pytree of labels like `direction`; leaves with one label share one
             norm and one radius. None: one norm over all leaves.
 
@@ -62,6 +67,9 @@ def scale_to_radius(direction: PyTree, rho: ArrayLike, groups: Any = None) -> Py
     if groups is None:
         groups = jax.tree.map(lambda _: SHARED, direction)
     norms = group_norms(direction, groups)
-    return scale_leaves(
-        direction, lambda _, group: safe_divide(jnp.asarray(rho), norms[group]), groups
-    )
+    radius = rho if callable(rho) else lambda _norm: rho
+    scales = {
+        group: safe_divide(jnp.asarray(radius(norm)), norm)
+        for group, norm in norms.items()
+    }
+    return scale_leaves(direction, lambda _, group: scales[group], groups)

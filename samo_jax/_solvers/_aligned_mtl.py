@@ -7,10 +7,10 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
+from samo_jax._solvers._arguments import Vector, check_preference, preference_vector
 from samo_jax._solvers._base import Solver, gramian_solver
 from samo_jax._solvers._correlation import common_scale, direct, spectrum
 from samo_jax._solvers._equilibrate import Equilibrated, Solution, solve_gramian
-from samo_jax._solvers._preference import check_preference, preference_vector
 
 ScaleMode: TypeAlias = Literal["min", "median", "rmse"]
 
@@ -18,7 +18,7 @@ ScaleMode: TypeAlias = Literal["min", "median", "rmse"]
 def aligned_mtl_weights(
     gramian: ArrayLike,
     scale_mode: ScaleMode = "min",
-    preference: ArrayLike | None = None,
+    preference: Vector | None = None,
 ) -> jax.Array:
     """Weights of Aligned-MTL, `w = sqrt(s) G^(-1/2) p`.
 
@@ -95,7 +95,7 @@ def _aligned(problem: Equilibrated, preference, scale_mode: ScaleMode) -> Soluti
 
 def aligned_mtl(
     scale_mode: ScaleMode = "min",
-    preference: ArrayLike | None = None,
+    preference: Vector | None = None,
 ) -> Solver:
     """`aligned_mtl_weights` as a solver for `multitask` and `samo`.
 

@@ -10,6 +10,7 @@ from samo_jax._solvers._equilibrate import Solution, add_ridge, fall_back
 
 MAX_STEPS = 50
 _STEP_TO_BOUNDARY = 0.95
+_RIDGE = 1024
 
 
 def alpha_fair(matrix: jax.Array, scale: jax.Array, p: jax.Array) -> Solution:
@@ -34,11 +35,15 @@ def alpha_fair(matrix: jax.Array, scale: jax.Array, p: jax.Array) -> Solution:
         (no solution exists, or it is out of the precision's reach), a relative ridge is
         added to C.
     """
-    solution = _newton(matrix, scale, p)
-    return fall_back(solution, lambda: _newton(add_ridge(matrix), scale, p))
+    solution = _newton(matrix, scale, p, jnp.array(False))
+    return fall_back(
+        solution, lambda skip: _newton(add_ridge(matrix, _RIDGE), scale, p, skip)
+    )
 
 
-def _newton(matrix: jax.Array, scale: jax.Array, p: jax.Array) -> Solution:
+def _newton(
+    matrix: jax.Array, scale: jax.Array, p: jax.Array, skip: jax.Array
+) -> Solution:
     dtype = matrix.dtype
     eps = float(jnp.finfo(dtype).eps)
     identity = jnp.eye(matrix.shape[0], dtype=dtype)
@@ -87,9 +92,10 @@ def _newton(matrix: jax.Array, scale: jax.Array, p: jax.Array) -> Solution:
         product,
         (y, residual(y, product)),
         jnp.array(jnp.inf, dtype),
-        jnp.array(False),
+        skip,
         jnp.array(0, jnp.int32),
     )
     carry = lax.while_loop(lambda c: ~c[5] & (c[6] < MAX_STEPS), newton_step, carry)
     _, _, _, (y, error), _, done, steps = carry
-    return Solution(y, error, steps, done)
+    # Newton's steps may also end, by rounding, far from any solution.
+    return Solution(y, error, steps, done & (error < 0.1))

@@ -1,28 +1,53 @@
-"""Arguments that several combiners take: one number per task."""
+"""Arguments with one number per task."""
+
+from collections.abc import Sequence
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike
 
 from samo_jax._tree import accumulator_dtype
 
+Vector: TypeAlias = ArrayLike | Sequence[float]
 
-def task_vector(name: str, values: ArrayLike, num_tasks: int) -> jax.Array:
-    """`values` as a (K,) array in `accumulator_dtype`; raise if it is not (K,)."""
-    vector = jnp.asarray(values, accumulator_dtype())
-    if vector.shape != (num_tasks,):
+
+def per_task(
+    name: str, values: Vector | None, num_tasks: int, default: ArrayLike
+) -> jax.Array:
+    """`values` (one for all, or K of them; None: `default`) as a (K,) array."""
+    vector = jnp.asarray(default if values is None else values, accumulator_dtype())
+    if vector.shape not in {(), (num_tasks,)}:
         raise ValueError(
-            f"`{name}` must have shape ({num_tasks},), one number per task in the "
-            f"order of the loss pytree's leaves, got {vector.shape}."
+            f"`{name}` must be one number per task, shape ({num_tasks},), got shape "
+            f"{vector.shape}. Give its entries in the order of the losses."
         )
-    return vector
+    return jnp.broadcast_to(vector, (num_tasks,))
 
 
-def required_losses(losses: ArrayLike | None, method: str, num_tasks: int) -> jax.Array:
+def check_preference(preference: Vector | None) -> None:
+    """Raise unless the preference is a direction in the non-negative orthant."""
+    if preference is None or isinstance(preference, jax.core.Tracer):
+        return
+    values = np.asarray(preference, float)
+    if not (np.all(np.isfinite(values)) and np.all(values >= 0) and np.any(values > 0)):
+        raise ValueError(
+            "`preference` must be finite and non-negative with a positive entry, got "
+            f"{preference}. None prefers no task."
+        )
+
+
+def preference_vector(preference: Vector | None, num_tasks: int) -> jax.Array:
+    """`preference` as a (K,) array; 1/K each where it is None."""
+    return per_task("preference", preference, num_tasks, 1 / num_tasks)
+
+
+def required_losses(losses: Vector | None, method: str, num_tasks: int) -> jax.Array:
     """`losses` as a (K,) array; raise if they are missing."""
     if losses is None:
         raise ValueError(
-            f"`losses` is required by {method}(), got None: call "
+            f"`losses` is required by {method}, got None: call "
             "solver.update(gramian, state, losses=losses). `multitask` passes them."
         )
-    return task_vector("losses", losses, num_tasks)
+    return per_task("losses", losses, num_tasks, 0)

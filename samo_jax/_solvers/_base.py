@@ -42,10 +42,12 @@ class Combiner(NamedTuple):
     update: Callable[..., tuple[PyTree, jax.Array, Any]]
 
 
-def as_combiner(solver: Solver | Combiner) -> Combiner:
-    """A solver as a `Combiner`: gradients to Gramian to weights to direction."""
+def combiner_update(
+    solver: Solver | Combiner,
+) -> Callable[..., tuple[PyTree, jax.Array, Any]]:
+    """`Combiner.update`, for a solver too: Gramian to weights to direction."""
     if isinstance(solver, Combiner):
-        return solver
+        return solver.update
 
     def update(task_grads, state, *, losses, **extra_args):
         shared = jax.tree.leaves(task_grads)
@@ -54,7 +56,7 @@ def as_combiner(solver: Solver | Combiner) -> Combiner:
         weights, state = solver.update(products, state, losses=losses, **extra_args)
         return combine(weights, task_grads), weights, state
 
-    return Combiner(lambda _, num_tasks: solver.init(num_tasks), update)
+    return update
 
 
 class SolveInfo(NamedTuple):

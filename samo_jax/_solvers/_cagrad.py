@@ -1,6 +1,6 @@
 """CAGrad: the best worst case within a ball around the mean gradient."""
 
-from typing import Literal, overload
+from typing import Literal, TypeAlias, overload
 
 import jax
 import jax.numpy as jnp
@@ -8,32 +8,41 @@ from jax import lax
 from jax.scipy.linalg import solve
 from jax.typing import ArrayLike
 
-from samo_jax._hyperparameters import is_number
+from samo_jax._hyperparameters import check_nonnegative
 from samo_jax._solvers._base import SolveInfo, Solver, gramian_solver
 from samo_jax._solvers._compensated import matvec
-from samo_jax._solvers._equilibrate import (
-    Equilibrated,
-    Solution,
-    add_ridge,
-    fall_back,
-    solve_gramian,
-)
+from samo_jax._solvers._equilibrate import Equilibrated, Solution, solve_gramian
 from samo_jax._solvers._nonnegative_qp import nonnegative_qp
 from samo_jax._tree import safe_divide
 
+Rescale: TypeAlias = Literal[0, 1, 2]
+
 _MAX_ROUNDS = 50
+_ROUNDINGS = 64
 
 
 @overload
 def cagrad_weights(
-    gramian: ArrayLike, c: ArrayLike = 0.5, *, return_info: Literal[False] = False
+    gramian: ArrayLike,
+    c: ArrayLike = 0.5,
+    rescale: Rescale = 0,
+    *,
+    return_info: Literal[False] = False,
 ) -> jax.Array: ...
 @overload
 def cagrad_weights(
-    gramian: ArrayLike, c: ArrayLike = 0.5, *, return_info: Literal[True]
+    gramian: ArrayLike,
+    c: ArrayLike = 0.5,
+    rescale: Rescale = 0,
+    *,
+    return_info: Literal[True],
 ) -> tuple[jax.Array, SolveInfo]: ...
 def cagrad_weights(
-    gramian: ArrayLike, c: ArrayLike = 0.5, *, return_info: bool = False
+    gramian: ArrayLike,
+    c: ArrayLike = 0.5,
+    rescale: Rescale = 0,
+    *,
+    return_info: bool = False,
 ) -> jax.Array | tuple[jax.Array, SolveInfo]:
     """Weights of `argmax_d min_i <g_i, d>` subject to `||d - g0|| <= c ||g0||`.
 
@@ -41,15 +50,16 @@ def cagrad_weights(
     the QP `min v'Gv/2 + (G/K 1 - t)'v` for the worst case's rate t, which is found by
     an exact one-dimensional search: on one support ||J'v|| is a quadratic's root in t.
     The weights are `w = 1/K + v`. c = 0 gives the mean; with c >= 1 no task conflicts.
+    At Pareto-stationary points there is no rate t > 0: if the ball reaches t = 0, d is
+    the direction closest to g0 with which no task conflicts (DualProj's).
 
-    The reference divides d by 1 + c^2 ("rescale 1"), others by 1 + c: chain
-    `optax.scale`. Tasks with a zero gradient are left out (weight 0); all-zero and
-    non-finite Gramians give uniform weights; `w` does not change when G is scaled. At
-    Pareto-stationary points the weights are finite, but with c >= 1 tasks may conflict.
+    Tasks with a zero gradient are left out (weight 0); all-zero and
+    non-finite Gramians give uniform weights; `w` does not change when G is scaled.
 
     Args:
         gramian: G, shape (K, K), inner products of the task gradients.
         c: radius of the ball relative to ||g0||, non-negative.
+        rescale: 0 returns w, 1 (the reference's default) w / (1 + c^2), 2 w / (1 + c).
         return_info: also return a `SolveInfo`, whose residual is
             `| ||J'v|| / (c ||g0||) - 1 |`.
 
@@ -57,7 +67,8 @@ def cagrad_weights(
         w, shape (K,), or `(w, info)`.
 
     Raises:
-        ValueError: if `gramian` is not square or `c` is negative.
+        ValueError: if `gramian` is not square, `c` is negative or `rescale` not 0, 1
+            or 2.
 
     Examples:
         >>> import jax.numpy as jnp, samo_jax
@@ -69,27 +80,21 @@ def cagrad_weights(
         Liu et al., `Conflict-Averse Gradient Descent for Multi-task Learning
         <https://arxiv.org/abs/2110.14048>`_, 2021
     """
-    _check_c(c)
+    _check(c, rescale)
     weights, info = _solve(gramian, c)
+    weights = weights / (1, 1 + c**2, 1 + c)[rescale]
     return (weights, info) if return_info else weights
 
 
-def _check_c(c):
-    if is_number(c) and not 0 <= c < float("inf"):
-        raise ValueError(
-            f"`c` must be non-negative and finite, got {c}. 0 is the mean."
-        )
+def _check(c, rescale):
+    if rescale not in (0, 1, 2):
+        raise ValueError(f"`rescale` must be 0, 1 or 2, got {rescale!r}.")
+    check_nonnegative("c", c, "0 is the mean.")
 
 
 @jax.jit
 def _solve(gramian, c):
-    def solve_or_regularise(problem):
-        regularised = problem._replace(matrix=add_ridge(problem.matrix))
-        return fall_back(
-            _conflict_averse(problem, c), lambda: _conflict_averse(regularised, c)
-        )
-
-    return solve_gramian(gramian, solve_or_regularise)
+    return solve_gramian(gramian, lambda problem: _conflict_averse(problem, c))
 
 
 def _conflict_averse(problem: Equilibrated, c) -> Solution:
@@ -138,43 +143,58 @@ def _conflict_averse(problem: Equilibrated, c) -> Solution:
         new = jnp.where(done, t, new)
         return low, high, new, done, solution.converged, steps + solution.steps
 
+    # Rates t <= 0 are always in reach of some direction, d = 0 at the least.
+    at_zero, reach_at_zero, solution_at_zero = ascend(jnp.zeros((), dtype))
+    ascends = reach_at_zero <= radius
     bound = jnp.where(
         active, jnp.sqrt(jnp.diagonal(matrix)) * (length + radius), jnp.inf
     )
     low = jnp.min(jnp.where(active, safe_divide(rates, units), jnp.inf))
     high = jnp.min(jnp.where(active, safe_divide(bound, units), jnp.inf))
+    low, high = (
+        jnp.where(ascends, jnp.maximum(low, 0), low),
+        jnp.where(ascends, high, 0),
+    )
     start = (low, high, low / 2 + high / 2)
-    carry = (*start, jnp.array(False), jnp.array(True), jnp.array(0, jnp.int32))
+    carry = (*start, jnp.array(False), jnp.array(True), solution_at_zero.steps)
 
     def unfinished(carry):
         index, (_, _, _, done, _, _) = carry
         return ~done & (index < _MAX_ROUNDS)
 
-    _, (_, _, t, done, converged, steps) = lax.while_loop(
-        unfinished, lambda c: (c[0] + 1, search(c[1])), (0, carry)
+    _, (_, _, t, _, converged, steps) = lax.while_loop(
+        unfinished, lambda carry: (carry[0] + 1, search(carry[1])), (0, carry)
     )
     y, reach, _ = ascend(t)
-    scaled = y * safe_divide(radius, reach)
+    y = y * safe_divide(radius, reach)
+    residual = jnp.abs(safe_divide(reach, radius) - 1)
+    residual = jnp.where(radius > 0, residual, 0)
+    # A rate t within the rounding of C y is none.
+    rounding = _ROUNDINGS * eps * jnp.max(jnp.abs(matrix) @ y)
+    real = (t <= 0) | (t * jnp.max(units) > rounding)
+    solved = converged & real & (residual < eps**0.5)
+    y = jnp.where(ascends & ~solved, at_zero, y)
     return Solution(
-        active.astype(dtype) / count + jnp.ldexp(scaled, largest - exponents),
-        jnp.abs(safe_divide(reach, radius) - 1),
+        active.astype(dtype) / count + jnp.ldexp(y, largest - exponents),
+        residual,
         steps,
-        done & converged & jnp.all(jnp.isfinite(scaled)),
+        solved,
     )
 
 
-def cagrad(c: float = 0.5) -> Solver:
+def cagrad(c: float = 0.5, rescale: Rescale = 0) -> Solver:
     """`cagrad_weights` as a solver for `multitask` and `samo`.
 
     Args:
         c: radius of the ball relative to ||g0||, non-negative. SAMO's scripts use 0.4.
+        rescale: 0, 1 or 2, see `cagrad_weights`. SAMO's scripts use 1.
 
     Returns:
         A `Solver`. On a non-finite Gramian it keeps its last weights;
         `SolverState.info` says so.
 
     Raises:
-        ValueError: if `c` is negative.
+        ValueError: if `c` is negative or `rescale` not 0, 1 or 2.
 
     Examples:
         >>> import jax.numpy as jnp, samo_jax
@@ -183,5 +203,7 @@ def cagrad(c: float = 0.5) -> Solver:
         >>> print(weights)
         [0.5 0.5]
     """
-    _check_c(c)
-    return gramian_solver(lambda gramian: cagrad_weights(gramian, c, return_info=True))
+    _check(c, rescale)
+    return gramian_solver(
+        lambda gramian: cagrad_weights(gramian, c, rescale, return_info=True)
+    )

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
+from samo_jax._solvers._arguments import Vector, check_preference, preference_vector
 from samo_jax._solvers._base import Solver, gramian_solver
 from samo_jax._solvers._correlation import (
     direct,
@@ -12,12 +13,11 @@ from samo_jax._solvers._correlation import (
     relative_norms,
 )
 from samo_jax._solvers._equilibrate import Equilibrated, Solution, solve_gramian
-from samo_jax._solvers._preference import check_preference, preference_vector
 from samo_jax._tree import safe_divide
 
 
 def conflict_free_inverse_weights(
-    gramian: ArrayLike, preference: ArrayLike | None = None
+    gramian: ArrayLike, preference: Vector | None = None
 ) -> jax.Array:
     """Weights of ConFIG's direction, whose cosines with the gradients are prescribed.
 
@@ -84,7 +84,7 @@ def _conflict_free(problem: Equilibrated, target: jax.Array) -> Solution:
 
 
 def conflict_free_inverse(
-    preference: ArrayLike | None = None,
+    preference: Vector | None = None,
 ) -> Solver:
     """`conflict_free_inverse_weights` as a solver for `multitask` and `samo`.
 

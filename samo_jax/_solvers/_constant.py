@@ -2,13 +2,12 @@
 
 import jax
 import numpy as np
-from jax.typing import ArrayLike
 
-from samo_jax._solvers._arguments import task_vector
+from samo_jax._solvers._arguments import Vector, per_task
 from samo_jax._solvers._base import Solver
 
 
-def constant(weights: ArrayLike) -> Solver:
+def constant(weights: Vector) -> Solver:
     """Fixed weights: the direction is the gradient of `sum_i w_i l_i`.
 
     Args:
@@ -37,11 +36,11 @@ def constant(weights: ArrayLike) -> Solver:
             )
 
     def init(num_tasks):
-        task_vector("weights", weights, num_tasks)
+        per_task("weights", weights, num_tasks, 0)
         return ()
 
     def update(gramian, state, **extra_args):
         del extra_args
-        return task_vector("weights", weights, gramian.shape[0]), state
+        return per_task("weights", weights, len(gramian), 0), state
 
     return Solver(init, update)

@@ -4,13 +4,13 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from samo_jax._solvers._arguments import required_losses
+from samo_jax._solvers._arguments import Vector, required_losses
 from samo_jax._solvers._base import Solver, gramian_solver
 from samo_jax._solvers._correlation import direct, relative_norms
 from samo_jax._solvers._equilibrate import Equilibrated, Solution, solve_gramian
 
 
-def db_mtl_weights(gramian: ArrayLike, losses: ArrayLike) -> jax.Array:
+def db_mtl_weights(gramian: ArrayLike, losses: Vector) -> jax.Array:
     """Weights of dual-balancing: `w_i = max_j(||g_j|| / l_j) / (K ||g_i||)`.
 
     The gradients g_i / l_i of the log-losses are all brought to the largest norm among
@@ -48,7 +48,7 @@ def db_mtl_weights(gramian: ArrayLike, losses: ArrayLike) -> jax.Array:
 @jax.jit
 def _solve(gramian, losses):
     num_tasks = jnp.shape(gramian)[0] if jnp.ndim(gramian) else 0
-    losses = required_losses(losses, "db_mtl", num_tasks)
+    losses = required_losses(losses, "db_mtl()", num_tasks)
     positive = (losses > 0) & jnp.isfinite(losses)
     usable = positive | (jnp.diagonal(gramian) == 0)
     gramian = jnp.where(usable.all(), gramian, jnp.nan)
@@ -80,7 +80,7 @@ def db_mtl() -> Solver:
     """
 
     def update(gramian, state, *, losses=None, **extra_args):
-        losses = required_losses(losses, "db_mtl", gramian.shape[0])
+        losses = required_losses(losses, "db_mtl()", gramian.shape[0])
         solver = gramian_solver(lambda gramian: _solve(gramian, losses))
         return solver.update(gramian, state, **extra_args)
 

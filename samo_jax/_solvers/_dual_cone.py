@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from samo_jax._solvers._compensated import matvec
 from samo_jax._solvers._equilibrate import Equilibrated, Solution
@@ -32,7 +33,12 @@ def project(problem: Equilibrated, preferences: jax.Array) -> Solution:
         solution = nonnegative_qp(matrix, -high)
         return solution._replace(weights=u + jnp.ldexp(solution.weights, -relative))
 
-    solutions = jax.vmap(project_row)(preferences)
+    # One by one on a CPU, where a batch would wait for its slowest row.
+    solutions = lax.platform_dependent(
+        preferences,
+        cpu=lambda rows: lax.map(project_row, rows),
+        default=jax.vmap(project_row),
+    )
     return Solution(
         jnp.sum(solutions.weights, axis=0),
         jnp.max(solutions.residual),

@@ -5,29 +5,29 @@ from typing import Literal, overload
 import jax
 from jax.typing import ArrayLike
 
+from samo_jax._solvers._arguments import Vector, check_preference, preference_vector
 from samo_jax._solvers._base import SolveInfo, Solver, gramian_solver
 from samo_jax._solvers._dual_cone import project
 from samo_jax._solvers._equilibrate import solve_gramian
-from samo_jax._solvers._preference import check_preference, preference_vector
 
 
 @overload
 def dualproj_weights(
     gramian: ArrayLike,
-    preference: ArrayLike | None = None,
+    preference: Vector | None = None,
     *,
     return_info: Literal[False] = False,
 ) -> jax.Array: ...
 @overload
 def dualproj_weights(
     gramian: ArrayLike,
-    preference: ArrayLike | None = None,
+    preference: Vector | None = None,
     *,
     return_info: Literal[True],
 ) -> tuple[jax.Array, SolveInfo]: ...
 def dualproj_weights(
     gramian: ArrayLike,
-    preference: ArrayLike | None = None,
+    preference: Vector | None = None,
     *,
     return_info: bool = False,
 ) -> jax.Array | tuple[jax.Array, SolveInfo]:
@@ -78,7 +78,7 @@ def _solve(gramian, preference):
     return solve_gramian(gramian, lambda problem: project(problem, u[None, :]))
 
 
-def dualproj(preference: ArrayLike | None = None) -> Solver:
+def dualproj(preference: Vector | None = None) -> Solver:
     """`dualproj_weights` as a solver for `multitask` and `samo`.
 
     Args:

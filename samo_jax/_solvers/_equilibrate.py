@@ -1,11 +1,11 @@
 """Preprocessing that every exact Gramian method shares."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
 from samo_jax._solvers._base import SolveInfo, uniform_weights
 from samo_jax._tree import accumulator_dtype
@@ -38,27 +38,27 @@ class Solution(NamedTuple):
     converged: jax.Array
 
 
-def add_ridge(matrix: jax.Array) -> jax.Array:
-    """`C + delta I`, delta 1024 units in the last place of the unit diagonal."""
+def add_ridge(matrix: jax.Array, ulps: int) -> jax.Array:
+    """`C + delta I`, delta in units in the last place of the unit diagonal."""
     dtype = matrix.dtype
-    delta = 1024 * float(jnp.finfo(dtype).eps)
+    delta = ulps * float(jnp.finfo(dtype).eps)
     return matrix + delta * jnp.eye(matrix.shape[0], dtype=dtype)
 
 
-def fall_back(solution: Solution, solve: Callable[[], Solution]) -> Solution:
+def fall_back(solution: Solution, solve: Callable[[jax.Array], Solution]) -> Solution:
     """`solution` if it has converged, else that of `solve`, marked as not converged.
 
     The policy of every core: a Gramian is solved as it is, and with a ridge only where
     that fails (rank-deficient to working precision, or Pareto-stationary).
+
+    `solve(skip)` must not enter its loop where `skip` holds. That is cheaper than
+    `lax.cond`, of which `vmap` runs both branches, and orders the loops: jaxlib 0.10
+    deadlocks if two batched Cholesky factorisations share a pool of two CPU threads.
     """
-
-    def other():
-        regularised = solve()
-        return regularised._replace(
-            steps=solution.steps + regularised.steps, converged=solution.converged
-        )
-
-    return lax.cond(solution.converged, lambda: solution, other)
+    other = solve(solution.converged)
+    other = other._replace(steps=solution.steps + other.steps)
+    picked = jax.tree.map(partial(jnp.where, solution.converged), solution, other)
+    return picked._replace(converged=solution.converged)
 
 
 def check_gramian(gramian: jax.Array) -> jax.Array:
@@ -72,14 +72,8 @@ def check_gramian(gramian: jax.Array) -> jax.Array:
     return gramian / 2 + gramian.T / 2
 
 
-def solve_gramian(
-    gramian: jax.Array, solve: Callable[[Equilibrated], Solution]
-) -> tuple[jax.Array, SolveInfo]:
-    """Run a method's core on the equilibrated Gramian, with every guard around it.
-
-    Inactive tasks get weight 0. Where no task is active, or the Gramian is not finite,
-    the weights are uniform.
-    """
+def equilibrate(gramian: jax.Array) -> tuple[Equilibrated, jax.Array]:
+    """The equilibrated Gramian (the identity where it is not finite), and if it is."""
     gramian = check_gramian(gramian)
     num_tasks = gramian.shape[0]
     tiny = jnp.finfo(gramian.dtype).tiny
@@ -93,11 +87,30 @@ def solve_gramian(
     exponents = jnp.round(jnp.log2(norms)).astype(jnp.int32)
     matrix = jnp.ldexp(jnp.ldexp(gramian, -exponents[:, None]), -exponents[None, :])
     matrix = jnp.where(active[:, None] & active[None, :], matrix, identity)
+    return Equilibrated(matrix, exponents, active), finite
 
-    solution = solve(Equilibrated(matrix, exponents, active))
+
+def conclude(
+    solution: Solution, active: jax.Array, finite: jax.Array
+) -> tuple[jax.Array, SolveInfo]:
+    """Weights and `SolveInfo` of a core's solution.
+
+    Inactive tasks get weight 0. Where no task is active, or the Gramian is not finite,
+    the weights are uniform.
+    """
     weights = jnp.where(active, solution.weights, 0)
-    weights = jnp.where(finite & active.any(), weights, uniform_weights(num_tasks))
+    weights = jnp.where(finite & active.any(), weights, uniform_weights(len(active)))
     info = SolveInfo(
         solution.residual, solution.steps, finite & solution.converged, finite
     )
     return weights, info
+
+
+def solve_gramian(
+    gramian: jax.Array, solve: Callable[[Equilibrated], Solution]
+) -> tuple[jax.Array, SolveInfo]:
+    """Run a method's core on the equilibrated Gramian, with every guard around it."""
+    problem, finite = equilibrate(gramian)
+    with jax.default_matmul_precision("highest"):
+        solution = solve(problem)
+    return conclude(solution, problem.active, finite)

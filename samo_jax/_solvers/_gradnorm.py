@@ -5,7 +5,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from samo_jax._hyperparameters import is_number
+from samo_jax._hyperparameters import check_nonnegative, check_positive
 from samo_jax._solvers._arguments import required_losses
 from samo_jax._solvers._base import Solver
 from samo_jax._solvers._correlation import direct, relative_norms
@@ -70,12 +70,8 @@ def gradnorm(alpha: float = 1.5, learning_rate: float = 0.025) -> Solver:
         Adaptive Loss Balancing in Deep Multitask Networks
         <https://arxiv.org/abs/1711.02257>`_, 2018
     """
-    if is_number(alpha) and not 0 <= alpha < float("inf"):
-        raise ValueError(f"`alpha` must be non-negative and finite, got {alpha}.")
-    if is_number(learning_rate) and not 0 < learning_rate < float("inf"):
-        raise ValueError(
-            f"`learning_rate` must be positive and finite, got {learning_rate}."
-        )
+    check_nonnegative("alpha", alpha, "0 pulls towards equal norms.")
+    check_positive("learning_rate", learning_rate, "0.025 is the default.")
 
     def init(num_tasks: int) -> GradNormState:
         ones = jnp.ones((num_tasks,), accumulator_dtype())
@@ -83,7 +79,7 @@ def gradnorm(alpha: float = 1.5, learning_rate: float = 0.025) -> Solver:
 
     def update(gramian, state, *, losses=None, **extra_args):
         del extra_args
-        losses = required_losses(losses, "gradnorm", gramian.shape[0])
+        losses = required_losses(losses, "gradnorm()", gramian.shape[0])
         weights = jax.nn.softmax(state.logits)
         initial = jnp.where(state.started, state.initial_losses, losses)
 

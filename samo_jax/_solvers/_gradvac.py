@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from samo_jax._hyperparameters import is_number
+from samo_jax._hyperparameters import check_share
 from samo_jax._solvers._base import Solver, SolverState, gramian_solver
 from samo_jax._solvers._correlation import direct
-from samo_jax._solvers._equilibrate import solve_gramian
+from samo_jax._solvers._equilibrate import conclude, equilibrate
 from samo_jax._solvers._keyed import keyed_solver
 from samo_jax._solvers._surgery import operate
 from samo_jax._tree import accumulator_dtype
@@ -74,16 +74,13 @@ def _solve(gramian, targets, key):
             f"{targets.shape}."
         )
 
-    def vaccinate(problem):
+    problem, finite = equilibrate(gramian)
+    with jax.default_matmul_precision("highest"):
         weights, cosines = operate(problem, targets, key)
-        pairs = problem.active[:, None] & problem.active[None, :]
-        pairs &= ~jnp.eye(targets.shape[0], dtype=bool)
-        # A core returns no second result: the cosines travel as its residual.
-        return direct(weights, jnp.where(pairs, cosines, targets))
-
-    weights, info = solve_gramian(gramian, vaccinate)
-    cosines = jnp.where(info.finite, info.residual, targets)
-    return weights, cosines, info._replace(residual=jnp.zeros((), targets.dtype))
+    met = problem.active[:, None] & problem.active[None, :] & finite
+    met &= ~jnp.eye(len(targets), dtype=bool)
+    weights, info = conclude(direct(weights), problem.active, finite)
+    return weights, jnp.where(met, cosines, targets), info
 
 
 class GradVacState(NamedTuple):
@@ -123,8 +120,7 @@ def gradvac(key: jax.Array | int, beta: float = 0.5) -> Solver:
         >>> print(weights, state.memory.targets[0, 1])
         [1.   0.75] -0.35...
     """
-    if is_number(beta) and not 0 <= beta <= 1:
-        raise ValueError(f"`beta` must be in [0, 1], got {beta}. 0 is PCGrad.")
+    check_share("beta", beta, "0 is PCGrad.")
 
     def init(num_tasks):
         targets = jnp.zeros((num_tasks, num_tasks), accumulator_dtype())

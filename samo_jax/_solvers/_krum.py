@@ -18,10 +18,11 @@ def krum_weights(
 ) -> jax.Array:
     """Weights of (Multi-)Krum: the mean of the gradients with the lowest scores.
 
-    The score of task i is the sum of its `K - num_byzantine - 2` smallest squared
-    distances `||g_i - g_j||^2 = G_ii + G_jj - 2 G_ij` to other tasks. The num_selected
-    lowest scores get the weight 1 / num_selected, the others 0; of equal ones, the
-    first. (TorchJD sums the distances, not their squares.)
+    The score of task i is the sum of its `max(K - num_byzantine - 2, 1)` smallest
+    squared distances `||g_i - g_j||^2 = G_ii + G_jj - 2 G_ij` to other tasks. The
+    num_selected lowest scores get the weight 1 / num_selected, the others 0; of equal
+    ones, the first (of two tasks, always). TorchJD sums the distances, not their
+    squares.
 
     A zero gradient takes part in the distances as any other; its own weight does not
     matter, and is 0. Distances are exact to the rounding of the larger norm, and never
@@ -30,7 +31,7 @@ def krum_weights(
 
     Args:
         gramian: G, shape (K, K), inner products of the task gradients.
-        num_byzantine: number of outliers to withstand, from 0 to K - 3.
+        num_byzantine: number of outliers to withstand, from 0 to max(K - 3, 0).
         num_selected: number of gradients to average, from 1 to K.
 
     Returns:
@@ -68,10 +69,10 @@ def _check_counts(num_byzantine, num_selected):
 
 
 def _check_num_tasks(num_tasks, num_byzantine, num_selected):
-    if num_byzantine > num_tasks - 3:
+    if num_byzantine > max(num_tasks - 3, 0):
         raise ValueError(
-            f"`num_byzantine` must be at most K - 3, got {num_byzantine} for K = "
-            f"{num_tasks} tasks."
+            f"`num_byzantine` must be at most max(K - 3, 0), got {num_byzantine} for "
+            f"K = {num_tasks} tasks."
         )
     if num_selected > num_tasks:
         raise ValueError(
@@ -90,7 +91,8 @@ def _solve(gramian, num_byzantine, num_selected):
         distances = squares[:, None] + squares[None, :] - 2 * products
         others = ~jnp.eye(num_tasks, dtype=bool)
         distances = jnp.where(others, jnp.maximum(distances, 0), jnp.inf)
-        neighbours = jnp.sort(distances, axis=1)[:, : num_tasks - num_byzantine - 2]
+        count = max(num_tasks - num_byzantine - 2, 1)
+        neighbours = jnp.sort(distances, axis=1)[:, :count]
         _, chosen = lax.top_k(-jnp.sum(neighbours, axis=1), num_selected)
         return direct(jnp.zeros_like(squares).at[chosen].set(1 / num_selected))
 
@@ -101,7 +103,7 @@ def krum(num_byzantine: int, num_selected: int = 1) -> Solver:
     """`krum_weights` as a solver for `multitask` and `samo`.
 
     Args:
-        num_byzantine: number of outliers to withstand, from 0 to K - 3.
+        num_byzantine: number of outliers to withstand, from 0 to max(K - 3, 0).
         num_selected: number of gradients to average, from 1 to K.
 
     Returns:

@@ -1,27 +1,47 @@
 """MGDA: the min-norm point of the convex hull of the task gradients."""
 
-from typing import Literal, overload
+from functools import partial
+from typing import Literal, TypeAlias, get_args, overload
 
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
+from samo_jax._solvers._arguments import Vector, required_losses
 from samo_jax._solvers._base import SolveInfo, Solver, gramian_solver
 from samo_jax._solvers._equilibrate import Equilibrated, Solution, solve_gramian
 from samo_jax._solvers._nonnegative_qp import nonnegative_qp
 from samo_jax._tree import safe_divide
 
+Normalization: TypeAlias = Literal["none", "l2", "loss", "loss+"]
+ApplyTo: TypeAlias = Literal["normalized", "raw"]
+
 
 @overload
 def mgda_weights(
-    gramian: ArrayLike, *, return_info: Literal[False] = False
+    gramian: ArrayLike,
+    losses: Vector | None = None,
+    *,
+    normalization: Normalization = "none",
+    apply_to: ApplyTo = "normalized",
+    return_info: Literal[False] = False,
 ) -> jax.Array: ...
 @overload
 def mgda_weights(
-    gramian: ArrayLike, *, return_info: Literal[True]
+    gramian: ArrayLike,
+    losses: Vector | None = None,
+    *,
+    normalization: Normalization = "none",
+    apply_to: ApplyTo = "normalized",
+    return_info: Literal[True],
 ) -> tuple[jax.Array, SolveInfo]: ...
 def mgda_weights(
-    gramian: ArrayLike, *, return_info: bool = False
+    gramian: ArrayLike,
+    losses: Vector | None = None,
+    *,
+    normalization: Normalization = "none",
+    apply_to: ApplyTo = "normalized",
+    return_info: bool = False,
 ) -> jax.Array | tuple[jax.Array, SolveInfo]:
     """Weights of the min-norm point, `min_w w'Gw` with `w >= 0`, `sum(w) = 1`.
 
@@ -30,26 +50,42 @@ def mgda_weights(
     where w_i > 0: the direction `d = J'w` decreases no task slower than `||d||^2`. (The
     Frank-Wolfe and projected-gradient solvers in common use stop percents short of it.)
 
+    With a normalization, the min-norm point is that of the gradients `g_i / c_i`, c_i
+    being `||g_i||` ("l2"), l_i ("loss") or `l_i ||g_i||` ("loss+"); small gradients
+    then do not dominate. Its weights v certify the direction `sum_i v_i g_i / c_i`: w_i
+    is `v_i / c_i` over their sum (LibMTL does not divide by that sum). With
+    `apply_to="raw"`, as in many implementations, w is v.
+
     Tasks with a zero gradient are left out (weight 0). Between duplicated gradients the
-    split is arbitrary, the direction is not. At a Pareto-stationary point d is zero to
-    working precision. All-zero and non-finite Gramians give uniform weights. `w` does
-    not change when G is scaled.
+    split is arbitrary, the direction is not. (With a normalization the same is true of
+    parallel ones, up to the direction's length.) At a Pareto-stationary point d is zero
+    to working precision. All-zero and non-finite Gramians, and losses used that are not
+    positive and finite, give uniform weights. `w` does not change when G is scaled.
 
     Args:
         gramian: G, shape (K, K), inner products of the task gradients.
+        losses: l, shape (K,), positive; needed for "loss" and "loss+".
+        normalization: "none", "l2", "loss" or "loss+".
+        apply_to: whether the weights were meant for the "normalized" or the "raw"
+            gradients.
         return_info: also return a `SolveInfo`, whose residual is the relative duality
-            gap `(w'Gw - min_i (Gw)_i) / w'Gw` over the active tasks.
+            gap `(v'Hv - min_i (Hv)_i) / v'Hv` over the active tasks, H the normalised
+            Gramian.
 
     Returns:
         w, shape (K,), or `(w, info)`.
 
     Raises:
-        ValueError: if `gramian` is not square.
+        ValueError: if `gramian` is not square, `normalization` or `apply_to` is none of
+            the above, or the losses needed are None or not of shape (K,).
 
     Examples:
         >>> import jax.numpy as jnp, samo_jax
         >>> print(samo_jax.mgda_weights(jnp.array([[18.0, -22.0], [-22.0, 38.0]])))
         [0.6 0.4]
+        >>> gramian = jnp.diag(jnp.array([1.0, 9.0]))
+        >>> print(samo_jax.mgda_weights(gramian, normalization="l2"))
+        [0.75 0.25]
 
     References:
         Desideri, `Multiple-gradient descent algorithm (MGDA) for multiobjective
@@ -58,44 +94,82 @@ def mgda_weights(
         Sener and Koltun, `Multi-Task Learning as Multi-Objective Optimization
         <https://arxiv.org/abs/1810.04650>`_, 2018
     """
-    weights, info = _solve(gramian)
+    _check(normalization, apply_to)
+    weights, info = _solve(gramian, losses, normalization, apply_to)
     return (weights, info) if return_info else weights
 
 
-@jax.jit
-def _solve(gramian):
-    return solve_gramian(gramian, _min_norm)
+def _check(normalization, apply_to):
+    for name, value, choices in (
+        ("normalization", normalization, get_args(Normalization)),
+        ("apply_to", apply_to, get_args(ApplyTo)),
+    ):
+        if value not in choices:
+            raise ValueError(f"`{name}` must be one of {choices}, got {value!r}.")
 
 
-def _min_norm(problem: Equilibrated) -> Solution:
-    # In y_i = 2^k_i s_i the linear term is 2^-k_i, here relative to its largest entry.
-    matrix, exponents, active = problem
-    smallest = jnp.min(jnp.where(active, exponents, jnp.iinfo(jnp.int32).max))
-    units = jnp.ldexp(jnp.ones_like(matrix[0]), smallest - exponents)
-    units = jnp.where(active, units, 0)
-
-    solution = nonnegative_qp(matrix, units)
-    scaled = units * solution.weights
-    total = jnp.sum(scaled)
-    uniform = active.astype(scaled.dtype)
-    uniform /= jnp.maximum(jnp.sum(uniform), 1)
-    weights = jnp.where(total > 0, scaled / total, uniform)
-
-    # (Gw)_i in units of the smallest gradient's squared norm.
-    descent = matrix @ safe_divide(weights, units) / jnp.where(active, units, 1)
-    value = weights @ descent
-    least = jnp.min(jnp.where(active, descent, jnp.inf))
-    return solution._replace(
-        weights=weights, residual=safe_divide(value - least, value)
+@partial(jax.jit, static_argnums=(2, 3))
+def _solve(gramian, losses, normalization, apply_to):
+    gramian = jnp.asarray(gramian)
+    scales = jnp.ones_like(gramian, shape=gramian.shape[:1])
+    if normalization in ("loss", "loss+"):
+        scales = required_losses(losses, f"mgda({normalization!r})", len(scales))
+        usable = jnp.all((scales > 0) & jnp.isfinite(scales))
+        gramian = jnp.where(usable, gramian, jnp.nan)
+        scales = jnp.where(usable, scales / jnp.max(scales), 1)
+    return solve_gramian(
+        gramian,
+        lambda problem: _min_norm(
+            problem, scales, normalization in ("l2", "loss+"), apply_to == "raw"
+        ),
     )
 
 
-def mgda() -> Solver:
+def _min_norm(
+    problem: Equilibrated, scales: jax.Array, by_norm: bool, raw: bool
+) -> Solution:
+    # With x_i = v_i / c_i the QP is `min x'Gx/2 - c'x`, here in y_i = 2^k_i x_i, with
+    # its linear term 2^-k_i c_i in units in which the largest one is near one.
+    matrix, exponents, active = problem
+    smallest = jnp.min(jnp.where(active, exponents, jnp.iinfo(jnp.int32).max))
+    units = jnp.ldexp(jnp.ones_like(matrix[0]), smallest - exponents)
+    lengths = jnp.sqrt(jnp.diagonal(matrix)) if by_norm else units
+    linear = jnp.where(active, scales * lengths, 0)
+
+    solution = nonnegative_qp(matrix, linear)
+
+    def on_simplex(y, factors):
+        total = jnp.sum(factors * y)
+        uniform = safe_divide(active.astype(y.dtype), jnp.sum(active).astype(y.dtype))
+        return jnp.where(total > 0, factors * y / total, uniform)
+
+    certified = on_simplex(solution.weights, linear)
+    # (Hv)_i
+    descent = matrix @ safe_divide(certified, linear) / jnp.where(active, linear, 1)
+    value = certified @ descent
+    least = jnp.min(jnp.where(active, descent, jnp.inf))
+    return solution._replace(
+        weights=certified if raw else on_simplex(solution.weights, units),
+        residual=safe_divide(value - least, value),
+    )
+
+
+def mgda(
+    normalization: Normalization = "none", *, apply_to: ApplyTo = "normalized"
+) -> Solver:
     """`mgda_weights` as a solver for `multitask` and `samo`.
 
+    Args:
+        normalization: "none", "l2", "loss" or "loss+", see `mgda_weights`.
+        apply_to: "normalized" or "raw", see `mgda_weights`.
+
     Returns:
-        A `Solver`. On a non-finite Gramian it keeps its last weights;
+        A `Solver` that needs `losses` for "loss" and "loss+". On a non-finite Gramian
+        (or losses used that are not positive) it keeps its last weights;
         `SolverState.info` says so.
+
+    Raises:
+        ValueError: if `normalization` or `apply_to` is none of the above.
 
     Examples:
         >>> import jax.numpy as jnp, samo_jax
@@ -105,4 +179,12 @@ def mgda() -> Solver:
         >>> print(weights, state.info.converged)
         [0.75 0.25] True
     """
-    return gramian_solver(lambda gramian: mgda_weights(gramian, return_info=True))
+    _check(normalization, apply_to)
+
+    def update(gramian, state, *, losses=None, **extra_args):
+        solver = gramian_solver(
+            lambda gramian: _solve(gramian, losses, normalization, apply_to)
+        )
+        return solver.update(gramian, state, **extra_args)
+
+    return Solver(gramian_solver(_solve).init, update)

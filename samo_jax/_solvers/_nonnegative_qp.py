@@ -13,6 +13,7 @@ _FULL_EXCHANGES = 5
 _REFINEMENTS = 2
 _INTERIOR_STEPS = 30
 _STEP_TO_BOUNDARY = 0.99
+_RIDGE = 32
 
 
 def nonnegative_qp(matrix: jax.Array, linear: jax.Array) -> Solution:
@@ -30,13 +31,15 @@ def nonnegative_qp(matrix: jax.Array, linear: jax.Array) -> Solution:
         y, with `residual = max |min(y, C y - c)|` relative to max |c|.
     """
     solution = _active_set(matrix, linear)
-    solution = fall_back(solution, lambda: _interior_point(add_ridge(matrix), linear))
+    solution = fall_back(
+        solution, lambda skip: _interior_point(add_ridge(matrix, _RIDGE), linear, skip)
+    )
     y = solution.weights
     violation = jnp.max(jnp.abs(jnp.minimum(y, matrix @ y - linear)))
     return solution._replace(residual=safe_divide(violation, jnp.max(jnp.abs(linear))))
 
 
-def _interior_point(matrix: jax.Array, linear: jax.Array) -> Solution:
+def _interior_point(matrix: jax.Array, linear: jax.Array, skip: jax.Array) -> Solution:
     """Mehrotra's predictor-corrector method, a fixed number of steps.
 
     With z = C y - c, Newton's method on `y_i z_i = sigma mu` solves
@@ -53,8 +56,8 @@ def _interior_point(matrix: jax.Array, linear: jax.Array) -> Solution:
         )
         return jnp.minimum(1, _STEP_TO_BOUNDARY * ratio)
 
-    def step(_, carry):
-        y, z = carry
+    def step(carry):
+        y, z, steps = carry
         gap = y @ z / num_tasks
         high, low = matvec(matrix, y)
         mismatch = (high - linear - z) + low
@@ -76,16 +79,16 @@ def _interior_point(matrix: jax.Array, linear: jax.Array) -> Solution:
         length = longest(y, z, dy, dz)
         new = (y + length * dy, z + length * dz)
         usable = jnp.all(jnp.isfinite(dy) & (new[0] > 0) & (new[1] > 0))
-        return jax.tree.map(lambda a, b: jnp.where(usable, a, b), new, carry)
+        y, z = jax.tree.map(lambda a, b: jnp.where(usable, a, b), new, (y, z))
+        return y, z, steps + 1
 
-    start = jnp.ones_like(linear)
-    y, z = lax.fori_loop(0, _INTERIOR_STEPS, step, (start, start))
-    return Solution(
-        jnp.where(y > z, y, 0),
-        jnp.max(jnp.minimum(y, z)),
-        jnp.array(_INTERIOR_STEPS, jnp.int32),
-        jnp.array(False),
+    ones = jnp.ones_like(linear)
+    start = (ones, ones, jnp.array(0, jnp.int32))
+    y, z, steps = lax.while_loop(
+        lambda carry: ~skip & (carry[2] < _INTERIOR_STEPS), step, start
     )
+    residual = jnp.max(jnp.minimum(y, z))
+    return Solution(jnp.where(y > z, y, 0), residual, steps, jnp.array(False))
 
 
 def _active_set(matrix: jax.Array, linear: jax.Array) -> Solution:

@@ -6,29 +6,29 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
+from samo_jax._solvers._arguments import Vector, check_preference, preference_vector
 from samo_jax._solvers._base import SolveInfo, Solver, gramian_solver
 from samo_jax._solvers._dual_cone import project
 from samo_jax._solvers._equilibrate import solve_gramian
-from samo_jax._solvers._preference import check_preference, preference_vector
 
 
 @overload
 def upgrad_weights(
     gramian: ArrayLike,
-    preference: ArrayLike | None = None,
+    preference: Vector | None = None,
     *,
     return_info: Literal[False] = False,
 ) -> jax.Array: ...
 @overload
 def upgrad_weights(
     gramian: ArrayLike,
-    preference: ArrayLike | None = None,
+    preference: Vector | None = None,
     *,
     return_info: Literal[True],
 ) -> tuple[jax.Array, SolveInfo]: ...
 def upgrad_weights(
     gramian: ArrayLike,
-    preference: ArrayLike | None = None,
+    preference: Vector | None = None,
     *,
     return_info: bool = False,
 ) -> jax.Array | tuple[jax.Array, SolveInfo]:
@@ -76,7 +76,7 @@ def _solve(gramian, preference):
     return solve_gramian(gramian, lambda problem: project(problem, jnp.diag(u)))
 
 
-def upgrad(preference: ArrayLike | None = None) -> Solver:
+def upgrad(preference: Vector | None = None) -> Solver:
     """`upgrad_weights` as a solver for `multitask` and `samo`.
 
     Args:

@@ -6,10 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax.typing import ArrayLike
 
-from samo_jax._hyperparameters import is_number
 from samo_jax._solvers._base import Solver, uniform_weights
 from samo_jax._tasks import LossTree, loss_leaves
 from samo_jax._tree import PyTree, accumulator_dtype
@@ -92,40 +89,3 @@ def safe_norm(vector: jax.Array) -> jax.Array:
     squared = jnp.sum(jnp.square(vector))
     positive = squared > 0
     return jnp.where(positive, jnp.sqrt(jnp.where(positive, squared, 1)), 0)
-
-
-def per_task(name: str, value: ArrayLike | None, default: float, losses: jax.Array):
-    """`value` as an array like `losses`; None: `default` for every task."""
-    value = jnp.asarray(default if value is None else value, losses.dtype)
-    if value.shape not in {(), losses.shape}:
-        raise ValueError(
-            f"`{name}` must be one number per task, shape {losses.shape}, got shape "
-            f"{value.shape}. Give its entries in the order of the losses."
-        )
-    return jnp.broadcast_to(value, losses.shape)
-
-
-def check_positive(name: str, value: Any, remedy: str) -> None:
-    """Raise unless a number is positive and finite."""
-    if is_number(value) and not 0 < value < float("inf"):
-        raise ValueError(f"`{name}` must be positive and finite, got {value}. {remedy}")
-
-
-def check_nonnegative(name: str, value: Any, remedy: str) -> None:
-    """Raise unless a number is non-negative and finite."""
-    if is_number(value) and not 0 <= value < float("inf"):
-        raise ValueError(
-            f"`{name}` must be non-negative and finite, got {value}. {remedy}"
-        )
-
-
-def check_preference(preference: Any) -> None:
-    """Raise unless the preference is a direction in the non-negative orthant."""
-    if preference is None or isinstance(preference, jax.core.Tracer):
-        return
-    values = np.asarray(preference, float)
-    if not (np.all(np.isfinite(values)) and np.all(values >= 0) and np.any(values > 0)):
-        raise ValueError(
-            "`preference` must be finite and non-negative with a positive entry, got "
-            f"{preference}. Equal entries prefer no task."
-        )

@@ -6,22 +6,19 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
+from samo_jax._hyperparameters import check_nonnegative
 from samo_jax._solvers import Solver
+from samo_jax._solvers._arguments import Vector, check_preference, per_task
 from samo_jax._tasks import LossTree
 from samo_jax._tree import safe_divide
 from samo_jax._weightings._base import (
-    check_nonnegative,
-    check_preference,
-    per_task,
     safe_norm,
     scalarization,
     stack_losses,
 )
 
 
-def cosmos_loss(
-    losses: LossTree, *, preference: ArrayLike, lam: ArrayLike
-) -> jax.Array:
+def cosmos_loss(losses: LossTree, *, preference: Vector, lam: ArrayLike) -> jax.Array:
     """Linear scalarisation minus a cosine, `r'L - lam r'L / (||r|| ||L||)`.
 
     Args:
@@ -46,7 +43,7 @@ def cosmos_loss(
     """
     _check(preference, lam)
     losses = stack_losses(losses)
-    preference = per_task("preference", preference, 1, losses)
+    preference = per_task("preference", preference, len(losses), 1)
     linear = jnp.sum(preference * losses)
     cosine = safe_divide(linear, safe_norm(preference) * safe_norm(losses))
     return linear - jnp.asarray(lam, losses.dtype) * cosine
@@ -57,7 +54,7 @@ def _check(preference, lam):
     check_preference(preference)
 
 
-def cosmos(preference: ArrayLike, lam: ArrayLike) -> Solver:
+def cosmos(preference: Vector, lam: ArrayLike) -> Solver:
     """COSMOS: the weights that `cosmos_loss` gives, `w = r - lam d cos(r, L) / dL`.
 
     The cosine does not change when all losses are scaled, so its share of the weights

@@ -5,10 +5,11 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from samo_jax._hyperparameters import check_positive
 from samo_jax._solvers import Solver
 from samo_jax._solvers._base import uniform_weights
 from samo_jax._tree import accumulator_dtype
-from samo_jax._weightings._base import check_positive, weighting
+from samo_jax._weightings._base import weighting
 
 
 class DWAState(NamedTuple):

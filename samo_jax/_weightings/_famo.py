@@ -5,13 +5,15 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from samo_jax._hyperparameters import ScalarOrSchedule
+from samo_jax._hyperparameters import (
+    ScalarOrSchedule,
+    check_nonnegative,
+    check_positive,
+)
 from samo_jax._solvers import Solver
 from samo_jax._tree import accumulator_dtype
 from samo_jax._weightings._adam import AdamState, adam_init, adam_step
 from samo_jax._weightings._base import (
-    check_nonnegative,
-    check_positive,
     keep_if,
     usable_losses,
     weighting,

@@ -2,16 +2,16 @@
 
 import jax
 import jax.numpy as jnp
-from jax.typing import ArrayLike
 
 from samo_jax._hyperparameters import ScalarOrSchedule
 from samo_jax._solvers import Solver
+from samo_jax._solvers._arguments import Vector, per_task
 from samo_jax._tasks import LossTree
-from samo_jax._weightings._base import per_task, stack_losses
+from samo_jax._weightings._base import stack_losses
 from samo_jax._weightings._uncertainty import uncertainty
 
 
-def imtl_l_loss(losses: LossTree, log_scales: ArrayLike) -> jax.Array:
+def imtl_l_loss(losses: LossTree, log_scales: Vector) -> jax.Array:
     """The losses under learned scales, `(1/K) sum_i exp(s_i) L_i - s_i`.
 
     It is `uncertainty_loss` at -s, and 1/K times the published loss. At fixed losses
@@ -37,7 +37,7 @@ def imtl_l_loss(losses: LossTree, log_scales: ArrayLike) -> jax.Array:
         <https://openreview.net/forum?id=IMPnRXEWpvr>`_, 2021
     """
     losses = stack_losses(losses)
-    log_scales = per_task("log_scales", log_scales, 0, losses)
+    log_scales = per_task("log_scales", log_scales, len(losses), 0)
     return jnp.mean(jnp.exp(log_scales) * losses - log_scales)
 
 

@@ -6,12 +6,11 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
+from samo_jax._hyperparameters import check_nonnegative
 from samo_jax._solvers import Solver
+from samo_jax._solvers._arguments import Vector, check_preference, per_task
 from samo_jax._tasks import LossTree
 from samo_jax._weightings._base import (
-    check_nonnegative,
-    check_preference,
-    per_task,
     safe_norm,
     scalarization,
     stack_losses,
@@ -22,8 +21,8 @@ def pbi_loss(
     losses: LossTree,
     *,
     theta: ArrayLike,
-    preference: ArrayLike,
-    ideal: ArrayLike | None = None,
+    preference: Vector,
+    ideal: Vector | None = None,
 ) -> jax.Array:
     """Distance along a ray plus theta times the distance from it, `d1 + theta d2`.
 
@@ -52,9 +51,9 @@ def pbi_loss(
     """
     _check(theta, preference)
     losses = stack_losses(losses)
-    direction = per_task("preference", preference, 1, losses)
+    direction = per_task("preference", preference, len(losses), 1)
     direction = direction / safe_norm(direction)
-    offset = losses - per_task("ideal", ideal, 0, losses)
+    offset = losses - per_task("ideal", ideal, len(losses), 0)
     along = jnp.sum(direction * offset)
     theta = jnp.asarray(theta, losses.dtype)
     return along + theta * safe_norm(offset - along * direction)
@@ -65,9 +64,7 @@ def _check(theta, preference):
     check_preference(preference)
 
 
-def pbi(
-    theta: ArrayLike, preference: ArrayLike, ideal: ArrayLike | None = None
-) -> Solver:
+def pbi(theta: ArrayLike, preference: Vector, ideal: Vector | None = None) -> Solver:
     """PBI: the weights that `pbi_loss` gives, `w = p + theta (L - z - d1 p) / d2`.
 
     Weights of tasks ahead of the ray can be negative. p has unit norm, as published:

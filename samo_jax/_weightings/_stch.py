@@ -6,12 +6,11 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
+from samo_jax._hyperparameters import check_positive
 from samo_jax._solvers import Solver
+from samo_jax._solvers._arguments import Vector, check_preference, per_task
 from samo_jax._tasks import LossTree
 from samo_jax._weightings._base import (
-    check_positive,
-    check_preference,
-    per_task,
     scalarization,
     stack_losses,
 )
@@ -21,8 +20,8 @@ def stch_loss(
     losses: LossTree,
     *,
     mu: ArrayLike,
-    preference: ArrayLike | None = None,
-    reference: ArrayLike | None = None,
+    preference: Vector | None = None,
+    reference: Vector | None = None,
 ) -> jax.Array:
     """The smooth maximum `mu log sum_i exp(p_i (L_i - z_i) / mu)`.
 
@@ -55,8 +54,8 @@ def stch_loss(
     """
     _check(mu, preference)
     losses = stack_losses(losses)
-    preference = per_task("preference", preference, 1, losses)
-    reference = per_task("reference", reference, 0, losses)
+    preference = per_task("preference", preference, len(losses), 1)
+    reference = per_task("reference", reference, len(losses), 0)
     mu = jnp.asarray(mu, losses.dtype)
     return mu * jax.nn.logsumexp(preference * (losses - reference) / mu)
 
@@ -68,8 +67,8 @@ def _check(mu, preference):
 
 def stch(
     mu: ArrayLike,
-    preference: ArrayLike | None = None,
-    reference: ArrayLike | None = None,
+    preference: Vector | None = None,
+    reference: Vector | None = None,
 ) -> Solver:
     """STCH: the weights that `stch_loss` gives, `w = p * softmax(p (L - z) / mu)`.
 

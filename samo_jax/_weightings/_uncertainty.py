@@ -4,16 +4,14 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.typing import ArrayLike
 
-from samo_jax._hyperparameters import ScalarOrSchedule
+from samo_jax._hyperparameters import ScalarOrSchedule, check_positive
 from samo_jax._solvers import Solver
+from samo_jax._solvers._arguments import Vector, per_task
 from samo_jax._tasks import LossTree
 from samo_jax._tree import accumulator_dtype
 from samo_jax._weightings._adam import AdamState, adam_init, adam_step
 from samo_jax._weightings._base import (
-    check_positive,
-    per_task,
     stack_losses,
     weighting,
 )
@@ -33,7 +31,7 @@ class UncertaintyState(NamedTuple):
     adam: AdamState
 
 
-def uncertainty_loss(losses: LossTree, log_variances: ArrayLike) -> jax.Array:
+def uncertainty_loss(losses: LossTree, log_variances: Vector) -> jax.Array:
     """The losses under learned variances, `(1/K) sum_i exp(-s_i) L_i + s_i`.
 
     To train s as parameters of the model, rather than inside `uncertainty`, minimise
@@ -60,7 +58,7 @@ def uncertainty_loss(losses: LossTree, log_variances: ArrayLike) -> jax.Array:
         for Scene Geometry and Semantics <https://arxiv.org/abs/1705.07115>`_, 2018
     """
     losses = stack_losses(losses)
-    log_variances = per_task("log_variances", log_variances, 0, losses)
+    log_variances = per_task("log_variances", log_variances, len(losses), 0)
     return jnp.mean(jnp.exp(-log_variances) * losses + log_variances)
 
 

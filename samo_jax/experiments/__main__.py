@@ -15,18 +15,20 @@ class _Parser(argparse.ArgumentParser):
 def main() -> int:
     """Parse the command line and run one experiment."""
     try:
-        from samo_jax.experiments import digits
+        from samo_jax.experiments import digits, modalities
     except ModuleNotFoundError as error:
         raise SystemExit(
             f"{error.name} is missing: pip install 'samo_jax[experiments]'"
         ) from None
     parser = _Parser(prog="python -m samo_jax.experiments")
     commands = parser.add_subparsers(metavar="NAME", required=True)
-    command = commands.add_parser(
-        "digits", help="two overlaid digits, two tasks", description=digits.DESCRIPTION
-    )
-    digits.add_arguments(command)
-    command.set_defaults(run=digits.run)
+    for name, experiment, summary in (
+        ("digits", digits, "two overlaid digits, two tasks"),
+        ("modalities", modalities, "digits in two halves, two modalities"),
+    ):
+        command = commands.add_parser(name, help=summary)
+        experiment.add_arguments(command)
+        command.set_defaults(run=experiment.run)
     args = vars(parser.parse_args())
     return args.pop("run")(argparse.Namespace(**args))
 

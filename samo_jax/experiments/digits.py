@@ -1,8 +1,11 @@
 """The digits experiment: sharpness-aware multi-task training on real handwriting."""
 
 import argparse
+from collections.abc import Iterable
 from datetime import datetime
+from itertools import chain
 from pathlib import Path
+from textwrap import fill, indent
 
 import jax
 import numpy as np
@@ -18,24 +21,44 @@ from rich.progress import (
 
 from samo_jax.experiments import report
 from samo_jax.experiments.data import TASKS, multi_digits
-from samo_jax.experiments.methods import METHODS, SINGLE_TASK, make_optimizer
+from samo_jax.experiments.methods import (
+    ALL,
+    COMBINERS,
+    DEFAULT_METHODS,
+    SINGLE_TASK,
+    extra_args,
+    make_optimizer,
+    select,
+)
 from samo_jax.experiments.training import Run, Trainer
 
 DESCRIPTION = """\
 Recognise two overlaid handwritten digits (tasks "left" and "right") with one small
 network. Compares single-task training with mean, MGDA and FairGrad, each plain, with
-global SAM and with SAMO, on the same data and initialisations."""
+global SAM and with SAMO, on the same data and initialisations; or any other methods."""
+
+EPILOG = f"""\
+A METHOD is {SINGLE_TASK}, COMBINER, COMBINER+global or COMBINER+samo. COMBINER is one
+of these, or {ALL} for every one:
+
+{indent(fill(", ".join(COMBINERS), 78, break_on_hyphens=False), "  ")}
+
+for example: --methods {SINGLE_TASK} mean {ALL}+samo"""
+
+_BATCH_SIZE = 100
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command line."""
+    parser.description, parser.epilog = DESCRIPTION, EPILOG
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument(
         "--methods",
         nargs="+",
-        choices=METHODS,
-        default=list(METHODS),
+        type=_methods,
+        default=[DEFAULT_METHODS],
         metavar="METHOD",
-        help=f"any of: {', '.join(METHODS)} (default: all)",
+        help="see below (default: the ten named above)",
     )
     parser.add_argument(
         "--seeds", type=_positive_int, default=3, help="number of seeds (default: 3)"
@@ -68,6 +91,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _methods(text: str) -> tuple[str, ...]:
+    try:
+        return select(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"invalid choice: {text!r}") from None
+
+
 def _positive_int(text: str) -> int:
     if not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"must be a positive integer, got {text!r}")
@@ -92,6 +122,11 @@ def _share(text: str) -> float:
     return _number(text, "a number in [0, 1]", 0.0, 1.0)
 
 
+def selected_methods(selections: Iterable[tuple[str, ...]]) -> list[str]:
+    """The methods of all selections, each once, in order."""
+    return list(dict.fromkeys(chain.from_iterable(selections)))
+
+
 def run(args: argparse.Namespace) -> int:
     """Train every method with every seed; return the exit status."""
     console = Console()
@@ -100,12 +135,12 @@ def run(args: argparse.Namespace) -> int:
         raise SystemExit(f"--out: {folder} exists and is not an empty folder")
     folder.mkdir(parents=True, exist_ok=True)
 
-    methods = list(dict.fromkeys(args.methods))
+    methods = selected_methods(args.methods)
     config = {**vars(args), "methods": methods, "out": str(folder)}
     results: report.Results = {}
     interrupted = False
     columns = (
-        TextColumn("{task.description:<22}"),
+        TextColumn(f"{{task.description:<{max(map(len, methods)) + 8}}}"),
         BarColumn(),
         MofNCompleteColumn(),
         TextColumn("epochs"),
@@ -150,10 +185,15 @@ def _make_trainers(methods, args) -> dict[str, list[Trainer]]:
     def trainer(method, tasks):
         def make_tx(seed):
             return make_optimizer(
-                method, tasks, rho=args.rho, alpha=args.alpha, seed=seed
+                method,
+                tasks,
+                rho=args.rho,
+                alpha=args.alpha,
+                seed=seed,
+                steps_per_epoch=len(data[0].images) // _BATCH_SIZE,
             )
 
-        return Trainer(tasks, make_tx, data)
+        return Trainer(tasks, make_tx, extra_args(method), data, _BATCH_SIZE)
 
     return {
         method: [

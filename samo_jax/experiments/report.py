@@ -15,10 +15,17 @@ from rich import box
 from rich.table import Table
 
 import samo_jax
-from samo_jax.experiments.methods import PLAIN_MEAN, SHARPNESS, SINGLE_TASK
+from samo_jax.experiments.methods import (
+    PLAIN_MEAN,
+    SHARPNESS,
+    SINGLE_TASK,
+    split,
+)
 from samo_jax.experiments.training import Run
 
 Results = dict[str, dict[int, Run]]  # by method, by seed
+
+_STYLES = dict(zip(SHARPNESS, ("-", "--", ":"), strict=True))
 
 
 def _spread(values) -> str:
@@ -82,32 +89,50 @@ def terminal_table(results: Results, caption: str) -> Table:
 
 
 def plot(results: Results, path: Path) -> None:
-    """Error through training, and final accuracy with its spread over seeds."""
+    """Error through training, and final accuracy with its spread over seeds.
+
+    A method's colour is its combiner's; the right-hand labels tell which.
+    """
     figure, (curves, final) = plt.subplots(
-        1, 2, figsize=(12, 4.6), layout="constrained"
+        1, 2, figsize=(12, max(4.6, 0.24 * len(results))), layout="constrained"
     )
-    combiners = list(dict.fromkeys(method.partition("+")[0] for method in results))
+    colors = _combiner_colors(results)
+    used = set()
     for position, (method, runs) in enumerate(results.items()):
-        combiner, _, sharpness = method.partition("+")
-        color = f"C{combiners.index(combiner)}"
-        style = ["-", "--", ":"][SHARPNESS.index(sharpness or "plain")]
+        combiner, sharpness = split(method)
+        used.add(sharpness)
+        color = colors[combiner]
         epochs, means = np.mean([run.accuracy_curve for run in runs.values()], axis=0).T
-        curves.semilogy(epochs, 100 * (1 - means), style, color=color, label=method)
+        curves.semilogy(epochs, 100 * (1 - means), _STYLES[sharpness], color=color)
         accuracy = _accuracies(runs).mean(axis=1)
         final.scatter(accuracy, [position] * len(accuracy), color=color, alpha=0.4)
-        final.plot(accuracy.mean(), position, "|", color=color, ms=18, mew=3)
+        final.plot(accuracy.mean(), position, "|", color=color, ms=12, mew=3)
     curves.set(xlabel="epoch", ylabel="mean error, %")
     curves.xaxis.set_major_locator(MaxNLocator(integer=True))
     curves.yaxis.set_major_formatter(ScalarFormatter())
     curves.yaxis.set_minor_formatter(ScalarFormatter())
-    curves.legend(fontsize="small", ncols=2)
+    for sharpness in SHARPNESS:
+        if sharpness in used:
+            curves.plot([], [], _STYLES[sharpness], color="grey", label=sharpness)
+    curves.legend()
     final.set(xlabel="final mean accuracy, % (dots: seeds, bars: means)")
     final.set_yticks(range(len(results)), list(results))
+    for label, method in zip(final.get_yticklabels(), results, strict=True):
+        label.set_color(colors[split(method)[0]])
     final.invert_yaxis()
+    final.margins(y=0.5 / len(results))
     for axes in (curves, final):
         axes.grid(alpha=0.3)
     figure.savefig(path, dpi=150)
     plt.close(figure)
+
+
+def _combiner_colors(results: Results) -> dict[str, Any]:
+    combiners = list(dict.fromkeys(split(method)[0] for method in results))
+    if len(combiners) <= 10:
+        return {combiner: f"C{index}" for index, combiner in enumerate(combiners)}
+    spectrum = plt.get_cmap("turbo")(np.linspace(0, 1, len(combiners)))
+    return dict(zip(combiners, spectrum, strict=True))
 
 
 def save(folder: Path, config: dict[str, Any], results: Results) -> None:

@@ -1,0 +1,150 @@
+"""F-MTL: per-task SAM, whose loss parts and flat parts are combined separately."""
+
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from samo_jax._hyperparameters import ScalarOrSchedule
+from samo_jax._perturbations._along import Norm, along
+from samo_jax._perturbations._directions import kept_gradients
+from samo_jax._solvers import Combiner, Solver
+from samo_jax._solvers._base import combiner_update, uniform_weights
+from samo_jax._tasks import ParamLabels, Unroll
+from samo_jax._transform import multitask
+
+
+class SeparateState(NamedTuple):
+    """Solver state of `f_mtl`.
+
+    Attributes:
+        loss_state: the solver's, for the loss parts.
+        flat_state: the solver's, for the flat parts.
+        flat_weights: shape (K,), the last weights of the flat parts. (Those of the loss
+            parts are `MultitaskState.weights`.)
+    """
+
+    loss_state: Any
+    flat_state: Any
+    flat_weights: jax.Array
+
+
+def f_mtl(
+    solver: Solver | Combiner,
+    rho: ScalarOrSchedule = 0.05,
+    *,
+    adaptive: bool = False,
+    direction: Literal["local", "global"] = "local",
+    norm: Norm = "separate",
+    mask: Any = None,
+    num_tasks: int,
+    param_labels: ParamLabels = None,
+    unroll: Unroll = True,
+    axis_name: Any = None,
+) -> optax.GradientTransformationExtraArgs:
+    """F-MTL, first in an `optax.chain`: `d = solver(g) + solver(q - g)`.
+
+    On shared leaves, with `g_i = grad l_i(theta)` (the loss part), `eps_i = rho g_i /
+    ||g_i||` and `q_i = grad l_i(theta + eps_i)`, the solver combines the g_i and, with
+    weights of its own, the flat parts `q_i - g_i`. Head i keeps its own q_i.
+
+    With a linear combiner (`mean`, `constant`) it is per-task SAM:
+    `multitask(solver, local_sam(rho))`. Costs K more forward and backward passes than
+    `multitask`, and K more copies of the gradients.
+
+    Args:
+        solver: the combiner, run twice with a state of its own for each part. It gets
+            the losses at the perturbed points both times.
+        rho: radius, non-negative, or a schedule of the step. The official scripts use 2
+            with `adaptive`.
+        adaptive: `eps_i = rho theta^2 g_i / ||theta g_i||`, as the official scripts do
+            (see `adaptive_sam`, eta 0).
+        direction: "local": each task has its own eps_i; "global": all have that of the
+            mean gradient.
+        norm: "separate", "joint" or "layerwise", see `sam`. The official scripts use
+            "separate", and "joint" on Multi-MNIST.
+        mask: which leaves are perturbed, see `sam`.
+        num_tasks: K, the number of losses.
+        param_labels: see `multitask`.
+        unroll: see `multitask`.
+        axis_name: see `multitask`.
+
+    Returns:
+        A `GradientTransformationExtraArgs`, see `multitask`. The incoming updates only
+        give the shapes: the clean pass may be left out.
+
+    Raises:
+        ValueError: see `multitask`; if `rho` is negative, or `direction` or `norm` none
+            of the above.
+
+    Examples:
+        >>> import jax.numpy as jnp, samo_jax
+        >>> loss_fn = lambda w: {"a": jnp.sum((w - 1) ** 2), "b": jnp.sum((w + 1) ** 2)}
+        >>> tx = samo_jax.f_mtl(samo_jax.mgda(), rho=0.1, num_tasks=2)
+        >>> params = jnp.array([0.5, -2.0])
+        >>> updates, state = tx.update(
+        ...     params, tx.init(params), params, loss_fn=loss_fn
+        ... )
+        >>> print(updates)
+        [ 2.56... -2.65...]
+
+    References:
+        Phan, Tran, Tran, Ho, Le, Ngo, Nguyen, Le and Phung, `Beyond Losses Reweighting:
+        Empowering Multi-Task Learning via the Generalization Perspective
+        <https://arxiv.org/abs/2211.13723>`_, 2025
+    """
+
+    def stretch(params, p, step):
+        del p, step
+        return jax.tree.map(jnp.abs, params)
+
+    perturbation = along(
+        kept_gradients(direction),
+        rho,
+        stretch=stretch if adaptive else None,
+        mask=mask,
+        norm=norm,
+    )
+    return multitask(
+        _separately(solver),
+        perturbation,
+        num_tasks=num_tasks,
+        param_labels=param_labels,
+        unroll=unroll,
+        axis_name=axis_name,
+    )
+
+
+def _separately(solver: Solver | Combiner) -> Combiner:
+    if not isinstance(solver, Solver | Combiner):
+        raise ValueError(
+            f"`solver` must be a samo_jax.Solver or Combiner, got {solver!r}. Call the "
+            "factory: `samo_jax.mgda()`, not `samo_jax.mgda`."
+        )
+    combine_gradients = combiner_update(solver)
+
+    def init(params, num_tasks):
+        args = (num_tasks,) if isinstance(solver, Solver) else (params, num_tasks)
+        # Two buffers: the state may be donated.
+        return SeparateState(
+            solver.init(*args), solver.init(*args), uniform_weights(num_tasks)
+        )
+
+    def update(task_grads, state, *, clean_grads, sample_grads=(), **extra_args):
+        if sample_grads:
+            raise ValueError(
+                "`sample_loss_fns` is not for f_mtl(), which has no clean gradients of "
+                "other batches. Leave it out, or use `multitask`."
+            )
+        flat = jax.tree.map(jnp.subtract, task_grads, clean_grads)
+        loss_part, weights, loss_state = combine_gradients(
+            clean_grads, state.loss_state, **extra_args
+        )
+        flat_part, flat_weights, flat_state = combine_gradients(
+            flat, state.flat_state, **extra_args
+        )
+        direction = jax.tree.map(jnp.add, loss_part, flat_part)
+        return direction, weights, SeparateState(loss_state, flat_state, flat_weights)
+
+    return Combiner(init, update)

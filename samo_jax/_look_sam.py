@@ -1,0 +1,138 @@
+"""LookSAM: a sharpness-aware step now and then, and its memory in between."""
+
+from numbers import Integral
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+
+from samo_jax._hyperparameters import ScalarOrSchedule, check_nonnegative, resolve
+from samo_jax._perturbations import scale_to_radius
+from samo_jax._tasks import SHARED, ParamLabels, label_leaves
+from samo_jax._tree import (
+    PyTree,
+    group_products,
+    safe_divide,
+    scale_leaves,
+    zeros_like_params,
+)
+
+
+class LookSamState(NamedTuple):
+    """State of `look_sam`.
+
+    Attributes:
+        step: shape (), int32, updates done so far.
+        orthogonal: v, like the parameters, float32 (float64 under x64), of norm one (at
+            first zero).
+        inner_state: state of the wrapped transformation.
+    """
+
+    step: jax.Array
+    orthogonal: PyTree
+    inner_state: Any
+
+
+def look_sam(
+    inner: optax.GradientTransformationExtraArgs,
+    every: int = 10,
+    alpha: ScalarOrSchedule = 0.7,
+    *,
+    start: int = 0,
+    num_tasks: int = 1,
+    param_labels: ParamLabels = None,
+) -> optax.GradientTransformationExtraArgs:
+    """LookSAM: run a sharpness-aware transformation every few steps only.
+
+    At step t = start, start + every, ...: the inner direction d, of whose part
+    orthogonal to the incoming gradient g the direction is kept,
+    `v = u / ||u||`, `u = d - (<d, g> / ||g||^2) g`. At other steps:
+    `g + alpha ||g|| v`, at no cost beyond the clean pass. alpha = 0 is sharpness-aware
+    training every n steps; every = 1 the inner transformation.
+
+    With `single_task(sam(rho))` it is the paper's. Around `samo` or `multitask` it also
+    reuses what the combiner changed, of which the steps in between see nothing else.
+    Under `jax.shard_map`, average the incoming updates first.
+
+    Args:
+        inner: `single_task(...)`, `multitask(...)`, `samo(...)`, ...
+        every: steps from one use of `inner` to the next, positive.
+        alpha: weight of the memory, non-negative, or a schedule of the step.
+        start: first step of `inner`; before, g is passed on.
+        num_tasks: K, and
+        param_labels: as given to `inner`: on a head, where the incoming gradient is
+            that of the *mean* loss, g is K times it.
+
+    Returns:
+        A `GradientTransformationExtraArgs` with the arguments of `inner`. Costs one
+        float32 copy of the parameters.
+
+    Raises:
+        ValueError: if `every` is not a positive int, `start` not a non-negative one, or
+            `alpha` negative.
+
+    Examples:
+        >>> import jax.numpy as jnp, samo_jax
+        >>> tx = samo_jax.look_sam(samo_jax.single_task(samo_jax.sam(1.0)), every=2)
+        >>> loss_fn = lambda w: w[0] ** 2 / 2 + w[1] ** 2
+        >>> params = jnp.array([3.0, 2.0])
+        >>> grads, state = jnp.array([3.0, 4.0]), tx.init(params)
+        >>> for _ in range(2):
+        ...     updates, state = tx.update(grads, state, params, loss_fn=loss_fn)
+        ...     print(updates)
+        [3.6 5.6]
+        [0.20... 6.10...]
+
+    References:
+        Liu, Mai, Chen, Hsieh and You, `Towards Efficient and Scalable Sharpness-Aware
+        Minimization <https://arxiv.org/abs/2203.02714>`_, 2022
+    """
+    if not isinstance(every, Integral) or every < 1:
+        raise ValueError(
+            f"`every` must be a positive int, got {every!r}. 1 is `inner` at each step."
+        )
+    if not isinstance(start, Integral) or start < 0:
+        raise ValueError(f"`start` must be a non-negative int, got {start!r}.")
+    check_nonnegative("alpha", alpha, "0 keeps no memory.")
+    inner = optax.with_extra_args_support(inner)
+
+    def init(params):
+        return LookSamState(
+            jnp.zeros((), jnp.int32), zeros_like_params(params), inner.init(params)
+        )
+
+    def update(updates, state, params=None, **extra_args):
+        step = state.step
+        labels = label_leaves(updates, param_labels)
+        g = scale_leaves(
+            updates, lambda _, label: 1 if label == SHARED else num_tasks, labels
+        )
+        length = optax.tree.norm(g)
+
+        def look():
+            d, inner_state = inner.update(
+                updates, state.inner_state, params, **extra_args
+            )
+            floats = scale_leaves(d, lambda _: 1)
+            one_group = jax.tree.map(lambda _: SHARED, g)
+            product = group_products(g, floats, one_group)[SHARED]
+            share = safe_divide(product, length**2)
+            rest = jax.tree.map(lambda d, g: d - share * g, floats, g)
+            return d, scale_to_radius(rest, 1.0), inner_state
+
+        def reuse():
+            weight = resolve(alpha, step) * length
+            d = jax.tree.map(
+                lambda g, v, update: (g + weight * v).astype(update.dtype),
+                *(g, state.orthogonal, updates),
+            )
+            return d, state.orthogonal, state.inner_state
+
+        looks = (step >= start) & ((step - start) % every == 0)
+        d, orthogonal, inner_state = lax.cond(looks, look, reuse)
+        step = jnp.asarray(optax.safe_increment(step))
+        return d, LookSamState(step, orthogonal, inner_state)
+
+    return optax.GradientTransformationExtraArgs(init, update)

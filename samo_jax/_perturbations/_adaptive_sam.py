@@ -1,0 +1,77 @@
+"""Adaptive SAM (ASAM): a radius relative to the size of each parameter."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from samo_jax._hyperparameters import ScalarOrSchedule, check_nonnegative, resolve
+from samo_jax._perturbations._along import along
+from samo_jax._perturbations._base import Perturbation
+from samo_jax._perturbations._directions import Direction
+from samo_jax._tasks import label_leaves
+
+
+def adaptive_sam(
+    rho: ScalarOrSchedule = 0.5,
+    eta: ScalarOrSchedule = 0.01,
+    *,
+    direction: Direction = "global",
+    mask: Any = None,
+    adapt: Any = None,
+) -> Perturbation:
+    """ASAM: `eps = rho T^2 p / ||T p||` with `T = |w| + eta`, elementwise.
+
+    The worst case within `||eps / T|| <= rho`, which does not change when a layer is
+    scaled up and the next one down.
+
+    The official implementation has T = 1 on biases and BatchNorm shifts: `adapt`.
+    Others have `T = |w|` everywhere (`eta=0`), for which rho is several times larger:
+    rho does not carry over from one T to another, nor from SAM.
+
+    Args:
+        rho: radius, non-negative, or a schedule of the step.
+        eta: added to |w|, non-negative, or a schedule.
+        direction: see `sam`.
+        mask: which leaves are perturbed, see `sam`.
+        adapt: on which leaves `T = |w| + eta`; elsewhere T = 1. A pytree prefix of
+            bools, or a function of the parameters that returns one. None: all.
+
+    Returns:
+        A `Perturbation` for `multitask` and `single_task`.
+
+    Raises:
+        ValueError: if `rho` or `eta` is negative.
+
+    Examples:
+        >>> import jax, jax.numpy as jnp, samo_jax
+        >>> def weights(params):
+        ...     is_weight = lambda path, _: "bias" not in jax.tree_util.keystr(path)
+        ...     return jax.tree.map_with_path(is_weight, params)
+        >>> tx = samo_jax.single_task(samo_jax.adaptive_sam(0.5, adapt=weights))
+        >>> loss_fn = lambda p: jnp.sum(p["kernel"] ** 2) / 2 + p["bias"]
+        >>> params = {"kernel": jnp.array([2.0, 0.0]), "bias": jnp.array(1.0)}
+        >>> grads = {"kernel": params["kernel"], "bias": jnp.array(1.0)}
+        >>> updates, _ = tx.update(grads, tx.init(params), params, loss_fn=loss_fn)
+        >>> print(updates["kernel"])
+        [2.97... 0.  ]
+
+    References:
+        Kwon, Kim, Park and Choi, `ASAM: Adaptive Sharpness-Aware Minimization for
+        Scale-Invariant Learning of Deep Neural Networks
+        <https://arxiv.org/abs/2102.11600>`_, 2021
+    """
+    check_nonnegative("eta", eta, "0 is T = |w|.")
+
+    def stretch(params, p, step):
+        del p
+        adapted = jax.tree.map(lambda _: True, params)
+        if adapt is not None:
+            adapted = label_leaves(params, adapt, "adapt")
+        return jax.tree.map(
+            lambda adapts, w: jnp.where(adapts, jnp.abs(w) + resolve(eta, step), 1),
+            adapted,
+            params,
+        )
+
+    return along(direction, rho, stretch=stretch, mask=mask)

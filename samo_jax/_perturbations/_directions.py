@@ -1,0 +1,66 @@
+"""Where ascent goes before it gets its length: raw directions, one per task."""
+
+from typing import Any, Literal, TypeAlias
+
+import jax
+import jax.numpy as jnp
+
+from samo_jax._perturbations._base import Perturbation
+from samo_jax._tasks import task_value_and_gradient, task_values_and_gradients
+
+Direction: TypeAlias = Literal["global", "local"] | Perturbation
+
+
+def mean_gradient() -> Perturbation:
+    """The gradient of the mean loss, for every task: no extra pass."""
+    return Perturbation(lambda problem, _state: problem.mean_grad, lambda g, _task: g)
+
+
+def own_gradient() -> Perturbation:
+    """Each task's own gradient, computed when used: K passes, one copy."""
+
+    def perturb(problem, i):
+        return task_value_and_gradient(problem.loss_fn, problem.params, i)[1]
+
+    return Perturbation(lambda problem, _state: problem, perturb)
+
+
+def kept_gradients(direction: Literal["global", "local"]) -> Perturbation:
+    """A direction, with the K clean gradients (K passes, K copies) as context."""
+    check_named(direction)
+
+    def prepare(problem, state):
+        del state
+        return task_values_and_gradients(
+            problem.loss_fn, problem.params, len(problem.tasks), problem.unroll
+        )[1]
+
+    def perturb(task_grads, i):
+        if direction == "global":
+            return jax.tree.map(lambda leaf: jnp.mean(leaf, axis=0), task_grads)
+        return jax.tree.map(lambda leaf: leaf[i], task_grads)
+
+    return Perturbation(prepare, perturb, clean_gradients=lambda context: context)
+
+
+def check_named(direction: Any) -> None:
+    """Raise unless the direction is that of a gradient."""
+    if direction not in ("global", "local"):
+        raise ValueError(
+            f'`direction` must be "global" or "local", got {direction!r}: this method '
+            "uses the gradient itself."
+        )
+
+
+def as_direction(direction: Direction) -> Perturbation:
+    """The direction of that name, or a perturbation taken for its direction alone."""
+    if direction == "global":
+        return mean_gradient()
+    if direction == "local":
+        return own_gradient()
+    if isinstance(direction, Perturbation):
+        return direction
+    raise ValueError(
+        '`direction` must be "global", "local" or a samo_jax.Perturbation, got '
+        f"{direction!r}."
+    )

@@ -1,0 +1,79 @@
+"""The modalities experiment, end to end at a small size."""
+
+import argparse
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from samo_jax.experiments.halves import half_digits, masked
+from samo_jax.experiments.modalities import METHODS, RHOS, train_all
+
+COMMAND = [sys.executable, "-m", "samo_jax.experiments", "modalities"]
+
+
+def run(*args, cwd):
+    return subprocess.run(
+        [*COMMAND, *args], cwd=cwd, capture_output=True, text=True, check=False
+    )
+
+
+def test_data():
+    splits = half_digits()
+    assert [len(split.digits) for split in splits] == [900, 300, 597]
+    for split, again in zip(splits, half_digits(), strict=True):
+        np.testing.assert_array_equal(split.halves, again.halves)
+        assert split.halves.shape == (len(split.digits), 2, 32)
+        assert set(split.digits) == set(range(10))
+        assert 0 <= split.halves[:, 0].min() < split.halves[:, 0].max() <= 1
+        assert split.halves[:, 1].min() < -1
+    train, _, test = ({half.tobytes() for half in s.halves[:, 0]} for s in splits)
+    assert len(train & test) <= 3  # chance lookalikes
+    upper = masked(splits[0].halves, (True, False))
+    np.testing.assert_array_equal(upper[:, 0], splits[0].halves[:, 0])
+    assert not np.any(upper[:, 1])
+
+
+def test_learns_and_reports(tmp_path):
+    result = run("--seeds", "2", "--epochs", "8", "--out", "out", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    document = json.loads((tmp_path / "out/results.json").read_text())
+    assert document["config"]["epochs"] == 8
+    runs = document["runs"]
+    assert {(r["method"], r["seed"]) for r in runs} == {
+        (m, s) for m in METHODS for s in (0, 1)
+    }
+    table = (tmp_path / "out/table.md").read_text()
+    for r in runs:
+        assert r["accuracy"]["both"] > 0.75
+        assert r["accuracy"]["both"] > r["accuracy"]["upper"] > r["accuracy"]["lower"]
+        scores = r["validation_scores"]
+        assert r["rho"] == float(max(scores, key=scores.get))
+        plain = r["method"] in ("plain", "unimodal")
+        assert len(scores) == (1 if plain else len(RHOS))
+        assert f"| {r['method']} |" in table
+        assert r["method"] in result.stdout
+
+
+def test_early_fusion_learns():
+    runs = train_all("batch", argparse.Namespace(fusion="early", seeds=1, epochs=8))
+    assert runs[0].accuracy["both"] > 0.75
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--seeds", "0"], "argument --seeds: must be a positive integer, got '0'"),
+        (["--epochs", "x"], "argument --epochs: must be a positive integer, got 'x'"),
+        (["--fusion", "none"], "argument --fusion: invalid choice: 'none'"),
+        (["--out", "."], "--out: . exists and is not an empty folder"),
+    ],
+)
+def test_wrong_values_get_one_line(tmp_path, args, message):
+    (tmp_path / "taken").touch()
+    result = run(*args, cwd=tmp_path)
+    assert result.returncode != 0
+    assert message in result.stderr
+    assert result.stderr.count("\n") == 1
