@@ -208,26 +208,6 @@ def test_float32_at_all_scales(name, scale):
     assert error <= 1e-4 * np.linalg.norm(expected)
 
 
-@pytest.mark.parametrize(
-    ("name", "expected"),
-    [
-        ("aligned_mtl-min", [0.5591, 0.4083]),
-        ("imtl_g", [0.5923, 0.4077]),
-        ("pcgrad", [2.2222 / 2, 1.5789 / 2]),
-    ],
-)
-def test_published_weights(name, expected):
-    """TorchJD's value table for its base matrix; sums become means."""
-    np.testing.assert_allclose(METHODS[name](single(J_BASE)), expected, atol=1e-4)
-
-
-def test_published_conflict_free_inverse():
-    weights = conflict_free_inverse_weights(single(J_BASE))
-    np.testing.assert_allclose(
-        2 * weights @ J_BASE, [0.1588, 2.0706, 2.0706], atol=1e-4
-    )
-
-
 @pytest.mark.parametrize("correlation", [-0.99, -0.3, 0.0, 0.8])
 @pytest.mark.parametrize("ratio", [1.0, 50.0])
 def test_two_tasks_closed_forms(correlation, ratio, x64):  # noqa: ARG001

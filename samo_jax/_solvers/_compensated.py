@@ -12,9 +12,9 @@ from jax import lax
 
 
 def _split(a: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Veltkamp's split: `a == high + low`, each with half of the mantissa's bits."""
-    c = a * ((1 << ((jnp.finfo(a.dtype).nmant + 2) // 2)) + 1)
-    high = c - (c - a)
+    """`a == high + low`, each with half of the mantissa's bits."""
+    format_ = jnp.finfo(a.dtype)
+    high = lax.reduce_precision(a, format_.nexp, (format_.nmant - 1) // 2)
     return high, a - high
 
 
@@ -35,7 +35,8 @@ def _two_sum(x, y):
 
 
 def matvec(matrix: jax.Array, vector: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """`matrix @ vector` as an unevaluated sum `high + low` of shape-(K,) arrays."""
+    """`M v` of a symmetric M as an unevaluated sum `high + low` of (K,) arrays."""
     zero = jnp.zeros((), matrix.dtype)
-    products = _two_product(matrix, vector[None, :])
-    return tuple(lax.reduce(products, (zero, zero), _two_sum, (1,)))
+    # Down the columns, which vectorises over the rows of the symmetric matrix.
+    products = _two_product(matrix, vector[:, None])
+    return tuple(lax.reduce(products, (zero, zero), _two_sum, (0,)))

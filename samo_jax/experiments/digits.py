@@ -2,7 +2,6 @@
 
 import argparse
 from collections.abc import Iterable
-from datetime import datetime
 from itertools import chain
 from pathlib import Path
 from textwrap import fill, indent
@@ -20,6 +19,7 @@ from rich.progress import (
 )
 
 from samo_jax.experiments import report
+from samo_jax.experiments.command import positive_int, results_folder
 from samo_jax.experiments.data import TASKS, multi_digits
 from samo_jax.experiments.methods import (
     ALL,
@@ -30,6 +30,7 @@ from samo_jax.experiments.methods import (
     make_optimizer,
     select,
 )
+from samo_jax.experiments.tables import save, terminal_table
 from samo_jax.experiments.training import Run, Trainer
 
 DESCRIPTION = """\
@@ -61,10 +62,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="see below (default: the ten named above)",
     )
     parser.add_argument(
-        "--seeds", type=_positive_int, default=3, help="number of seeds (default: 3)"
+        "--seeds", type=positive_int, default=3, help="number of seeds (default: 3)"
     )
     parser.add_argument(
-        "--epochs", type=_positive_int, default=30, help="epochs per run (default: 30)"
+        "--epochs", type=positive_int, default=30, help="epochs per run (default: 30)"
     )
     parser.add_argument(
         "--rho",
@@ -98,12 +99,6 @@ def _methods(text: str) -> tuple[str, ...]:
         raise argparse.ArgumentTypeError(f"invalid choice: {text!r}") from None
 
 
-def _positive_int(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be a positive integer, got {text!r}")
-    return int(text)
-
-
 def _number(text: str, requirement: str, low: float, high: float) -> float:
     try:
         value = float(text)
@@ -130,10 +125,7 @@ def selected_methods(selections: Iterable[tuple[str, ...]]) -> list[str]:
 def run(args: argparse.Namespace) -> int:
     """Train every method with every seed; return the exit status."""
     console = Console()
-    folder = args.out or Path("runs") / f"digits-{datetime.now():%Y%m%d-%H%M%S}"
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise SystemExit(f"--out: {folder} exists and is not an empty folder")
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = results_folder(args.out, "digits")
 
     methods = selected_methods(args.methods)
     config = {**vars(args), "methods": methods, "out": str(folder)}
@@ -163,7 +155,7 @@ def run(args: argparse.Namespace) -> int:
                         lambda share=share: progress.advance(bar, share),
                     )
                     results.setdefault(method, {})[seed] = finished
-                    report.save(folder, config, results)
+                    save(folder, config, results)
         except KeyboardInterrupt:
             interrupted = True
     if not results:
@@ -171,7 +163,7 @@ def run(args: argparse.Namespace) -> int:
         return 130
     caption = _caption(args, results)
     report.write_report(folder, results, caption)
-    console.print(report.terminal_table(results, caption))
+    console.print(terminal_table(report.summarize(results), caption))
     if interrupted:
         console.print("Interrupted: these are the runs that had finished.")
     console.print(f"Saved table.md, accuracy.png and results.json in {folder}")

@@ -2,7 +2,6 @@
 
 import argparse
 from collections.abc import Callable
-from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,13 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.typing import ArrayLike
-from rich import box
 from rich.console import Console
 from rich.progress import track
-from rich.table import Table
 
 import samo_jax
-from samo_jax.experiments import report
+from samo_jax.experiments.command import positive_int, results_folder
 from samo_jax.experiments.halves import (
     MODALITIES,
     Halves,
@@ -26,6 +23,12 @@ from samo_jax.experiments.halves import (
     encoder_labels,
     half_digits,
     masked,
+)
+from samo_jax.experiments.tables import (
+    markdown_table,
+    save,
+    spread,
+    terminal_table,
 )
 
 DESCRIPTION = """\
@@ -203,39 +206,8 @@ def summarize(results: Results) -> list[list[str]]:
     for method, runs in results.items():
         columns = [accuracy(method, name) for name in _PRESENT]
         columns.append(accuracy(method, weak) - accuracy(_SAM, weak))
-        table.append([method, f"{runs[0].rho:g}", *map(_spread, columns)])
+        table.append([method, f"{runs[0].rho:g}", *map(spread, columns)])
     return table
-
-
-def _spread(values: np.ndarray) -> str:
-    """Mean +- sample standard deviation over seeds."""
-    if len(values) == 1:
-        return f"{values[0]:.1f}"
-    return f"{np.mean(values):.1f} ± {np.std(values, ddof=1):.1f}"
-
-
-def _markdown_table(rows: list[list[str]]) -> str:
-    header, *body = rows
-    lines = [header, ["---"] + ["---:"] * (len(header) - 1), *body]
-    return "".join("| " + " | ".join(line) + " |\n" for line in lines)
-
-
-def _terminal_table(rows: list[list[str]], caption: str) -> Table:
-    table = Table(
-        box=box.SIMPLE, pad_edge=False, caption=caption, caption_justify="left"
-    )
-    header, *body = rows
-    for index, name in enumerate(header):
-        table.add_column(name, justify="right" if index else "left", no_wrap=True)
-    for row in body:
-        table.add_row(*row)
-    return table
-
-
-def _positive_int(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be a positive integer, got {text!r}")
-    return int(text)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -249,10 +221,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "(default: late)",
     )
     parser.add_argument(
-        "--seeds", type=_positive_int, default=5, help="number of seeds (default: 5)"
+        "--seeds", type=positive_int, default=5, help="number of seeds (default: 5)"
     )
     parser.add_argument(
-        "--epochs", type=_positive_int, default=60, help="epochs per run (default: 60)"
+        "--epochs", type=positive_int, default=60, help="epochs per run (default: 60)"
     )
     parser.add_argument(
         "--out",
@@ -264,17 +236,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Train with every method; return the exit status."""
     console = Console()
-    folder = args.out or Path("runs") / f"modalities-{datetime.now():%Y%m%d-%H%M%S}"
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise SystemExit(f"--out: {folder} exists and is not an empty folder")
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = results_folder(args.out, "modalities")
 
     methods = [name for name in METHODS if args.fusion == "late" or name != "encoder"]
     config = {**vars(args), "out": str(folder)}
     results: Results = {}
     for method in track(methods, "methods", console=console):
         results[method] = train_all(method, args)
-        report.save(folder, config, results)
+        save(folder, config, results)
 
     rows = summarize(results)
     caption = (
@@ -283,7 +252,7 @@ def run(args: argparse.Namespace) -> int:
         f"rho: of {len(RHOS)}, the best by the three's mean on validation pictures. "
         "Last column: difference to SAM, seed by seed."
     )
-    (folder / "table.md").write_text(f"{_markdown_table(rows)}\n{caption}\n")
-    console.print(_terminal_table(rows, caption))
+    (folder / "table.md").write_text(f"{markdown_table(rows)}\n{caption}\n")
+    console.print(terminal_table(rows, caption))
     console.print(f"Saved table.md and results.json in {folder}")
     return 0

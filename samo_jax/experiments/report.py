@@ -1,7 +1,5 @@
-"""Tables and pictures from finished runs."""
+"""The table and the picture of the digits experiment."""
 
-import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +9,6 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.ticker import MaxNLocator, ScalarFormatter
-from rich import box
-from rich.table import Table
 
 import samo_jax
 from samo_jax.experiments.methods import (
@@ -21,19 +17,12 @@ from samo_jax.experiments.methods import (
     SINGLE_TASK,
     split,
 )
+from samo_jax.experiments.tables import markdown_table, spread
 from samo_jax.experiments.training import Run
 
 Results = dict[str, dict[int, Run]]  # by method, by seed
 
 _STYLES = dict(zip(SHARPNESS, ("-", "--", ":"), strict=True))
-
-
-def _spread(values) -> str:
-    """Mean +- sample standard deviation over seeds."""
-    if len(values) == 1:
-        return f"{values[0]:.1f}"
-    mean = np.round(np.mean(values), 1) + 0.0  # no "-0.0"
-    return f"{mean:.1f} ± {np.std(values, ddof=1):.1f}"
 
 
 def _accuracies(runs: dict[int, Run]) -> np.ndarray:
@@ -58,33 +47,13 @@ def summarize(results: Results) -> list[list[str]]:
         delta = time = "-"
         if baseline:
             reference = _accuracies(baseline).mean(axis=0)
-            delta = _spread(
+            delta = spread(
                 samo_jax.delta_m(accuracies, reference, higher_is_better=True)
             )
         if plain:
             time = f"{_seconds(runs) / _seconds(plain):.2f}"
-        per_task = [_spread(column) for column in accuracies.T]
-        table.append([method, *per_task, _spread(accuracies.mean(axis=1)), delta, time])
-    return table
-
-
-def markdown_table(results: Results) -> str:
-    """The table in Markdown."""
-    header, *rows = summarize(results)
-    lines = [header, ["---"] + ["---:"] * (len(header) - 1), *rows]
-    return "".join("| " + " | ".join(line) + " |\n" for line in lines)
-
-
-def terminal_table(results: Results, caption: str) -> Table:
-    """The table for a terminal."""
-    table = Table(
-        box=box.SIMPLE, pad_edge=False, caption=caption, caption_justify="left"
-    )
-    header, *rows = summarize(results)
-    for index, name in enumerate(header):
-        table.add_column(name, justify="right" if index else "left", no_wrap=True)
-    for row in rows:
-        table.add_row(*row)
+        per_task = [spread(column) for column in accuracies.T]
+        table.append([method, *per_task, spread(accuracies.mean(axis=1)), delta, time])
     return table
 
 
@@ -135,22 +104,9 @@ def _combiner_colors(results: Results) -> dict[str, Any]:
     return dict(zip(combiners, spectrum, strict=True))
 
 
-def save(folder: Path, config: dict[str, Any], results: Results) -> None:
-    """Write `results.json` in one piece, so that an interrupt cannot tear it."""
-    document = {
-        "config": config,
-        "runs": [
-            {"method": method, "seed": seed, **run._asdict()}
-            for method, runs in results.items()
-            for seed, run in runs.items()
-        ],
-    }
-    partial = folder / "results.json.partial"
-    partial.write_text(json.dumps(document, indent=1))
-    os.replace(partial, folder / "results.json")
-
-
 def write_report(folder: Path, results: Results, caption: str) -> None:
     """Write `table.md` and `accuracy.png`."""
-    (folder / "table.md").write_text(f"{markdown_table(results)}\n{caption}\n")
+    (folder / "table.md").write_text(
+        f"{markdown_table(summarize(results))}\n{caption}\n"
+    )
     plot(results, folder / "accuracy.png")
