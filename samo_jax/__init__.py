@@ -33,7 +33,9 @@ from samo_jax._perturbations import monge_sam as monge_sam
 from samo_jax._perturbations import sam as sam
 from samo_jax._perturbations import scale_to_radius as scale_to_radius
 from samo_jax._perturbations import surrogate_gap_sam as surrogate_gap_sam
+from samo_jax._samo import samo as samo
 from samo_jax._shapley import shapley_values as shapley_values
+from samo_jax._single_task import single_task as single_task
 from samo_jax._solvers import Combiner as Combiner
 from samo_jax._solvers import SolveInfo as SolveInfo
 from samo_jax._solvers import Solver as Solver
@@ -79,8 +81,6 @@ from samo_jax._tasks import mean_value_and_grad as mean_value_and_grad
 from samo_jax._tasks import task_gradients as task_gradients
 from samo_jax._transform import MultitaskState as MultitaskState
 from samo_jax._transform import multitask as multitask
-from samo_jax._transform import samo as samo
-from samo_jax._transform import single_task as single_task
 from samo_jax._weightings import WeightingState as WeightingState
 from samo_jax._weightings import cosmos as cosmos
 from samo_jax._weightings import cosmos_loss as cosmos_loss

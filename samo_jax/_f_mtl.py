@@ -10,7 +10,7 @@ from samo_jax._hyperparameters import ScalarOrSchedule
 from samo_jax._perturbations._along import Norm, along
 from samo_jax._perturbations._directions import kept_gradients
 from samo_jax._solvers import Combiner, Solver
-from samo_jax._solvers._base import combiner_update, uniform_weights
+from samo_jax._solvers._base import check_combiner, combiner_update, uniform_weights
 from samo_jax._tasks import ParamLabels, Unroll
 from samo_jax._transform import multitask
 
@@ -117,11 +117,7 @@ def f_mtl(
 
 
 def _separately(solver: Solver | Combiner) -> Combiner:
-    if not isinstance(solver, Solver | Combiner):
-        raise ValueError(
-            f"`solver` must be a samo_jax.Solver or Combiner, got {solver!r}. Call the "
-            "factory: `samo_jax.mgda()`, not `samo_jax.mgda`."
-        )
+    check_combiner(solver)
     combine_gradients = combiner_update(solver)
 
     def init(params, num_tasks):

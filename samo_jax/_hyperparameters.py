@@ -1,7 +1,7 @@
 """Hyperparameters: numbers, tracers or schedules, checked where they are numbers."""
 
 from collections.abc import Callable
-from numbers import Real
+from numbers import Integral, Real
 from typing import Any, TypeAlias, TypeGuard
 
 import jax
@@ -38,6 +38,18 @@ def check_share(name: str, value: Any, remedy: str) -> None:
     """Raise unless a number is in [0, 1]."""
     if is_number(value) and not 0 <= value <= 1:
         raise ValueError(f"`{name}` must be in [0, 1], got {value}. {remedy}")
+
+
+def check_count(name: str, value: Any) -> None:
+    """Raise unless it is a positive int."""
+    if not isinstance(value, Integral) or value < 1:
+        raise ValueError(f"`{name}` must be a positive int, got {value!r}.")
+
+
+def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
+    """Raise unless it is one of the choices."""
+    if value not in choices:
+        raise ValueError(f"`{name}` must be one of {choices}, got {value!r}.")
 
 
 def check_rho(rho: Any) -> None:

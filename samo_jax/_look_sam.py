@@ -13,6 +13,7 @@ from samo_jax._perturbations import scale_to_radius
 from samo_jax._tasks import SHARED, ParamLabels, label_leaves
 from samo_jax._tree import (
     PyTree,
+    as_floats,
     group_products,
     safe_divide,
     scale_leaves,
@@ -115,7 +116,7 @@ def look_sam(
             d, inner_state = inner.update(
                 updates, state.inner_state, params, **extra_args
             )
-            floats = scale_leaves(d, lambda _: 1)
+            floats = as_floats(d)
             one_group = jax.tree.map(lambda _: SHARED, g)
             product = group_products(g, floats, one_group)[SHARED]
             share = safe_divide(product, length**2)

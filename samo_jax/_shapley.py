@@ -3,12 +3,12 @@
 from collections.abc import Callable
 from itertools import product
 from math import comb
-from numbers import Integral
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
+from samo_jax._hyperparameters import check_count
 from samo_jax._tree import PyTree, accumulator_dtype
 
 MAX_EXACT = 6
@@ -86,12 +86,6 @@ def shapley_values(
         ),
         values,
     )
-
-
-def check_count(name: str, count: int) -> None:
-    """Raise unless it is a positive int."""
-    if not isinstance(count, Integral) or count < 1:
-        raise ValueError(f"`{name}` must be a positive int, got {count!r}.")
 
 
 def _all_coalitions(num_modalities: int) -> tuple[jax.Array, jax.Array]:

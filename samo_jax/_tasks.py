@@ -72,7 +72,11 @@ def task_names(losses: LossTree, num_tasks: int | None = None) -> tuple[str, ...
 
 def select_loss(losses: LossTree, task: int | jax.Array) -> jax.Array:
     """The loss of one task; a Python index lets JAX drop the other tasks' passes."""
-    leaves = loss_leaves(losses)
+    return select_leaf(loss_leaves(losses), task)
+
+
+def select_leaf(leaves: list[jax.Array], task: int | jax.Array) -> jax.Array:
+    """The array of one task; a traced index stacks them."""
     return leaves[task] if isinstance(task, int) else jnp.stack(leaves)[task]
 
 

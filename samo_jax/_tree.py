@@ -53,6 +53,17 @@ def scale_leaves(tree: PyTree, factor: Callable[..., ArrayLike], *rest: Any) -> 
     )
 
 
+def scale_tasks(leaf: jax.Array, scales: jax.Array) -> jax.Array:
+    """`scales_i * leaf_i` along the leading task axis, in `accumulator_dtype`."""
+    leaf = leaf.astype(accumulator_dtype())
+    return leaf * jnp.expand_dims(scales, tuple(range(1, leaf.ndim)))
+
+
+def as_floats(tree: PyTree) -> PyTree:
+    """`tree` in `accumulator_dtype`."""
+    return jax.tree.map(lambda leaf: leaf.astype(accumulator_dtype()), tree)
+
+
 def displace(params: PyTree, displacement: PyTree) -> PyTree:
     """`params + displacement`, formed in `accumulator_dtype`, in the params' dtypes."""
     dtype = accumulator_dtype()

@@ -3,18 +3,22 @@
 import jax
 import jax.numpy as jnp
 
-from samo_jax._tree import PyTree, accumulator_dtype, leaf_norm
+from samo_jax._tree import (
+    PyTree,
+    accumulator_dtype,
+    leaf_norm,
+    scale_tasks,
+    zeros_like_params,
+)
 
 
 def zeros_per_task(params: PyTree, num_tasks: int) -> PyTree:
     """Zeros like `params` with a leading task axis, in `accumulator_dtype`."""
-
-    def zeros(leaf):
-        # Broadcasting keeps the leaf's sharding.
-        zero = jnp.zeros_like(leaf, dtype=accumulator_dtype())
-        return jnp.broadcast_to(zero, (num_tasks, *zero.shape))
-
-    return jax.tree.map(zeros, params)
+    # Broadcasting keeps the leaf's sharding.
+    return jax.tree.map(
+        lambda zero: jnp.broadcast_to(zero, (num_tasks, *zero.shape)),
+        zeros_like_params(params),
+    )
 
 
 def task_norms(task_grads: PyTree, num_tasks: int) -> jax.Array:
@@ -40,12 +44,6 @@ def moving_average(
         average,
         values,
     )
-
-
-def scale_tasks(leaf: jax.Array, scales: jax.Array) -> jax.Array:
-    """`scales_i * leaf_i` along the leading task axis, in `accumulator_dtype`."""
-    leaf = leaf.astype(accumulator_dtype())
-    return leaf * jnp.expand_dims(scales, tuple(range(1, leaf.ndim)))
 
 
 def project_simplex(weights: jax.Array) -> jax.Array:

@@ -6,12 +6,17 @@ from typing import Any, Literal, TypeAlias, get_args
 import jax
 import jax.numpy as jnp
 
-from samo_jax._hyperparameters import ScalarOrSchedule, check_rho, resolve
+from samo_jax._hyperparameters import (
+    ScalarOrSchedule,
+    check_choice,
+    check_rho,
+    resolve,
+)
 from samo_jax._perturbations._base import Perturbation, own_leaves
 from samo_jax._perturbations._directions import Direction, as_direction
 from samo_jax._perturbations._radius import scale_to_radius
 from samo_jax._tasks import label_leaves
-from samo_jax._tree import accumulator_dtype
+from samo_jax._tree import accumulator_dtype, as_floats
 
 Norm: TypeAlias = Literal["separate", "joint", "layerwise"]
 
@@ -42,8 +47,7 @@ def along(
             leaf is one.
     """
     check_rho(rho)
-    if norm not in get_args(Norm):
-        raise ValueError(f"`norm` must be one of {get_args(Norm)}, got {norm!r}.")
+    check_choice("norm", norm, get_args(Norm))
     inner = as_direction(direction)
 
     def prepare(problem, state):
@@ -53,7 +57,7 @@ def along(
         problem, inner_context = context
         step, dtype = problem.step, accumulator_dtype()
         p = own_leaves(inner.perturb(inner_context, i), problem, i)
-        params, p = _as_floats((problem.params, p))
+        params, p = as_floats((problem.params, p))
         t = jax.tree.map(lambda _: jnp.ones((), dtype), p)
         if stretch is not None:
             t = stretch(params, p, step)
@@ -78,10 +82,6 @@ def along(
         clean_gradients=lambda context: inner.clean_gradients(context[1]),
         loss=lambda problem, context, *rest: inner.loss(problem, context[1], *rest),
     )
-
-
-def _as_floats(tree):
-    return jax.tree.map(lambda leaf: leaf.astype(accumulator_dtype()), tree)
 
 
 def _keep(condition, leaf):

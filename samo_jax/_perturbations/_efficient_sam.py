@@ -9,7 +9,8 @@ from jax import lax
 from samo_jax._hyperparameters import ScalarOrSchedule, is_number
 from samo_jax._perturbations._along import along
 from samo_jax._perturbations._base import Perturbation
-from samo_jax._perturbations._directions import Direction, as_direction
+from samo_jax._perturbations._directions import Direction
+from samo_jax._tasks import select_leaf
 
 
 def efficient_sam(
@@ -68,7 +69,7 @@ def efficient_sam(
     for name, share in (("beta", beta), ("gamma", gamma)):
         if is_number(share) and not 0 < share <= 1:
             raise ValueError(f"`{name}` must be in (0, 1], got {share}. 1 takes all.")
-    ascent = along(as_direction(direction), rho, mask=mask)
+    ascent = along(direction, rho, mask=mask)
 
     def perturb(context, i):
         problem = context[0]
@@ -93,7 +94,7 @@ def efficient_sam(
                     f"shape (B,), one per task; got {jax.tree.map(jnp.shape, losses)}. "
                     "Do not reduce over the batch."
                 )
-            return leaves[i] if isinstance(i, int) else jnp.stack(leaves)[i]
+            return select_leaf(leaves, i)
 
         clean = of_task(clean, "example_losses")
         count = max(round(gamma * len(clean)), 1)

@@ -6,13 +6,18 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from samo_jax._hyperparameters import ScalarOrSchedule, check_share
+from samo_jax._hyperparameters import (
+    ScalarOrSchedule,
+    check_choice,
+    check_count,
+    check_share,
+)
 from samo_jax._perturbations._along import along
 from samo_jax._perturbations._base import Perturbation, Problem, own_loss
 from samo_jax._perturbations._directions import kept_gradients
-from samo_jax._shapley import MAX_EXACT, check_count, shapley_values
-from samo_jax._tasks import label_leaves, map_tasks
-from samo_jax._tree import PyTree, accumulator_dtype, safe_divide, scale_leaves
+from samo_jax._shapley import MAX_EXACT, shapley_values
+from samo_jax._tasks import label_leaves, map_tasks, select_leaf
+from samo_jax._tree import PyTree, accumulator_dtype, safe_divide, scale_tasks
 
 Decomposition: TypeAlias = Literal["batch", "sample", "modality"]
 _NAME = "modality_aware_sam()"
@@ -127,10 +132,7 @@ def modality_aware_sam(
         Driven Gradient Modulation for Harmonized Multimodal Learning
         <https://arxiv.org/abs/2510.24919>`_, 2025
     """
-    if decompose not in get_args(Decomposition):
-        raise ValueError(
-            f"`decompose` must be one of {get_args(Decomposition)}, got {decompose!r}."
-        )
+    check_choice("decompose", decompose, get_args(Decomposition))
     check_count("num_modalities", num_modalities)
     check_share("decay", decay, "0 takes the batch as it is.")
 
@@ -257,9 +259,7 @@ def _dominant_gradients(problem: Problem, weights: jax.Array) -> PyTree:
 
 def _scale(task_grads: PyTree, weights: jax.Array) -> PyTree:
     """Each task's gradient, times its weight."""
-    return scale_leaves(
-        task_grads, lambda leaf: jnp.expand_dims(weights, range(1, leaf.ndim))
-    )
+    return jax.tree.map(lambda leaf: scale_tasks(leaf, weights), task_grads)
 
 
 def _dominant_loss(
@@ -287,7 +287,7 @@ def _of_task(
             f"`{argument}` must return {len(problem.tasks)} arrays, one for each loss "
             f"of `loss_fn`; got {len(leaves)}."
         )
-    return leaves[i] if isinstance(i, int) else jnp.stack(leaves)[i]
+    return select_leaf(leaves, i)
 
 
 def _check_encoders(labels: Any, num_modalities: int) -> None:

@@ -12,7 +12,7 @@ from samo_jax._perturbations._directions import (
     kept_gradients,
     mean_gradient,
 )
-from samo_jax._tree import accumulator_dtype, group_products, safe_divide
+from samo_jax._tree import as_floats, group_products, safe_divide
 
 
 def surrogate_gap_sam(
@@ -73,7 +73,7 @@ def surrogate_gap_sam(
             squares = group_products(q, q, problem.labels)
 
             def leaf(p, q, label):
-                dtype, (p, q) = q.dtype, (x.astype(accumulator_dtype()) for x in (p, q))
+                dtype, (p, q) = q.dtype, as_floats((p, q))
                 along_q = safe_divide(inner_products[label], squares[label]) * q
                 return (q - strength * (p - along_q)).astype(dtype)
 

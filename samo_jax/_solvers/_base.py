@@ -42,6 +42,15 @@ class Combiner(NamedTuple):
     update: Callable[..., tuple[PyTree, jax.Array, Any]]
 
 
+def check_combiner(solver: Any) -> None:
+    """Raise unless it is a `Solver` or `Combiner`."""
+    if not isinstance(solver, Solver | Combiner):
+        raise ValueError(
+            f"`solver` must be a samo_jax.Solver or Combiner, got {solver!r}. Call the "
+            "factory: `samo_jax.fairgrad()`, not `samo_jax.fairgrad`."
+        )
+
+
 def combiner_update(
     solver: Solver | Combiner,
 ) -> Callable[..., tuple[PyTree, jax.Array, Any]]:
@@ -96,24 +105,33 @@ def uniform_weights(num_tasks: int) -> jax.Array:
     return jnp.full((num_tasks,), 1 / num_tasks, accumulator_dtype())
 
 
+def init_solver(num_tasks: int) -> SolverState:
+    """Uniform weights, and nothing wrong."""
+    info = SolveInfo(
+        residual=jnp.zeros((), accumulator_dtype()),
+        steps=jnp.zeros((), jnp.int32),
+        converged=jnp.ones((), bool),
+        finite=jnp.ones((), bool),
+    )
+    return SolverState(uniform_weights(num_tasks), info)
+
+
+def keep_last(
+    solved: tuple[jax.Array, SolveInfo], state: SolverState
+) -> tuple[jax.Array, SolverState]:
+    """What `update` returns: on a non-finite Gramian, the last good weights."""
+    weights, info = solved
+    weights = jnp.where(info.finite, weights, state.last_weights)
+    return weights, SolverState(weights, info)
+
+
 def gramian_solver(
     weights_fn: Callable[[jax.Array], tuple[jax.Array, SolveInfo]],
 ) -> Solver:
-    """A `Solver` that falls back to the last good weights on a non-finite Gramian."""
-
-    def init(num_tasks: int) -> SolverState:
-        info = SolveInfo(
-            residual=jnp.zeros((), accumulator_dtype()),
-            steps=jnp.zeros((), jnp.int32),
-            converged=jnp.ones((), bool),
-            finite=jnp.ones((), bool),
-        )
-        return SolverState(uniform_weights(num_tasks), info)
+    """A `Solver` of a function of the Gramian alone."""
 
     def update(gramian, state, **extra_args):
         del extra_args
-        weights, info = weights_fn(gramian)
-        weights = jnp.where(info.finite, weights, state.last_weights)
-        return weights, SolverState(weights, info)
+        return keep_last(weights_fn(gramian), state)
 
-    return Solver(init, update)
+    return Solver(init_solver, update)

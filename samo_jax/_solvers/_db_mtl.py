@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from samo_jax._solvers._arguments import Vector, required_losses
-from samo_jax._solvers._base import Solver, gramian_solver
+from samo_jax._solvers._base import Solver, init_solver, keep_last
 from samo_jax._solvers._correlation import direct, relative_norms
 from samo_jax._solvers._equilibrate import Equilibrated, Solution, solve_gramian
 
@@ -80,8 +80,7 @@ def db_mtl() -> Solver:
     """
 
     def update(gramian, state, *, losses=None, **extra_args):
-        losses = required_losses(losses, "db_mtl()", gramian.shape[0])
-        solver = gramian_solver(lambda gramian: _solve(gramian, losses))
-        return solver.update(gramian, state, **extra_args)
+        del extra_args
+        return keep_last(_solve(gramian, losses), state)
 
-    return Solver(gramian_solver(_solve).init, update)
+    return Solver(init_solver, update)

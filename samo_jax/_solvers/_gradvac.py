@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from samo_jax._hyperparameters import check_share
-from samo_jax._solvers._base import Solver, SolverState, gramian_solver
+from samo_jax._solvers._base import Solver, SolverState, init_solver, keep_last
 from samo_jax._solvers._correlation import direct
 from samo_jax._solvers._equilibrate import conclude, equilibrate
 from samo_jax._solvers._keyed import keyed_solver
@@ -124,13 +124,12 @@ def gradvac(key: jax.Array | int, beta: float = 0.5) -> Solver:
 
     def init(num_tasks):
         targets = jnp.zeros((num_tasks, num_tasks), accumulator_dtype())
-        return GradVacState(targets, gramian_solver(_solve).init(num_tasks))
+        return GradVacState(targets, init_solver(num_tasks))
 
     def update(key, gramian, memory):
         targets = memory.targets
         weights, cosines, info = _solve(gramian, targets, key)
-        keep_last = gramian_solver(lambda _: (weights, info))
-        weights, solver_state = keep_last.update(gramian, memory.solver_state)
+        weights, solver_state = keep_last((weights, info), memory.solver_state)
         return weights, GradVacState(targets + beta * (cosines - targets), solver_state)
 
     return keyed_solver(key, init, update)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
 
+from samo_jax._hyperparameters import check_count
 from samo_jax._solvers._base import Solver, gramian_solver
 from samo_jax._solvers._correlation import common_scale, direct
 from samo_jax._solvers._equilibrate import Equilibrated, Solution, solve_gramian
@@ -62,10 +63,7 @@ def _check_counts(num_byzantine, num_selected):
         raise ValueError(
             f"`num_byzantine` must be a non-negative int, got {num_byzantine!r}."
         )
-    if not isinstance(num_selected, Integral) or num_selected < 1:
-        raise ValueError(
-            f"`num_selected` must be a positive int, got {num_selected!r}."
-        )
+    check_count("num_selected", num_selected)
 
 
 def _check_num_tasks(num_tasks, num_byzantine, num_selected):

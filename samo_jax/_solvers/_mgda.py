@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
+from samo_jax._hyperparameters import check_choice
 from samo_jax._solvers._arguments import Vector, required_losses
-from samo_jax._solvers._base import SolveInfo, Solver, gramian_solver
+from samo_jax._solvers._base import SolveInfo, Solver, init_solver, keep_last
 from samo_jax._solvers._equilibrate import Equilibrated, Solution, solve_gramian
 from samo_jax._solvers._nonnegative_qp import nonnegative_qp
 from samo_jax._tree import safe_divide
@@ -100,12 +101,8 @@ def mgda_weights(
 
 
 def _check(normalization, apply_to):
-    for name, value, choices in (
-        ("normalization", normalization, get_args(Normalization)),
-        ("apply_to", apply_to, get_args(ApplyTo)),
-    ):
-        if value not in choices:
-            raise ValueError(f"`{name}` must be one of {choices}, got {value!r}.")
+    check_choice("normalization", normalization, get_args(Normalization))
+    check_choice("apply_to", apply_to, get_args(ApplyTo))
 
 
 @partial(jax.jit, static_argnums=(2, 3))
@@ -182,9 +179,7 @@ def mgda(
     _check(normalization, apply_to)
 
     def update(gramian, state, *, losses=None, **extra_args):
-        solver = gramian_solver(
-            lambda gramian: _solve(gramian, losses, normalization, apply_to)
-        )
-        return solver.update(gramian, state, **extra_args)
+        del extra_args
+        return keep_last(_solve(gramian, losses, normalization, apply_to), state)
 
-    return Solver(gramian_solver(_solve).init, update)
+    return Solver(init_solver, update)

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from samo_jax._solvers._base import Solver, gramian_solver
+from samo_jax._solvers._base import Solver, init_solver, keep_last
 from samo_jax._solvers._correlation import direct
 from samo_jax._solvers._equilibrate import solve_gramian
 from samo_jax._solvers._keyed import keyed_solver
@@ -81,8 +81,6 @@ def pcgrad(key: jax.Array | int) -> Solver:
     """
 
     def update(key, gramian, memory):
-        return gramian_solver(lambda gramian: _solve(gramian, key)).update(
-            gramian, memory
-        )
+        return keep_last(_solve(gramian, key), memory)
 
-    return keyed_solver(key, gramian_solver(_solve).init, update)
+    return keyed_solver(key, init_solver, update)
