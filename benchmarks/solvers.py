@@ -53,7 +53,8 @@ Written by `python benchmarks/solvers.py` on {machine}
 All solvers get the same Gramians of conflicting gradients with log-normal norms (three
 of them up to K = 100, then one), in float64; samo_jax's default gets them rounded to
 float32. Times are medians of calls in one process, the solvers taking turns, after
-warm-up, including the transfer to and from the device. The error is that of the
+warm-up, including the transfer to and from the device; like its peers, JAX computes in
+the calling thread (`jax_cpu_enable_async_dispatch` off). The error is that of the
 direction, `||J'(w - w*)|| / ||J'w*||`, at worst; w* is samo_jax's float64 solution, and
 "float64 KKT" the relative residual of the method's optimality conditions there,
 evaluated in NumPy. Nash-MTL's directions are compared at one length. The ratio is the
@@ -403,6 +404,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=OUTPUT)
     arguments = parser.parse_args()
     warnings.filterwarnings("ignore")
+    jax.config.update("jax_cpu_enable_async_dispatch", False)
     torch.set_grad_enabled(False)
     console, runner, tables = Console(width=110), Runner(), {}
     arguments.output.parent.mkdir(exist_ok=True)

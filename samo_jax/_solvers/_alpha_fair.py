@@ -35,15 +35,11 @@ def alpha_fair(matrix: jax.Array, scale: jax.Array, p: jax.Array) -> Solution:
         (no solution exists, or it is out of the precision's reach), a relative ridge is
         added to C.
     """
-    solution = _newton(matrix, scale, p, jnp.array(False))
-    return fall_back(
-        solution, lambda skip: _newton(add_ridge(matrix, _RIDGE), scale, p, skip)
-    )
+    solution = _newton(matrix, scale, p)
+    return fall_back(solution, lambda: _newton(add_ridge(matrix, _RIDGE), scale, p))
 
 
-def _newton(
-    matrix: jax.Array, scale: jax.Array, p: jax.Array, skip: jax.Array
-) -> Solution:
+def _newton(matrix: jax.Array, scale: jax.Array, p: jax.Array) -> Solution:
     dtype = matrix.dtype
     eps = float(jnp.finfo(dtype).eps)
     identity = jnp.eye(matrix.shape[0], dtype=dtype)
@@ -92,7 +88,7 @@ def _newton(
         product,
         (y, residual(y, product)),
         jnp.array(jnp.inf, dtype),
-        skip,
+        jnp.array(False),
         jnp.array(0, jnp.int32),
     )
     carry = lax.while_loop(lambda c: ~c[5] & (c[6] < MAX_STEPS), newton_step, carry)

@@ -117,13 +117,17 @@ def _conflict_averse(problem: Equilibrated, c) -> Solution:
     identity = jnp.eye(len(units), dtype=dtype)
 
     def ascend(t):
-        solution = nonnegative_qp(matrix, t * units - rates)
-        y = solution.weights
-        return y, jnp.sqrt(jnp.maximum(y @ (matrix @ y), 0)), solution
+        return nonnegative_qp(matrix, t * units - rates)
+
+    def length_of(y):
+        return jnp.sqrt(jnp.maximum(y @ (matrix @ y), 0))
 
     def search(carry):
-        low, high, t, _, _, steps = carry
-        y, reach, solution = ascend(t)
+        low, high, t, _, last = carry
+        solution = ascend(t)
+        solution = solution._replace(steps=last.steps + solution.steps)
+        y = solution.weights
+        reach = length_of(y)
         low, high = (
             jnp.where(reach < radius, t, low),
             jnp.where(reach < radius, high, t),
@@ -141,11 +145,11 @@ def _conflict_averse(problem: Equilibrated, c) -> Solution:
         close = jnp.abs(new - t) <= 4 * eps * jnp.maximum(jnp.abs(t), jnp.abs(new))
         done = close | (jnp.abs(reach - radius) <= 16 * eps * radius)
         new = jnp.where(done, t, new)
-        return low, high, new, done, solution.converged, steps + solution.steps
+        return low, high, new, done, solution
 
     # Rates t <= 0 are always in reach of some direction, d = 0 at the least.
-    at_zero, reach_at_zero, solution_at_zero = ascend(jnp.zeros((), dtype))
-    ascends = reach_at_zero <= radius
+    at_zero = ascend(jnp.zeros((), dtype))
+    ascends = length_of(at_zero.weights) <= radius
     bound = jnp.where(
         active, jnp.sqrt(jnp.diagonal(matrix)) * (length + radius), jnp.inf
     )
@@ -156,28 +160,28 @@ def _conflict_averse(problem: Equilibrated, c) -> Solution:
         jnp.where(ascends, high, 0),
     )
     start = (low, high, low / 2 + high / 2)
-    carry = (*start, jnp.array(False), jnp.array(True), solution_at_zero.steps)
+    carry = (*start, jnp.array(False), at_zero)
 
     def unfinished(carry):
-        index, (_, _, _, done, _, _) = carry
+        index, (_, _, _, done, _) = carry
         return ~done & (index < _MAX_ROUNDS)
 
-    _, (_, _, t, _, converged, steps) = lax.while_loop(
+    _, (_, _, t, _, solution) = lax.while_loop(
         unfinished, lambda carry: (carry[0] + 1, search(carry[1])), (0, carry)
     )
-    y, reach, _ = ascend(t)
-    y = y * safe_divide(radius, reach)
+    reach = length_of(solution.weights)
+    y = solution.weights * safe_divide(radius, reach)
     residual = jnp.abs(safe_divide(reach, radius) - 1)
     residual = jnp.where(radius > 0, residual, 0)
     # A rate t within the rounding of C y is none.
     rounding = _ROUNDINGS * eps * jnp.max(jnp.abs(matrix) @ y)
     real = (t <= 0) | (t * jnp.max(units) > rounding)
-    solved = converged & real & (residual < eps**0.5)
-    y = jnp.where(ascends & ~solved, at_zero, y)
+    solved = real & (jnp.maximum(residual, solution.residual) < eps**0.5)
+    y = jnp.where(ascends & ~solved, at_zero.weights, y)
     return Solution(
         active.astype(dtype) / count + jnp.ldexp(y, largest - exponents),
         residual,
-        steps,
+        solution.steps,
         solved,
     )
 

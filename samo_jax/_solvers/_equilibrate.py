@@ -1,11 +1,11 @@
 """Preprocessing that every exact Gramian method shares."""
 
 from collections.abc import Callable
-from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from samo_jax._solvers._base import SolveInfo, uniform_weights
 from samo_jax._tree import accumulator_dtype
@@ -45,20 +45,25 @@ def add_ridge(matrix: jax.Array, ulps: int) -> jax.Array:
     return matrix + delta * jnp.eye(matrix.shape[0], dtype=dtype)
 
 
-def fall_back(solution: Solution, solve: Callable[[jax.Array], Solution]) -> Solution:
+def fall_back(solution: Solution, solve: Callable[[], Solution]) -> Solution:
     """`solution` if it has converged, else that of `solve`, marked as not converged.
 
     The policy of every core: a Gramian is solved as it is, and with a ridge only where
     that fails (rank-deficient to working precision, or Pareto-stationary).
 
-    `solve(skip)` must not enter its loop where `skip` holds. That is cheaper than
-    `lax.cond`, of which `vmap` runs both branches, and orders the loops: jaxlib 0.10
-    deadlocks if two batched Cholesky factorisations share a pool of two CPU threads.
+    The loop of one round skips `solve` under `vmap` too, where `lax.cond` would run it,
+    and orders the two: jaxlib 0.10 deadlocks if two batched Cholesky factorisations
+    share a pool of two CPU threads.
     """
-    other = solve(solution.converged)
-    other = other._replace(steps=solution.steps + other.steps)
-    picked = jax.tree.map(partial(jnp.where, solution.converged), solution, other)
-    return picked._replace(converged=solution.converged)
+
+    def retry(carry):
+        _, first = carry
+        other = solve()
+        steps = first.steps + other.steps
+        return jnp.array(True), other._replace(steps=steps, converged=first.converged)
+
+    carry = (solution.converged, solution)
+    return lax.while_loop(lambda carry: ~carry[0], retry, carry)[1]
 
 
 def check_gramian(gramian: jax.Array) -> jax.Array:
@@ -85,7 +90,8 @@ def equilibrate(gramian: jax.Array) -> tuple[Equilibrated, jax.Array]:
     active = squared_norms >= tiny
     norms = jnp.sqrt(jnp.where(active, squared_norms, 1))
     exponents = jnp.round(jnp.log2(norms)).astype(jnp.int32)
-    matrix = jnp.ldexp(jnp.ldexp(gramian, -exponents[:, None]), -exponents[None, :])
+    scales = jnp.ldexp(jnp.ones_like(norms), -exponents)
+    matrix = scales[:, None] * gramian * scales[None, :]
     matrix = jnp.where(active[:, None] & active[None, :], matrix, identity)
     return Equilibrated(matrix, exponents, active), finite
 

@@ -32,14 +32,14 @@ def nonnegative_qp(matrix: jax.Array, linear: jax.Array) -> Solution:
     """
     solution = _active_set(matrix, linear)
     solution = fall_back(
-        solution, lambda skip: _interior_point(add_ridge(matrix, _RIDGE), linear, skip)
+        solution, lambda: _interior_point(add_ridge(matrix, _RIDGE), linear)
     )
     y = solution.weights
     violation = jnp.max(jnp.abs(jnp.minimum(y, matrix @ y - linear)))
     return solution._replace(residual=safe_divide(violation, jnp.max(jnp.abs(linear))))
 
 
-def _interior_point(matrix: jax.Array, linear: jax.Array, skip: jax.Array) -> Solution:
+def _interior_point(matrix: jax.Array, linear: jax.Array) -> Solution:
     """Mehrotra's predictor-corrector method, a fixed number of steps.
 
     With z = C y - c, Newton's method on `y_i z_i = sigma mu` solves
@@ -84,9 +84,7 @@ def _interior_point(matrix: jax.Array, linear: jax.Array, skip: jax.Array) -> So
 
     ones = jnp.ones_like(linear)
     start = (ones, ones, jnp.array(0, jnp.int32))
-    y, z, steps = lax.while_loop(
-        lambda carry: ~skip & (carry[2] < _INTERIOR_STEPS), step, start
-    )
+    y, z, steps = lax.fori_loop(0, _INTERIOR_STEPS, lambda _, carry: step(carry), start)
     residual = jnp.max(jnp.minimum(y, z))
     return Solution(jnp.where(y > z, y, 0), residual, steps, jnp.array(False))
 
@@ -98,8 +96,8 @@ def _active_set(matrix: jax.Array, linear: jax.Array) -> Solution:
     z = C y - c (off F) is negative, until there is none. If their number does not fall
     for a few rounds, only the last one is exchanged (Portugal, Judice and Vicente,
     1994, "A comparison of block pivoting and interior-point algorithms for linear least
-    squares problems with nonnegative variables", Math. Comp. 63). Each solve is refined
-    with doubled precision.
+    squares problems with nonnegative variables", Math. Comp. 63). Solves are refined
+    with doubled precision, but those whose exchanges are clear without.
     """
     num_tasks = matrix.shape[0]
     eps = float(jnp.finfo(matrix.dtype).eps)
@@ -108,7 +106,7 @@ def _active_set(matrix: jax.Array, linear: jax.Array) -> Solution:
     magnitude = jnp.abs(matrix)
     index = jnp.arange(num_tasks)
 
-    def pivot(support):
+    def pivot(support, patience):
         block = jnp.where(support[:, None] & support[None, :], matrix, 0)
         block = block + jnp.diag(jnp.where(support, shift, 1).astype(matrix.dtype))
         factor = (jnp.linalg.cholesky(block, symmetrize_input=False), True)
@@ -120,12 +118,20 @@ def _active_set(matrix: jax.Array, linear: jax.Array) -> Solution:
             high, low = matvec(matrix, y)
             return (high - linear) + low
 
-        y = solve(linear)
-        for _ in range(_REFINEMENTS):
+        def refine(_, solution):
+            y, _ = solution
             y = y - solve(slack(y))
-        z = slack(y)
-        tolerance = 2 * eps * (magnitude @ jnp.abs(y) + jnp.abs(linear))
-        return y, z, jnp.where(support, y < 0, z < -tolerance)
+            return y, slack(y)
+
+        def infeasible(y, z):
+            tolerance = 2 * eps * (magnitude @ jnp.abs(y) + jnp.abs(linear))
+            return jnp.where(support, y < 0, z < -tolerance)
+
+        y = solve(linear)
+        z = matrix @ y - linear
+        rough = infeasible(y, z).any() & (patience == _FULL_EXCHANGES)
+        y, z = lax.fori_loop(0, jnp.where(rough, 0, _REFINEMENTS), refine, (y, z))
+        return y, z, infeasible(y, z)
 
     def exchange(carry):
         support, (_, _, infeasible), fewest, patience, steps = carry
@@ -135,7 +141,7 @@ def _active_set(matrix: jax.Array, linear: jax.Array) -> Solution:
         support ^= jnp.where(patience > 0, infeasible, index == last)
         return (
             support,
-            pivot(support),
+            pivot(support, patience),
             jnp.minimum(fewest, count),
             patience,
             steps + 1,
@@ -146,11 +152,12 @@ def _active_set(matrix: jax.Array, linear: jax.Array) -> Solution:
         return infeasible.any() & (steps < 20 + num_tasks // 2)
 
     support = linear > 0
+    patience = jnp.array(_FULL_EXCHANGES)
     carry = (
         support,
-        pivot(support),
+        pivot(support, patience),
         jnp.array(num_tasks + 1, jnp.sum(support).dtype),
-        jnp.array(_FULL_EXCHANGES),
+        patience,
         jnp.array(1, jnp.int32),
     )
     carry = lax.while_loop(unfinished, exchange, carry)
