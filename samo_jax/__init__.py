@@ -12,6 +12,8 @@ from samo_jax._combiners import sdmgrad as sdmgrad
 from samo_jax._combiners import trimmed_mean as trimmed_mean
 from samo_jax._diagnostics import delta_m as delta_m
 from samo_jax._f_mtl import f_mtl as f_mtl
+from samo_jax._gradients import mean_value_and_grad as mean_value_and_grad
+from samo_jax._gradients import task_gradients as task_gradients
 from samo_jax._gramian import combine as combine
 from samo_jax._gramian import gramian as gramian
 from samo_jax._look_sam import look_sam as look_sam
@@ -27,9 +29,11 @@ from samo_jax._perturbations import joint_sam as joint_sam
 from samo_jax._perturbations import layerwise_normalize as layerwise_normalize
 from samo_jax._perturbations import layerwise_sam as layerwise_sam
 from samo_jax._perturbations import local_sam as local_sam
+from samo_jax._perturbations import memory_sam as memory_sam
 from samo_jax._perturbations import modality_aware_sam as modality_aware_sam
 from samo_jax._perturbations import momentum_sam as momentum_sam
 from samo_jax._perturbations import monge_sam as monge_sam
+from samo_jax._perturbations import probe as probe
 from samo_jax._perturbations import sam as sam
 from samo_jax._perturbations import scale_to_radius as scale_to_radius
 from samo_jax._perturbations import surrogate_gap_sam as surrogate_gap_sam
@@ -77,8 +81,6 @@ from samo_jax._solvers import upgrad_weights as upgrad_weights
 from samo_jax._spsa import directional_difference as directional_difference
 from samo_jax._spsa import spsa_gradient as spsa_gradient
 from samo_jax._tasks import LossFn as LossFn
-from samo_jax._tasks import mean_value_and_grad as mean_value_and_grad
-from samo_jax._tasks import task_gradients as task_gradients
 from samo_jax._transform import MultitaskState as MultitaskState
 from samo_jax._transform import multitask as multitask
 from samo_jax._weightings import WeightingState as WeightingState

@@ -40,7 +40,7 @@ def f_mtl(
     mask: Any = None,
     num_tasks: int,
     param_labels: ParamLabels = None,
-    unroll: Unroll = True,
+    unroll: Unroll = None,
     axis_name: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
     """F-MTL, first in an `optax.chain`: `d = solver(g) + solver(q - g)`.

@@ -6,6 +6,7 @@ import jax
 import optax
 
 from samo_jax._perturbations import joint_sam
+from samo_jax._perturbations._directions import Direction
 from samo_jax._solvers import Combiner, Solver
 from samo_jax._tasks import ParamLabels, Unroll
 from samo_jax._transform import multitask
@@ -17,10 +18,11 @@ def samo(
     *,
     alpha: Any = 0.5,
     mu: Any = 1e-2,
+    local: Direction | None = None,
     num_tasks: int,
-    key: jax.Array | int,
+    key: jax.Array | int | None = None,
     param_labels: ParamLabels = None,
-    unroll: Unroll = True,
+    unroll: Unroll = None,
     axis_name: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
     """SAMO: sharpness-aware multi-task optimisation, first in an `optax.chain`.
@@ -33,7 +35,7 @@ def samo(
 
     A step costs, beyond the clean pass that gives g0, 2K forward passes for the probes
     and K forward and backward passes at the perturbed points. `loss_fn` is traced 1 +
-    3K times with `unroll=True`, 1 + 2 + 1 times otherwise.
+    3K times where it is unrolled, 1 + 2 + 1 times otherwise.
 
     The official implementation then multiplies d by K and clips its norm to 1, on
     shared leaves: chain `optax.scale` and `optax.clip_by_global_norm` under
@@ -46,9 +48,11 @@ def samo(
         alpha: share of the global gradient in [0, 1], a float or a schedule. 1 is
             global SAM and draws nothing.
         mu: step of the probes' central difference, positive, a float or a schedule.
+        local: what the local part is, see `joint_sam`: None for the paper's,
+            `probe(shared=True)` for 2 probing passes instead of 2K.
         num_tasks: K, the number of losses.
-        key: typed PRNG key or int. It stays constant in the state; draws fold in the
-            step.
+        key: typed PRNG key or int, required if the local part draws random numbers, as
+            the paper's does. It stays constant in the state; draws fold in the step.
         param_labels: see `multitask`.
         unroll: see `multitask`.
         axis_name: see `multitask`.
@@ -87,7 +91,7 @@ def samo(
     """
     return multitask(
         solver,
-        joint_sam(rho, alpha, mu),
+        joint_sam(rho, alpha, mu, local=local),
         num_tasks=num_tasks,
         key=key,
         param_labels=param_labels,

@@ -1,20 +1,37 @@
 """Zeroth-order gradient information: two forward passes, no derivative."""
 
+from typing import Any, Literal, TypeAlias
+
 import jax
 import jax.numpy as jnp
 import optax
-from jax.typing import ArrayLike
+from jax.typing import ArrayLike, DTypeLike
 
 from samo_jax._hyperparameters import check_mu
 from samo_jax._tasks import LossFn, LossTree
 from samo_jax._tree import PyTree, accumulator_dtype, displace, scale_leaves
 
+Distribution: TypeAlias = Literal["normal", "rademacher"]
 
-def random_direction(key: jax.Array, params: PyTree) -> PyTree:
-    """`z ~ N(0, I)` like `params`, in float32 (float64 under x64)."""
+
+def random_direction(
+    key: jax.Array, params: PyTree, distribution: Distribution = "normal"
+) -> PyTree:
+    """`z ~ N(0, I)`, or random signs, like `params`, in `accumulator_dtype`."""
+    sampler: Any = jax.random.normal if distribution == "normal" else random_signs
     return optax.tree.random_like(
-        key, params, sampler=jax.random.normal, dtype=accumulator_dtype()
+        key, params, sampler=sampler, dtype=accumulator_dtype()
     )
+
+
+def random_signs(key: jax.Array, shape: tuple[int, ...], dtype: DTypeLike) -> jax.Array:
+    """Like `jax.random.rademacher`, from one random bit each instead of 32."""
+    *rest, last = shape or (1,)
+    words = jax.random.bits(key, (*rest, -(-last // 32)))
+    places = jnp.arange(32, dtype=words.dtype)
+    bits = jnp.expand_dims(words, -1) >> places & 1
+    bits = bits.reshape(*rest, -1)[..., :last].reshape(shape)
+    return 1 - 2 * bits.astype(dtype)
 
 
 def directional_difference(

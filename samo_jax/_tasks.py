@@ -1,4 +1,4 @@
-"""Tasks: their losses, gradients, labels, and the loop over them."""
+"""Tasks: their losses, labels, and the loop over them."""
 
 from collections.abc import Callable
 from typing import Any, Protocol, TypeAlias
@@ -8,12 +8,14 @@ import jax.numpy as jnp
 from jax import lax
 from jax.tree_util import keystr
 
+from samo_jax._convolutions import canonical_convolutions
 from samo_jax._tree import PyTree, accumulator_dtype
 
 SHARED = "shared"
+_FEW_TASKS = 8
 
 LossTree: TypeAlias = Any
-Unroll: TypeAlias = bool | int
+Unroll: TypeAlias = bool | int | None
 ParamLabels: TypeAlias = Any | Callable[[PyTree], Any] | None
 
 
@@ -36,6 +38,12 @@ def loss_leaves(losses: LossTree) -> list[jax.Array]:
     if len(leaves) == 1 and jnp.ndim(leaves[0]) == 1:
         return [leaves[0][i] for i in range(len(leaves[0]))]
     return leaves
+
+
+def stack_losses(losses: LossTree) -> jax.Array:
+    """The K losses as one array, shape (K,), in `accumulator_dtype`."""
+    dtype = accumulator_dtype()
+    return jnp.stack([jnp.asarray(leaf, dtype) for leaf in loss_leaves(losses)])
 
 
 def task_names(losses: LossTree, num_tasks: int | None = None) -> tuple[str, ...]:
@@ -84,120 +92,35 @@ def map_tasks(fn: Callable[[Any], Any], num_tasks: int, unroll: Unroll) -> PyTre
     """Stack `fn(0), ..., fn(K-1)` along a new leading axis.
 
     `unroll` True traces every call with a Python index, False is one `lax.map`, an int
-    a `lax.map` over chunks of that many tasks.
+    a `lax.map` over chunks of that many tasks. None is True for few tasks, else False.
     """
-    if unroll is True:
+    if is_unrolled(unroll, num_tasks):
         return jax.tree.map(
             lambda *parts: jnp.stack(parts), *(fn(i) for i in range(num_tasks))
         )
-    batch_size = None if unroll is False else unroll
-    return lax.map(fn, jnp.arange(num_tasks), batch_size=batch_size)
+    batch_size = None if unroll is None or unroll is False else unroll
+    loop = canonical_convolutions(
+        lambda index: lax.map(fn, index, batch_size=batch_size)
+    )
+    return loop(jnp.arange(num_tasks))
+
+
+def is_unrolled(unroll: Unroll, num_tasks: int) -> bool:
+    """Whether every task is traced for itself."""
+    return num_tasks <= _FEW_TASKS if unroll is None else unroll is True
 
 
 def check_unroll(unroll: Unroll) -> None:
-    """Raise unless `unroll` is a bool or a positive int."""
-    if (
+    """Raise unless `unroll` is None, a bool or a positive int."""
+    if unroll is not None and (
         not isinstance(unroll, int)
         or unroll < 0
         or (unroll == 0 and unroll is not False)
     ):
         raise ValueError(
-            "`unroll` must be True, False or a positive number of tasks per chunk, "
-            f"got {unroll!r}."
+            "`unroll` must be None, True, False or a positive number of tasks per "
+            f"chunk, got {unroll!r}."
         )
-
-
-def mean_value_and_grad(
-    loss_fn: Callable[..., Any], *, has_aux: bool = False
-) -> Callable[..., tuple[Any, PyTree]]:
-    """The clean pass: all task losses and `g0`, the gradient of their mean.
-
-    `g0 = grad (1/K) sum_i l_i(theta)` is what `samo` and `multitask` take as incoming
-    updates. One forward and one backward pass.
-
-    Args:
-        loss_fn: `loss_fn(params, *args, **kwargs)` returning K losses (a pytree of
-            scalars or a (K,) array), or `(losses, aux)` with `has_aux`.
-        has_aux: whether `loss_fn` also returns auxiliary data, such as updated batch
-            statistics. Only this clean pass may update them.
-
-    Returns:
-        A function with the arguments of `loss_fn` that returns `(losses, g0)`, or
-        `((losses, aux), g0)` with `has_aux`.
-
-    Raises:
-        ValueError: when called, if a loss is not a floating-point scalar.
-
-    Examples:
-        >>> import jax.numpy as jnp, samo_jax
-        >>> loss_fn = lambda w: {"left": (w - 1) ** 2, "right": (w + 3) ** 2}
-        >>> losses, grad = samo_jax.mean_value_and_grad(loss_fn)(jnp.array(2.0))
-        >>> print({name: float(loss) for name, loss in losses.items()}, float(grad))
-        {'left': 1.0, 'right': 25.0} 6.0
-    """
-
-    def mean_loss(params, *args, **kwargs):
-        output = loss_fn(params, *args, **kwargs)
-        losses = output[0] if has_aux else output
-        task_names(losses)
-        leaves = [leaf.astype(accumulator_dtype()) for leaf in loss_leaves(losses)]
-        return jnp.mean(jnp.stack(leaves)), output
-
-    def value_and_grad(params, *args, **kwargs):
-        (_, output), grads = jax.value_and_grad(mean_loss, has_aux=True)(
-            params, *args, **kwargs
-        )
-        return output, grads
-
-    return value_and_grad
-
-
-def task_gradients(loss_fn: LossFn, params: PyTree, *, unroll: Unroll = True) -> PyTree:
-    """Gradients of every task, `g_i = grad l_i(theta)`.
-
-    Args:
-        loss_fn: params to K losses (a pytree of scalars or a (K,) array).
-        params: theta, a pytree of floating-point arrays.
-        unroll: True traces K passes, of which XLA drops the other tasks' heads; False
-            loops with `lax.map` over one shared forward pass (flat compile time and
-            memory for many tasks; slow for convolutions on CPU); an int maps in chunks.
-
-    Returns:
-        A pytree like `params` whose leaves have a leading task axis, shape (K, ...).
-
-    Raises:
-        ValueError: if a loss is not a floating-point scalar, or `unroll` is neither a
-            bool nor positive.
-
-    Examples:
-        >>> import jax.numpy as jnp, samo_jax
-        >>> loss_fn = lambda w: {"left": (w - 1) ** 2, "right": (w + 3) ** 2}
-        >>> print(samo_jax.task_gradients(loss_fn, jnp.array(2.0)))
-        [ 2. 10.]
-    """
-    check_unroll(unroll)
-    num_tasks = len(task_names(jax.eval_shape(loss_fn, params)))
-    return task_values_and_gradients(loss_fn, params, num_tasks, unroll)[1]
-
-
-def task_values_and_gradients(
-    loss_fn: LossFn, params: PyTree, num_tasks: int, unroll: Unroll
-) -> tuple[jax.Array, PyTree]:
-    """Losses, shape (K,), and gradients with a leading task axis, all at `params`."""
-    if unroll is True:
-        return map_tasks(
-            lambda i: task_value_and_gradient(loss_fn, params, i), num_tasks, True
-        )
-    losses, pullback = jax.vjp(lambda p: jnp.stack(loss_leaves(loss_fn(p))), params)
-    one_hot = jnp.diag(jnp.ones_like(losses))
-    return losses, map_tasks(lambda i: pullback(one_hot[i])[0], num_tasks, unroll)
-
-
-def task_value_and_gradient(
-    loss_fn: LossFn, params: PyTree, task: int | jax.Array
-) -> tuple[jax.Array, PyTree]:
-    """Loss of one task, and its gradient like `params`."""
-    return jax.value_and_grad(lambda p: select_loss(loss_fn(p), task))(params)
 
 
 def label_leaves(

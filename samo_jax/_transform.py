@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from numbers import Integral
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,12 @@ import optax
 from jax import lax
 
 from samo_jax._perturbations import Perturbation, Problem
-from samo_jax._perturbations._base import Gradients, perturbed_gradients
+from samo_jax._perturbations._base import (
+    UNPERTURBED,
+    has_few_points,
+    perturbed_gradients,
+    perturbed_weighted_gradient,
+)
 from samo_jax._solvers import Combiner, Solver
 from samo_jax._solvers._base import check_combiner, combiner_update, uniform_weights
 from samo_jax._tasks import (
@@ -24,7 +29,6 @@ from samo_jax._tasks import (
     keep_shared,
     label_leaves,
     task_names,
-    task_values_and_gradients,
 )
 from samo_jax._tree import PyTree, accumulator_dtype
 
@@ -55,7 +59,7 @@ def multitask(
     num_tasks: int,
     key: jax.Array | int | None = None,
     param_labels: ParamLabels = None,
-    unroll: Unroll = True,
+    unroll: Unroll = None,
     axis_name: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Any sharpness method with any gradient combiner, first in an `optax.chain`.
@@ -82,7 +86,10 @@ def multitask(
             (its name: the path in the loss pytree such as "left", or its index "0"): a
             pytree prefix of the parameters, or a function of them. None: all shared.
         unroll: True traces K passes, of which XLA drops the other tasks' heads; False
-            loops with `lax.map`; an int maps in chunks of that many tasks.
+            loops with `lax.map`, for the compile time and nearly the memory of one
+            task; an int maps in chunks of that many tasks (batched: fast on
+            accelerators, slow for convolutions on a CPU). None: True for up to 8 tasks,
+            False for more.
         axis_name: inside `jax.shard_map`, the mesh axis (or axes) of the data.
             `loss_fn` is then of each device's own batch: gradients and losses at the
             perturbed points are averaged over the axis before they are combined. Along
@@ -139,6 +146,13 @@ def multitask(
         )
     check_unroll(unroll)
     combine_gradients = combiner_update(solver)
+    method = UNPERTURBED if perturbation is None else perturbation
+    linear = (
+        isinstance(solver, Solver)
+        and solver.linear
+        and has_few_points(method)
+        and method.finish is None
+    )
     if isinstance(key, Integral):
         key = jax.random.key(int(key))
 
@@ -156,10 +170,52 @@ def multitask(
                     keep_shared(params, label_leaves(params, param_labels)), num_tasks
                 )
             ),
-            perturbation_state=(
-                () if perturbation is None else perturbation.init(params, num_tasks)
-            ),
+            perturbation_state=(method.init(params, num_tasks)),
         )
+
+    def over_devices(tree):
+        return tree if axis_name is None else lax.pmean(tree, axis_name)
+
+    def by_weights(problem, state):
+        losses, gradient = perturbed_weighted_gradient(
+            method, problem, state.perturbation_state
+        )
+        losses = over_devices(losses)
+        weights, solver_state = cast(Solver, solver).update(
+            jnp.zeros((num_tasks, num_tasks), losses.dtype),
+            state.solver_state,
+            **{"losses": losses, **problem.extra_args},
+        )
+        gradients = gradient(weights), gradient(jnp.ones_like(weights))
+        return *over_devices(gradients), weights, solver_state, state.perturbation_state
+
+    def by_gradients(problem, state):
+        labels = problem.labels
+        seen, perturbation_state = perturbed_gradients(
+            method, problem, state.perturbation_state
+        )
+        if axis_name is not None:
+            seen = lax.pmean(seen, axis_name)
+            perturbation_state = _average_floats(perturbation_state, axis_name)
+        losses = seen.losses.astype(accumulator_dtype())
+        solver_args = {"losses": losses, **problem.extra_args}
+        if seen.sample_grads:
+            solver_args["sample_grads"] = [
+                keep_shared(grads, labels) for grads in seen.sample_grads
+            ]
+        if seen.clean_grads is not None:
+            solver_args["clean_grads"] = keep_shared(seen.clean_grads, labels)
+        combined, weights, solver_state = combine_gradients(
+            keep_shared(seen.task_grads, labels), state.solver_state, **solver_args
+        )
+        own = jax.tree.map(
+            lambda label, grad: (
+                None if label == SHARED else grad[problem.tasks.index(label)]
+            ),
+            labels,
+            seen.task_grads,
+        )
+        return combined, own, weights, solver_state, perturbation_state
 
     def update(
         updates: PyTree,
@@ -186,50 +242,26 @@ def multitask(
         labels = label_leaves(params, param_labels)
         check_labels(labels, tasks)
 
-        if perturbation is None:
-            perturbation_state = state.perturbation_state
-            (losses, task_grads), *samples = [
-                task_values_and_gradients(fn, params, num_tasks, unroll)
-                for fn in (loss_fn, *sample_loss_fns)
-            ]
-            seen = Gradients(losses, task_grads, [g for _, g in samples], None)
-        else:
-            problem = Problem(
-                loss_fn=loss_fn,
-                probe_loss_fn=loss_fn if probe_loss_fn is None else probe_loss_fn,
-                sample_loss_fns=tuple(sample_loss_fns),
-                params=params,
-                mean_grad=updates,
-                labels=labels,
-                tasks=tasks,
-                step=state.step,
-                key=None if key is None else jax.random.fold_in(state.key, state.step),
-                extra_args=extra_args,
-                unroll=unroll,
-            )
-            seen, perturbation_state = perturbed_gradients(
-                perturbation, problem, state.perturbation_state
-            )
-
-        if axis_name is not None:
-            seen = lax.pmean(seen, axis_name)
-            perturbation_state = _average_floats(perturbation_state, axis_name)
-        solver_args = {"losses": seen.losses.astype(accumulator_dtype()), **extra_args}
-        if seen.sample_grads:
-            solver_args["sample_grads"] = [
-                keep_shared(grads, labels) for grads in seen.sample_grads
-            ]
-        if seen.clean_grads is not None:
-            solver_args["clean_grads"] = keep_shared(seen.clean_grads, labels)
-        combined, weights, solver_state = combine_gradients(
-            keep_shared(seen.task_grads, labels), state.solver_state, **solver_args
+        problem = Problem(
+            loss_fn=loss_fn,
+            probe_loss_fn=loss_fn if probe_loss_fn is None else probe_loss_fn,
+            sample_loss_fns=tuple(sample_loss_fns),
+            params=params,
+            mean_grad=updates,
+            labels=labels,
+            tasks=tasks,
+            step=state.step,
+            key=None if key is None else jax.random.fold_in(state.key, state.step),
+            extra_args=extra_args,
+            unroll=unroll,
         )
+        step = by_weights if linear and not sample_loss_fns else by_gradients
+        combined, own, weights, solver_state, perturbation_state = step(problem, state)
 
-        def pick(label, incoming, task_grad, shared):
-            own = shared if label == SHARED else task_grad[tasks.index(label)]
-            return own.astype(incoming.dtype)
+        def pick(label, incoming, shared, own):
+            return (shared if label == SHARED else own).astype(incoming.dtype)
 
-        direction = jax.tree.map(pick, labels, updates, seen.task_grads, combined)
+        direction = jax.tree.map(pick, labels, updates, combined, own)
         return direction, MultitaskState(
             step=jnp.asarray(optax.safe_increment(state.step)),
             key=state.key,

@@ -53,6 +53,11 @@ def scale_leaves(tree: PyTree, factor: Callable[..., ArrayLike], *rest: Any) -> 
     )
 
 
+def keep(condition: Any, leaf: jax.Array) -> jax.Array:
+    """`leaf` where the condition holds, else zero."""
+    return jnp.where(condition, leaf, 0)
+
+
 def scale_tasks(leaf: jax.Array, scales: jax.Array) -> jax.Array:
     """`scales_i * leaf_i` along the leading task axis, in `accumulator_dtype`."""
     leaf = leaf.astype(accumulator_dtype())

@@ -196,6 +196,16 @@ PERTURBATIONS = {
     "global": lambda rho=RADIUS: samo_jax.global_sam(rho),
     "local": lambda rho=RADIUS: samo_jax.local_sam(rho),
     "joint": lambda rho=RADIUS: samo_jax.joint_sam(rho),
+    "joint-shared": lambda rho=RADIUS: samo_jax.joint_sam(
+        rho, local=samo_jax.probe(shared=True)
+    ),
+    "joint-probes": lambda rho=RADIUS: samo_jax.joint_sam(
+        rho, "adaptive", local=samo_jax.probe(num_probes=2, antithetic=False)
+    ),
+    "memory": lambda rho=RADIUS: samo_jax.memory_sam(rho),
+    "memory-adaptive": lambda rho=RADIUS: samo_jax.memory_sam(
+        rho, "adaptive", decay=0.5, dtype="bfloat16", clean_pass=False
+    ),
 }
 
 

@@ -196,7 +196,13 @@ def count_traces(solver, perturbation, unroll):
     ],
 )
 def test_number_of_traces(name, unroll, expected):
-    assert count_traces(MEAN, PERTURBATIONS[name], unroll) == expected
+    assert count_traces(SOLVERS["mgda"], PERTURBATIONS[name], unroll) == expected
+
+
+@pytest.mark.parametrize("unroll", [True, False])
+@pytest.mark.parametrize("name", ["plain", "global_sam"])
+def test_linear_solvers_trace_the_loss_once(name, unroll):
+    assert count_traces(MEAN, PERTURBATIONS[name], unroll) == 1 + 1
 
 
 @pytest.mark.parametrize("solver", SOLVERS.values(), ids=SOLVERS)

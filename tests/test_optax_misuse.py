@@ -196,7 +196,6 @@ def test_integer_params():
         ("unroll", 0),
         ("unroll", -1),
         ("unroll", 1.5),
-        ("unroll", None),
         ("unroll", "all"),
     ],
 )

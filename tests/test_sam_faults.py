@@ -132,17 +132,27 @@ def test_a_period_of_one_is_sam():
     )
 
 
-WITH_MEMORY = {"friendly", "momentum"}
+# Trees like the parameters, and arrays beside them.
+MEMORY = {
+    "friendly": (1, 0),
+    "momentum": (1, 0),
+    "joint-probes": (0, 1),
+    "memory": (1, 0),
+    "memory-adaptive": (1, 1),
+}
 
 
 @pytest.mark.parametrize("name", PERTURBATIONS)
 def test_parameters_are_not_stored(name):
-    """And what memory there is is float32, whatever the parameters are."""
+    """And what memory there is is float32, unless its dtype is a setting."""
     params = initial_params("bfloat16")
     state = single_task(PERTURBATIONS[name]()).init(params)
     memory = jax.tree.leaves(state.perturbation_state)
-    assert len(memory) == len(params) * (name in WITH_MEMORY)
-    assert all(leaf.dtype == jnp.float32 and not leaf.any() for leaf in memory)
+    trees, arrays = MEMORY.get(name, (0, 0))
+    assert len(memory) == len(params) * trees + arrays
+    assert not any(leaf.any() for leaf in memory)
+    if not name.startswith("memory"):
+        assert all(leaf.dtype == jnp.float32 for leaf in memory)
 
 
 @pytest.mark.parametrize("name", ["sam", "momentum", "efficient"])

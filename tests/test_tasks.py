@@ -88,9 +88,22 @@ def test_wrong_losses(returned, message):
         samo_jax.task_gradients(lambda _: returned, PARAMS)
 
 
-@pytest.mark.parametrize("unroll", [0, -1, "yes", 1.5, None])
+@pytest.mark.parametrize(("num_tasks", "traces"), [(8, 8), (9, 1)])
+def test_many_tasks_are_looped_over(num_tasks, traces):
+    """Beyond the trace that finds out how many there are."""
+    counted = []
+
+    def loss_fn(w):
+        counted.append(1)
+        return jnp.sin(w) ** 2
+
+    samo_jax.task_gradients(loss_fn, jnp.ones(num_tasks))
+    assert len(counted) == 1 + traces
+
+
+@pytest.mark.parametrize("unroll", [0, -1, "yes", 1.5])
 def test_wrong_unroll(unroll):
-    with pytest.raises(ValueError, match="`unroll` must be True, False or a positive"):
+    with pytest.raises(ValueError, match="`unroll` must be None, True, False or a pos"):
         samo_jax.task_gradients(losses, PARAMS, unroll=unroll)
 
 

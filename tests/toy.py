@@ -23,6 +23,8 @@ PERTURBATIONS = {
     "global_sam": samo_jax.global_sam(0.3),
     "local_sam": samo_jax.local_sam(0.3),
     "joint_sam": samo_jax.joint_sam(0.3),
+    "shared_probe": samo_jax.joint_sam(0.3, local=samo_jax.probe(shared=True)),
+    "memory_sam": samo_jax.memory_sam(0.3, "adaptive", clean_pass=False),
 }
 METHODS = [
     pytest.param(solver, perturbation, id=f"{solver_name}-{name}")

@@ -1,6 +1,7 @@
 """From a direction to a perturbation: metric, mask, norm groups and radius."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal, TypeAlias, get_args
 
 import jax
@@ -16,7 +17,7 @@ from samo_jax._perturbations._base import Perturbation, own_leaves
 from samo_jax._perturbations._directions import Direction, as_direction
 from samo_jax._perturbations._radius import scale_to_radius
 from samo_jax._tasks import label_leaves
-from samo_jax._tree import accumulator_dtype, as_floats
+from samo_jax._tree import accumulator_dtype, as_floats, keep
 
 Norm: TypeAlias = Literal["separate", "joint", "layerwise"]
 
@@ -55,14 +56,16 @@ def along(
 
     def perturb(context, i):
         problem, inner_context = context
+        return scale(problem, own_leaves(inner.perturb(inner_context, i), problem, i))
+
+    def scale(problem, p):
         step, dtype = problem.step, accumulator_dtype()
-        p = own_leaves(inner.perturb(inner_context, i), problem, i)
         params, p = as_floats((problem.params, p))
         t = jax.tree.map(lambda _: jnp.ones((), dtype), p)
         if stretch is not None:
             t = stretch(params, p, step)
         if mask is not None:
-            t = jax.tree.map(_keep, label_leaves(params, mask, "mask"), t)
+            t = jax.tree.map(keep, label_leaves(params, mask, "mask"), t)
 
         def radius(norm):
             factor = 1 if damping is None else damping(norm, step)
@@ -72,20 +75,31 @@ def along(
         eps = scale_to_radius(tp, radius, _groups(problem.labels, norm))
         return jax.tree.map(jnp.multiply, t, eps)
 
-    def finish(context, task_grads, state):
-        return inner.finish(context[1], task_grads, state)
+    def points(inner_points, context):
+        problem, inner_context = context
+        directions, index = inner_points(inner_context)
+        return [scale(problem, p) for p in directions], index
 
+    def within(function, context, *rest):
+        return function(context[1], *rest)
+
+    def loss(inner_loss, problem, context, *rest):
+        return inner_loss(problem, context[1], *rest)
+
+    # What `inner` has, given its own part of the context.
     return inner._replace(
         prepare=prepare,
         perturb=perturb,
-        finish=finish,
-        clean_gradients=lambda context: inner.clean_gradients(context[1]),
-        loss=lambda problem, context, *rest: inner.loss(problem, context[1], *rest),
+        finish=inner.finish and partial(within, inner.finish),
+        clean_gradients=partial(within, inner.clean_gradients),
+        loss=inner.loss and partial(loss, inner.loss),
+        # A joint norm is also over the task's own head.
+        points=(
+            None
+            if inner.points is None or norm == "joint"
+            else partial(points, inner.points)
+        ),
     )
-
-
-def _keep(condition, leaf):
-    return jnp.where(condition, leaf, 0)
 
 
 def _groups(labels, norm):

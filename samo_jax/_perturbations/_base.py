@@ -1,18 +1,22 @@
 """What a perturbation is: where each task looks for its worst case."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from samo_jax._gradients import (
+    task_value_and_gradient,
+    values_and_gradients_at,
+    values_and_weighted_gradient_at,
+)
 from samo_jax._tasks import (
     SHARED,
     LossFn,
     Unroll,
     map_tasks,
     select_loss,
-    task_value_and_gradient,
 )
 from samo_jax._tree import PyTree, displace
 
@@ -73,22 +77,46 @@ class Perturbation(NamedTuple):
         init: `init(params, num_tasks) -> state`, a pytree of fixed shapes and dtypes.
         finish: `finish(context, task_grads, state) -> (task_grads, state)`, once per
             step, with the K gradients at the perturbed points (leading task axis).
+            None: they are left alone, and so is the state.
         needs_key: whether `prepare` draws random numbers.
         clean_gradients: `clean_gradients(context) -> task_grads`, the K gradients at
             theta, where the method has them and a combiner wants them (`f_mtl`).
         loss: `loss(problem, context, point, i)`, the scalar of task i whose gradient at
-            the perturbed point is taken. By default, that of `loss_fn`.
+            the perturbed point is taken. None: that of `loss_fn`.
+        points: `points(context) -> (eps, index)`, where the tasks have fewer than K
+            perturbations: a list of pytrees like `params` with all tasks' heads, and
+            which of them is each task's, int, shape (K,), or () for all. They cost a
+            forward pass each instead of one per task, and with a `Solver.linear` a
+            backward pass each.
+            None: one per task, by `perturb`.
     """
 
     prepare: Callable[[Problem, Any], Any]
     perturb: Callable[[Any, int | jax.Array], PyTree]
     init: Callable[[PyTree, int], Any] = lambda _params, _num_tasks: ()
-    finish: Callable[[Any, PyTree, Any], tuple[PyTree, Any]] = (
-        lambda _context, task_grads, state: (task_grads, state)
-    )
+    finish: Callable[[Any, PyTree, Any], tuple[PyTree, Any]] | None = None
     needs_key: bool = False
     clean_gradients: Callable[[Any], PyTree | None] = lambda _context: None
-    loss: Callable[[Problem, Any, PyTree, Any], jax.Array] = own_loss
+    loss: Callable[[Problem, Any, PyTree, Any], jax.Array] | None = None
+    points: Callable[[Any], tuple[Sequence[PyTree], jax.Array]] | None = None
+
+
+def common(
+    prepare: Callable[[Problem, Any], Any], eps: Callable[[Any], PyTree], **others: Any
+) -> Perturbation:
+    """A perturbation `eps(context)` that is the same for every task."""
+    return Perturbation(
+        prepare,
+        lambda context, _task: eps(context),
+        points=lambda context: ([eps(context)], jnp.array(0, jnp.int32)),
+        **others,
+    )
+
+
+UNPERTURBED = common(
+    lambda problem, _state: problem.params,
+    lambda params: jax.tree.map(jnp.zeros_like, params),
+)
 
 
 class Gradients(NamedTuple):
@@ -110,17 +138,56 @@ class Gradients(NamedTuple):
 def perturbed_gradients(
     perturbation: Perturbation, problem: Problem, state: Any
 ) -> tuple[Gradients, Any]:
-    """Losses and gradients at `theta + eps_i`, and the perturbation's new state.
-
-    Each eps_i lives only inside its pass of the loop.
-    """
+    """Losses and gradients at `theta + eps_i`, and the perturbation's new state."""
     context = perturbation.prepare(problem, state)
+    evaluate = _at_few_points if has_few_points(perturbation) else _task_by_task
+    losses, task_grads, samples = evaluate(perturbation, problem, context)
+    if perturbation.finish is not None:
+        samples = [perturbation.finish(context, grads, state)[0] for grads in samples]
+        task_grads, state = perturbation.finish(context, task_grads, state)
+    clean = perturbation.clean_gradients(context)
+    return Gradients(losses, task_grads, samples, clean), state
+
+
+def perturbed_weighted_gradient(
+    perturbation: Perturbation, problem: Problem, state: Any
+) -> tuple[jax.Array, Callable[[jax.Array], PyTree]]:
+    """Losses at the few perturbed points, and `w -> sum_i w_i g_i` there."""
+    points, index = _points(perturbation, problem, perturbation.prepare(problem, state))
+    return values_and_weighted_gradient_at(problem.loss_fn, points, index)
+
+
+def has_few_points(perturbation: Perturbation) -> bool:
+    """Whether gradients are those of `loss_fn`, at fewer points than tasks."""
+    return perturbation.points is not None and perturbation.loss is None
+
+
+def _at_few_points(perturbation, problem, context):
+    points, index = _points(perturbation, problem, context)
+    (losses, task_grads), *samples = [
+        values_and_gradients_at(
+            loss_fn, points, index, len(problem.tasks), problem.unroll
+        )
+        for loss_fn in (problem.loss_fn, *problem.sample_loss_fns)
+    ]
+    return losses, task_grads, [grads for _, grads in samples]
+
+
+def _points(perturbation, problem, context):
+    perturbations, index = perturbation.points(context)
+    index = jnp.broadcast_to(index, len(problem.tasks))
+    return [displace(problem.params, eps) for eps in perturbations], index
+
+
+def _task_by_task(perturbation, problem, context):
+    """Each eps_i lives only inside its pass of the loop."""
+    loss = own_loss if perturbation.loss is None else perturbation.loss
 
     def values_and_gradients(i):
         eps = own_leaves(perturbation.perturb(context, i), problem, i)
         point = displace(problem.params, eps)
         value_and_gradient = jax.value_and_grad(
-            lambda point: perturbation.loss(problem, context, point, i)
+            lambda point: loss(problem, context, point, i)
         )
         samples = [
             task_value_and_gradient(loss_fn, point, i)[1]
@@ -128,13 +195,7 @@ def perturbed_gradients(
         ]
         return *value_and_gradient(point), samples
 
-    losses, task_grads, samples = map_tasks(
-        values_and_gradients, len(problem.tasks), problem.unroll
-    )
-    samples = [perturbation.finish(context, grads, state)[0] for grads in samples]
-    task_grads, state = perturbation.finish(context, task_grads, state)
-    clean = perturbation.clean_gradients(context)
-    return Gradients(losses, task_grads, samples, clean), state
+    return map_tasks(values_and_gradients, len(problem.tasks), problem.unroll)
 
 
 def own_leaves(eps: PyTree, problem: Problem, i: int | jax.Array) -> PyTree:

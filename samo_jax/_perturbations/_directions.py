@@ -5,15 +5,15 @@ from typing import Any, Literal, TypeAlias
 import jax
 import jax.numpy as jnp
 
-from samo_jax._perturbations._base import Perturbation
-from samo_jax._tasks import task_value_and_gradient, task_values_and_gradients
+from samo_jax._gradients import task_value_and_gradient, task_values_and_gradients
+from samo_jax._perturbations._base import Perturbation, common
 
 Direction: TypeAlias = Literal["global", "local"] | Perturbation
 
 
 def mean_gradient() -> Perturbation:
     """The gradient of the mean loss, for every task: no extra pass."""
-    return Perturbation(lambda problem, _state: problem.mean_grad, lambda g, _task: g)
+    return common(lambda problem, _state: problem.mean_grad, lambda g: g)
 
 
 def own_gradient() -> Perturbation:

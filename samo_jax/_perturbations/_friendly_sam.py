@@ -11,7 +11,7 @@ from samo_jax._hyperparameters import (
     resolve,
 )
 from samo_jax._perturbations._along import along
-from samo_jax._perturbations._base import Perturbation
+from samo_jax._perturbations._base import Perturbation, common
 from samo_jax._tree import zeros_like_params
 
 
@@ -75,9 +75,9 @@ def friendly_sam(
         del state
         return task_grads, context[1]
 
-    direction = Perturbation(
+    direction = common(
         prepare,
-        lambda context, _task: context[0],
+        lambda context: context[0],
         init=lambda params, _num_tasks: zeros_like_params(params),
         finish=finish,
     )

@@ -2,8 +2,6 @@
 
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from samo_jax._hyperparameters import (
@@ -12,15 +10,17 @@ from samo_jax._hyperparameters import (
     check_mu,
     check_rho,
     is_number,
-    resolve,
 )
 from samo_jax._perturbations._along import along
 from samo_jax._perturbations._base import Perturbation
+from samo_jax._perturbations._directions import Direction, as_direction
 from samo_jax._perturbations._global_sam import global_sam
+from samo_jax._perturbations._joint import Alpha, joint, mix
+from samo_jax._perturbations._probe import probe
 from samo_jax._perturbations._radius import layerwise_normalize, scale_to_radius
-from samo_jax._spsa import directional_difference, random_direction
-from samo_jax._tasks import SHARED, map_tasks, select_loss
 from samo_jax._tree import PyTree
+
+_MU = 1e-2
 
 
 def joint_perturbation(
@@ -63,42 +63,46 @@ def joint_perturbation(
     """
     check_rho(rho)
     check_alpha(alpha)
-    return scale_to_radius(_mix(mean_grad, local_grad, alpha), rho, groups)
-
-
-def _mix(mean_grad, local_grad, alpha):
-    return jax.tree.map(
-        lambda g, local: alpha * g.astype(local.dtype) + (1 - alpha) * local,
-        mean_grad,
-        layerwise_normalize(local_grad, mean_grad),
-    )
+    local_grad = layerwise_normalize(local_grad, mean_grad)
+    return scale_to_radius(mix(alpha, mean_grad, 1 - alpha, local_grad), rho, groups)
 
 
 def joint_sam(
     rho: ScalarOrSchedule = 0.05,
-    alpha: ScalarOrSchedule = 0.5,
-    mu: ScalarOrSchedule = 1e-2,
+    alpha: Alpha = 0.5,
+    mu: ScalarOrSchedule = _MU,
+    *,
+    local: Direction | None = None,
 ) -> Perturbation:
-    """SAMO: the global gradient mixed with a forward-only local estimate.
+    """SAMO: the global gradient mixed with a local estimate.
 
-    `eps_i = joint_perturbation(g0, ghat_i)` with the SPSA estimate `ghat_i = c_i z_i`,
-    one probe z_i per task on the shared leaves: 2K extra forward passes a step. On a
-    head, g0 is (up to 1/K) already the task's own gradient and is used alone.
-    Layer-wise normalisation leaves only the sign of c_i, so a key and a sign per task
-    are all that is kept. A zero or NaN difference gives a zero estimate.
+    `eps_i = joint_perturbation(g0, ghat_i)`. In the paper, ghat_i is a forward-only
+    SPSA estimate from one probe per task on the shared leaves: 2K extra forward passes
+    a step. On a head, g0 is (up to 1/K) already the task's own gradient and is used
+    alone. Layer-wise normalisation leaves only the sign of the probe's difference.
 
     Args:
         rho: radius, non-negative, or a schedule of the step.
         alpha: share of the global gradient, in [0, 1], or a schedule. The number 1 is
-            `global_sam`: nothing is drawn and no probe is run.
-        mu: step of the central difference, positive, or a schedule. Probes are
+            `global_sam`: nothing is drawn and no probe is run. "adaptive" learns it for
+            each task: `p = a g0 + b lhat_i` with the coefficients that would have been
+            closest to the task's gradients in the steps before (least squares with a
+            moving average of the cosines between g0, lhat_i and g_i, all shared leaves
+            one vector). An unreliable estimate drops out, and a task in conflict with
+            the mean looks away from it. The first step is `global_sam`'s.
+        mu: step of the default probe's difference, positive, or a schedule. Probes are
             `mu sqrt(n)` away.
+        local: where ghat_i comes from. None: `probe(mu)`, the paper's. A `probe` with
+            other settings; "local", the exact gradient (K more forward and backward
+            passes); any other perturbation, for its direction. `memory_sam` needs no
+            pass for it.
 
     Returns:
         A `Perturbation` for `multitask`.
 
     Raises:
-        ValueError: if `rho` is negative, `alpha` outside [0, 1] or `mu` not positive.
+        ValueError: if `rho` is negative, `alpha` outside [0, 1], `mu` not positive, or
+            `mu` is set beside `local`.
 
     References:
         Ban, Subramani and Ji, `SAMO: A Lightweight Sharpness-Aware Approach for
@@ -106,41 +110,13 @@ def joint_sam(
         <https://arxiv.org/abs/2507.07883>`_, 2025
     """
     check_rho(rho)
-    check_alpha(alpha)
     check_mu(mu)
+    if local is not None and not (is_number(mu) and mu == _MU):
+        raise ValueError(
+            f"`mu` is the step of the default probe, got {mu} beside `local`. Set it "
+            "there: `local=samo_jax.probe(mu)`."
+        )
     if is_number(alpha) and alpha == 1:
         return global_sam(rho)
-
-    def probe(problem, i):
-        z = random_direction(jax.random.fold_in(problem.key, i), problem.params)
-        return jax.tree.map(
-            lambda z, label: z if label == SHARED else jnp.zeros_like(z),
-            z,
-            problem.labels,
-        )
-
-    def prepare(problem, state):
-        del state
-
-        def sign(i):
-            difference = directional_difference(
-                lambda p: select_loss(problem.probe_loss_fn(p), i),
-                problem.params,
-                probe(problem, i),
-                mu=resolve(mu, problem.step),
-            )
-            return jnp.sign(jnp.nan_to_num(difference))
-
-        return problem, map_tasks(sign, len(problem.tasks), problem.unroll)
-
-    def perturb(context, i):
-        problem, signs = context
-        local_grad = jax.tree.map(
-            lambda z, g, label: signs[i] * z if label == SHARED else g,
-            probe(problem, i),
-            problem.mean_grad,
-            problem.labels,
-        )
-        return _mix(problem.mean_grad, local_grad, resolve(alpha, problem.step))
-
-    return along(Perturbation(prepare, perturb, needs_key=True), rho)
+    ghat = probe(mu) if local is None else as_direction(local)
+    return along(joint(ghat, alpha), rho)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from samo_jax._hyperparameters import ScalarOrSchedule, check_share
 from samo_jax._perturbations._along import along
-from samo_jax._perturbations._base import Perturbation
+from samo_jax._perturbations._base import Perturbation, common
 from samo_jax._tree import zeros_like_params
 
 
@@ -63,9 +63,9 @@ def momentum_sam(
         )
         return task_grads, new
 
-    direction = Perturbation(
+    direction = common(
         lambda _problem, velocity: jax.tree.map(jnp.negative, velocity),
-        lambda ascent, _task: ascent,
+        lambda ascent: ascent,
         init=lambda params, _num_tasks: zeros_like_params(params),
         finish=finish,
     )

@@ -20,10 +20,13 @@ class Solver(NamedTuple):
         update: `update(gramian, state, *, losses, **extra_args) -> (weights, state)`
             with a `(K, K)` Gramian, `(K,)` losses and `(K,)` weights, jittable. Unknown
             `extra_args` are to be ignored.
+        linear: whether the weights do not depend on the Gramian, which is then zero
+            where the K gradients would not be needed otherwise.
     """
 
     init: Callable[[int], Any]
     update: Callable[..., tuple[jax.Array, Any]]
+    linear: bool = False
 
 
 class Combiner(NamedTuple):

@@ -43,4 +43,4 @@ def constant(weights: Vector) -> Solver:
         del extra_args
         return per_task("weights", weights, len(gramian), 0), state
 
-    return Solver(init, update)
+    return Solver(init, update, linear=True)

@@ -38,4 +38,4 @@ def random_weights(key: jax.Array | int) -> Solver:
         normals = jax.random.normal(key, gramian.shape[:1], accumulator_dtype())
         return jax.nn.softmax(normals), memory
 
-    return keyed_solver(key, lambda _num_tasks: (), update)
+    return keyed_solver(key, lambda _num_tasks: (), update)._replace(linear=True)

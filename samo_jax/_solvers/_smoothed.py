@@ -75,4 +75,4 @@ def smoothed(solver: Solver, decay: float = 0.9) -> Solver:
         average = jnp.where(finite, average, state.average)
         return average, SmoothedState(average, state.started | finite, solver_state)
 
-    return Solver(init, update)
+    return Solver(init, update, linear=solver.linear)

@@ -26,4 +26,4 @@ def total() -> Solver:
         del extra_args
         return jnp.ones((gramian.shape[0],), accumulator_dtype()), state
 
-    return Solver(lambda _num_tasks: (), update)
+    return Solver(lambda _num_tasks: (), update, linear=True)

@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 
 from samo_jax._solvers._base import Solver, uniform_weights
-from samo_jax._tasks import LossTree, loss_leaves
 from samo_jax._tree import PyTree, accumulator_dtype
 
 
@@ -52,7 +51,7 @@ def weighting(
         state = keep_if(usable, WeightingState(weights, method_state), state)
         return state.last_weights, state
 
-    return Solver(init_state, update)
+    return Solver(init_state, update, linear=True)
 
 
 def scalarization(
@@ -76,12 +75,6 @@ def usable_losses(losses: jax.Array, *, positive: bool) -> jax.Array:
 def keep_if(condition: jax.Array, new: PyTree, old: PyTree) -> PyTree:
     """`new` where the scalar `condition` holds, else `old`, leaf by leaf."""
     return jax.tree.map(partial(jnp.where, condition), new, old)
-
-
-def stack_losses(losses: LossTree) -> jax.Array:
-    """The K losses as one array, shape (K,), in `accumulator_dtype`."""
-    dtype = accumulator_dtype()
-    return jnp.stack([jnp.asarray(leaf, dtype) for leaf in loss_leaves(losses)])
 
 
 def safe_norm(vector: jax.Array) -> jax.Array:

@@ -9,12 +9,11 @@ from jax.typing import ArrayLike
 from samo_jax._hyperparameters import check_nonnegative
 from samo_jax._solvers import Solver
 from samo_jax._solvers._arguments import Vector, check_preference, per_task
-from samo_jax._tasks import LossTree
+from samo_jax._tasks import LossTree, stack_losses
 from samo_jax._tree import safe_divide
 from samo_jax._weightings._base import (
     safe_norm,
     scalarization,
-    stack_losses,
 )
 
 

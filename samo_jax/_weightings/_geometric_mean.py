@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 
 from samo_jax._solvers import Solver
-from samo_jax._tasks import LossTree
-from samo_jax._weightings._base import scalarization, stack_losses
+from samo_jax._tasks import LossTree, stack_losses
+from samo_jax._weightings._base import scalarization
 
 
 def geometric_mean_loss(losses: LossTree) -> jax.Array:

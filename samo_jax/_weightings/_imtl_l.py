@@ -6,8 +6,7 @@ import jax.numpy as jnp
 from samo_jax._hyperparameters import ScalarOrSchedule
 from samo_jax._solvers import Solver
 from samo_jax._solvers._arguments import Vector, per_task
-from samo_jax._tasks import LossTree
-from samo_jax._weightings._base import stack_losses
+from samo_jax._tasks import LossTree, stack_losses
 from samo_jax._weightings._uncertainty import uncertainty
 
 

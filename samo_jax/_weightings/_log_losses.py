@@ -79,4 +79,4 @@ def log_losses(solver: Solver) -> Solver:
         state = keep_if(usable, LogLossesState(weights, solver_state), state)
         return state.last_weights, state
 
-    return Solver(init, update)
+    return Solver(init, update, linear=solver.linear)

@@ -8,11 +8,10 @@ import jax.numpy as jnp
 from samo_jax._hyperparameters import ScalarOrSchedule, check_positive
 from samo_jax._solvers import Solver
 from samo_jax._solvers._arguments import Vector, per_task
-from samo_jax._tasks import LossTree
+from samo_jax._tasks import LossTree, stack_losses
 from samo_jax._tree import accumulator_dtype
 from samo_jax._weightings._adam import AdamState, adam_init, adam_step
 from samo_jax._weightings._base import (
-    stack_losses,
     weighting,
 )
 

@@ -1,0 +1,129 @@
+"""How compilation, memory and time of a step grow with tasks and parameters."""
+
+import argparse
+import json
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from rich.console import Console
+from rich.table import Table
+from step import compiled, machine
+from step_models import build, cnn
+
+import samo_jax
+
+OUTPUT = Path(__file__).parents[1] / "docs" / "growth_benchmark.md"
+TASKS = [1, 2, 4, 8, 16, 32, 64]
+SIZES = [10**4, 10**5, 10**6, 10**7, 10**8]
+UNROLL = [True, False, 8]
+MEMORY = 8 * 2**30  # bytes that K gradients, perturbations and parameters may take
+REPEATS = 5
+METHODS = {
+    "SAMO": lambda: samo_jax.joint_sam(),
+    "SAMO, two points": lambda: samo_jax.joint_sam(local=samo_jax.probe(shared=True)),
+}
+COLUMNS = ["method", "unroll", "compile s", "temporary MB", "step ms"]
+INTRODUCTION = """\
+Written by `python benchmarks/growth.py` on {machine}
+
+One training step with FairGrad and SGD, clean pass included: seconds to trace and
+compile, temporary memory as XLA reports it, and the median of {repeats} steps.
+"""
+
+
+def mlp(num_parameters: int, num_tasks: int = 2) -> Any:
+    """Three layers with about as many parameters, batch 32."""
+    width = round((num_parameters / 3) ** 0.5)
+    tasks = [f"target{i}" for i in range(num_tasks)]
+    rng = np.random.default_rng(0)
+    data = {"x": rng.normal(size=(32, width)).astype(np.float32)}
+
+    def losses(params, data):
+        h = data["x"]
+        for kernel in params["trunk"].values():
+            h = jax.nn.relu(h @ kernel)
+        return {name: jnp.mean(jnp.square(h @ params["heads"][name])) for name in tasks}
+
+    trunk = {f"layer{i}": (width, width) for i in range(3)}
+    heads = {name: (width, 1) for name in tasks}
+    return build("MLP", "mlp", trunk, heads, losses, data)
+
+
+def row(model: Any, name: str, unroll: Any) -> list[str]:
+    """Measure one setting."""
+    tx = optax.chain(
+        samo_jax.multitask(
+            samo_jax.fairgrad(2.0),
+            METHODS[name](),
+            num_tasks=model.num_tasks,
+            key=0,
+            param_labels=model.labels,
+            unroll=unroll,
+        ),
+        optax.sgd(1e-3),
+    )
+
+    def step(params, state, data):
+        loss_fn = partial(model.losses, data=data)
+        _, updates = samo_jax.mean_value_and_grad(loss_fn)(params)
+        updates, state = tx.update(updates, state, params, loss_fn=loss_fn)
+        return optax.apply_updates(params, updates), state
+
+    timed = compiled(step, model.params, tx.init(model.params), model.data)
+    for _ in range(REPEATS + 1):
+        timed.run()
+    del timed.seconds[0]
+    return [
+        name,
+        json.dumps(unroll),
+        f"{timed.compile_seconds:.1f}",
+        f"{timed.temporary_bytes / 2**20:.3g}",
+        f"{timed.milliseconds:.3g}",
+    ]
+
+
+def main() -> None:
+    """Measure all settings that fit."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--tasks", type=int, nargs="*", default=TASKS)
+    parser.add_argument("--sizes", type=int, nargs="*", default=SIZES)
+    parser.add_argument("--output", type=Path, default=OUTPUT)
+    arguments = parser.parse_args()
+    console = Console(width=110)
+    lines = ["# Growth benchmark", ""]
+    lines += [INTRODUCTION.format(machine=machine(), repeats=REPEATS)]
+
+    def section(title: str, model: Any) -> None:
+        table = Table(*COLUMNS, title=title)
+        lines.extend([f"## {title}", "", " | ".join(COLUMNS)])
+        lines.append(" | ".join("---" for _ in COLUMNS))
+        for name in METHODS:
+            for unroll in UNROLL:
+                cells = row(model, name, unroll)
+                table.add_row(*cells)
+                lines.append(" | ".join(cells))
+                arguments.output.write_text("\n".join([*lines, ""]))
+        lines.append("")
+        console.print(table)
+
+    start = time.perf_counter()
+    for num_tasks in arguments.tasks:
+        section(f"CNN, {num_tasks} tasks", cnn(num_tasks))
+    for size in arguments.sizes:
+        model = mlp(size)
+        # Parameters, K gradients, and K perturbed copies, probes and stacks at most.
+        if 4 * size * (2 + 5 * model.num_tasks) > MEMORY:
+            console.print(f"{size:.0e} parameters would not fit.")
+            continue
+        section(f"MLP, 2 tasks, {size:.0e} parameters", model)
+    console.print(f"{time.perf_counter() - start:.0f} s in all")
+
+
+if __name__ == "__main__":
+    main()

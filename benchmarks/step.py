@@ -1,0 +1,312 @@
+"""Time, memory and compilation of a training step, method by method, side by side."""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from importlib.metadata import version
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+import step_torch
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+from step_models import MODELS, Model
+
+import samo_jax
+
+OUTPUT = Path(__file__).parents[1] / "docs" / "step_benchmark.md"
+ROUNDS = 15
+RHO, ALPHA, MU = 0.05, 0.5, 1e-2
+COLUMNS = [
+    "method",
+    "step ms",
+    "/ bare passes",
+    "/ FairGrad",
+    "/ F-MTL",
+    "compile s",
+    "temporary MB",
+]
+
+INTRODUCTION = """\
+Written by `python benchmarks/step.py` on {machine}
+
+One training step with FairGrad and SGD, compiled with `jax.jit`, `unroll={unroll}`. All
+steps and passes of one model take turns, {rounds} rounds; times are medians. "Bare
+passes" is the sum of the method's own forward and backward passes, each compiled for
+itself and timed in the same rounds. PyTorch runs the paper's method as its official
+CelebA trainer orders it (a copy of the model and two forward passes per task, then a
+forward and a backward pass per task, SciPy's least squares for the weights), written
+for this benchmark, on the same shapes.
+"""
+
+
+@dataclass
+class Method:
+    """A transformation, and the bare passes that its step is made of."""
+
+    transform: Callable[[Model, Any], optax.GradientTransformationExtraArgs]
+    passes: dict[str, int]
+    clean_pass: bool = True
+
+
+def multitask(perturbation: Any) -> Callable[[Model, Any], Any]:
+    """FairGrad with a perturbation."""
+    return lambda model, unroll: samo_jax.multitask(
+        samo_jax.fairgrad(2.0),
+        perturbation,
+        num_tasks=model.num_tasks,
+        key=0,
+        param_labels=model.labels,
+        unroll=unroll,
+    )
+
+
+def f_mtl(model: Model, unroll: Any) -> Any:
+    """F-MTL, its loss and flat parts combined apart."""
+    return samo_jax.f_mtl(
+        samo_jax.fairgrad(2.0),
+        RHO,
+        num_tasks=model.num_tasks,
+        param_labels=model.labels,
+        unroll=unroll,
+    )
+
+
+two_points = samo_jax.joint_sam(RHO, ALPHA, local=samo_jax.probe(MU, shared=True))
+METHODS = {
+    "FairGrad": Method(multitask(None), {"gradients": 1}, clean_pass=False),
+    "global SAM": Method(
+        multitask(samo_jax.global_sam(RHO)), {"clean": 1, "gradients": 1}
+    ),
+    "local SAM": Method(
+        multitask(samo_jax.local_sam(RHO)), {"clean": 1, "gradients": 1, "task": 1}
+    ),
+    "F-MTL": Method(f_mtl, {"clean": 1, "gradients": 1, "task": 1}),
+    "SAMO": Method(
+        multitask(samo_jax.joint_sam(RHO, ALPHA, MU)),
+        {"clean": 1, "task forward": 2, "task": 1},
+    ),
+    "SAMO, Rademacher": Method(
+        multitask(
+            samo_jax.joint_sam(
+                RHO, ALPHA, local=samo_jax.probe(MU, distribution="rademacher")
+            )
+        ),
+        {"clean": 1, "task forward": 2, "task": 1},
+    ),
+    "random-sign control": Method(
+        multitask(samo_jax.joint_sam(RHO, ALPHA, local=samo_jax.probe(sign="random"))),
+        {"clean": 1, "task": 1},
+    ),
+    "SAMO, shared probe": Method(
+        multitask(two_points._replace(points=None)),
+        {"clean": 1, "forward": 2, "task": 1},
+    ),
+    "SAMO, two points": Method(
+        multitask(two_points), {"clean": 1, "forward": 3, "gradients": 1}
+    ),
+    "SAMO, two points, Rademacher": Method(
+        multitask(
+            samo_jax.joint_sam(
+                RHO,
+                ALPHA,
+                local=samo_jax.probe(MU, shared=True, distribution="rademacher"),
+            )
+        ),
+        {"clean": 1, "forward": 3, "gradients": 1},
+    ),
+    "SAMO, memory": Method(
+        multitask(samo_jax.memory_sam(RHO, ALPHA)), {"clean": 1, "task": 1}
+    ),
+    "SAMO, memory, no clean pass": Method(
+        multitask(samo_jax.memory_sam(RHO, ALPHA, clean_pass=False)),
+        {"task": 1},
+        clean_pass=False,
+    ),
+}
+
+
+@dataclass
+class Timed:
+    """A compiled function, its arguments, and what it took."""
+
+    call: Callable[[], Any]
+    seconds: list[float]
+    compile_seconds: float = 0.0
+    temporary_bytes: float = np.nan
+
+    @property
+    def milliseconds(self) -> float:
+        """Median time of a call."""
+        return 1e3 * statistics.median(self.seconds)
+
+    def run(self) -> None:
+        """One more call."""
+        start = time.perf_counter()
+        jax.block_until_ready(self.call())
+        self.seconds.append(time.perf_counter() - start)
+
+
+def compiled(function: Callable, *args: Any, warm_up: bool = False) -> Timed:
+    """Compile for these arguments; to warm up, the results take their place."""
+    start = time.perf_counter()
+    executable = jax.jit(function).lower(*args).compile()
+    seconds = time.perf_counter() - start
+    memory = executable.memory_analysis()
+    temporary = np.nan if memory is None else memory.temp_size_in_bytes
+    if warm_up:
+        results = executable(*args)
+        args = (*results, *args[len(results) :])
+    return Timed(partial(executable, *args), [], seconds, temporary)
+
+
+def training_step(model: Model, method: Method, unroll: Any) -> Timed:
+    """The method's whole step, clean pass, combiner and SGD included."""
+    tx = optax.chain(method.transform(model, unroll), optax.sgd(1e-3))
+
+    def step(params, state, data):
+        loss_fn = partial(model.losses, data=data)
+        updates = params
+        if method.clean_pass:
+            _, updates = samo_jax.mean_value_and_grad(loss_fn)(params)
+        updates, state = tx.update(updates, state, params, loss_fn=loss_fn)
+        return optax.apply_updates(params, updates), state
+
+    # The second step is timed: memory is then full.
+    state = tx.init(model.params)
+    return compiled(step, model.params, state, model.data, warm_up=True)
+
+
+def bare_passes(model: Model, unroll: Any) -> dict[str, list[Timed]]:
+    """The passes of which all methods' steps are made."""
+
+    def task_loss(params, data, name):
+        return model.losses(params, data)[name]
+
+    def each(function):
+        return [
+            compiled(partial(function, name=name), model.params, model.data)
+            for name in model.tasks
+        ]
+
+    def gradients(params, data):
+        losses = partial(model.losses, data=data)
+        return samo_jax.task_gradients(losses, params, unroll=unroll)
+
+    def clean(params, data):
+        return samo_jax.mean_value_and_grad(model.losses)(params, data)
+
+    def task(params, data, name):
+        return jax.value_and_grad(task_loss)(params, data, name)
+
+    args = (model.params, model.data)
+    return {
+        "forward": [compiled(model.losses, *args)],
+        "clean": [compiled(clean, *args)],
+        "gradients": [compiled(gradients, *args)],
+        "task forward": each(task_loss),
+        "task": each(task),
+    }
+
+
+def measure(model: Model, rounds: int, unroll: Any) -> list[list[str]]:
+    """Table rows of one model."""
+    steps = {
+        name: training_step(model, method, unroll) for name, method in METHODS.items()
+    }
+    passes = bare_passes(model, unroll)
+    torch_step = Timed(step_torch.samo_step(model, RHO, ALPHA, MU), [])
+    everything = [*steps.values(), *chain(*passes.values()), torch_step]
+    for timed in everything:
+        timed.run()
+        timed.seconds.clear()
+    for _ in range(rounds):
+        for timed in everything:
+            timed.run()
+
+    plain, rival = steps["FairGrad"].milliseconds, steps["F-MTL"].milliseconds
+    rows = []
+    for name, step in steps.items():
+        limit = sum(
+            count * sum(timed.milliseconds for timed in passes[kind])
+            for kind, count in METHODS[name].passes.items()
+        )
+        ratios = (step.milliseconds / other for other in (limit, plain, rival))
+        rows.append(
+            [
+                name,
+                f"{step.milliseconds:.3g}",
+                *(f"{ratio:.2f}" for ratio in ratios),
+                f"{step.compile_seconds:.1f}",
+                f"{step.temporary_bytes / 2**20:.3g}",
+            ]
+        )
+    exact = steps["SAMO"].milliseconds
+    slower = torch_step.milliseconds / exact
+    rows.append(
+        [
+            f"SAMO in PyTorch: {slower:.1f} x our SAMO",
+            f"{torch_step.milliseconds:.3g}",
+            "-",
+            f"{torch_step.milliseconds / plain:.2f}",
+            f"{torch_step.milliseconds / rival:.2f}",
+            "-",
+            "-",
+        ]
+    )
+    return rows
+
+
+def machine() -> str:
+    """What the numbers depend on."""
+    packages = ["samo_jax", "jax", "torch", "scipy"]
+    versions = ", ".join(f"{name} {version(name)}" for name in packages)
+    device = jax.devices()[0]
+    return (
+        f"{device.device_kind}, {os.cpu_count()} CPU cores ({platform.machine()}), "
+        f"Python {platform.python_version()}, {versions}."
+    )
+
+
+def main() -> None:
+    """Measure every method on every model."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
+    parser.add_argument("--rounds", type=int, default=ROUNDS)
+    parser.add_argument(
+        "--unroll", type=json.loads, default=None, help="null, true, false or a number"
+    )
+    parser.add_argument("--output", type=Path, default=OUTPUT)
+    arguments = parser.parse_args()
+    console = Console(width=110)
+    introduction = INTRODUCTION.format(
+        machine=machine(), rounds=arguments.rounds, unroll=arguments.unroll
+    )
+    lines = ["# Step benchmark", "", introduction]
+    for name in track(arguments.models, console=console, transient=True):
+        model = MODELS[name]()
+        rows = measure(model, arguments.rounds, arguments.unroll)
+        table = Table(*COLUMNS, title=f"{name}: {model.description}")
+        lines += [f"## {name}", "", f"{model.description}.", "", " | ".join(COLUMNS)]
+        lines += [" | ".join("---" for _ in COLUMNS)]
+        for row in rows:
+            table.add_row(*row)
+            lines.append(" | ".join(row))
+        lines.append("")
+        arguments.output.write_text("\n".join(lines))
+        console.print(table)
+
+
+if __name__ == "__main__":
+    main()

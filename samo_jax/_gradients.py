@@ -1,0 +1,181 @@
+"""Gradients of the mean loss and of every task, at one point or a few."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from samo_jax._tasks import (
+    LossFn,
+    Unroll,
+    check_unroll,
+    is_unrolled,
+    map_tasks,
+    select_loss,
+    stack_losses,
+    task_names,
+)
+from samo_jax._tree import PyTree, keep
+
+
+def mean_value_and_grad(
+    loss_fn: Callable[..., Any], *, has_aux: bool = False
+) -> Callable[..., tuple[Any, PyTree]]:
+    """The clean pass: all task losses and `g0`, the gradient of their mean.
+
+    `g0 = grad (1/K) sum_i l_i(theta)` is what `samo` and `multitask` take as incoming
+    updates. One forward and one backward pass.
+
+    Args:
+        loss_fn: `loss_fn(params, *args, **kwargs)` returning K losses (a pytree of
+            scalars or a (K,) array), or `(losses, aux)` with `has_aux`.
+        has_aux: whether `loss_fn` also returns auxiliary data, such as updated batch
+            statistics. Only this clean pass may update them.
+
+    Returns:
+        A function with the arguments of `loss_fn` that returns `(losses, g0)`, or
+        `((losses, aux), g0)` with `has_aux`.
+
+    Raises:
+        ValueError: when called, if a loss is not a floating-point scalar.
+
+    Examples:
+        >>> import jax.numpy as jnp, samo_jax
+        >>> loss_fn = lambda w: {"left": (w - 1) ** 2, "right": (w + 3) ** 2}
+        >>> losses, grad = samo_jax.mean_value_and_grad(loss_fn)(jnp.array(2.0))
+        >>> print({name: float(loss) for name, loss in losses.items()}, float(grad))
+        {'left': 1.0, 'right': 25.0} 6.0
+    """
+
+    def mean_loss(params, *args, **kwargs):
+        output = loss_fn(params, *args, **kwargs)
+        losses = output[0] if has_aux else output
+        task_names(losses)
+        return jnp.mean(stack_losses(losses)), output
+
+    def value_and_grad(params, *args, **kwargs):
+        (_, output), grads = jax.value_and_grad(mean_loss, has_aux=True)(
+            params, *args, **kwargs
+        )
+        return output, grads
+
+    return value_and_grad
+
+
+def task_gradients(loss_fn: LossFn, params: PyTree, *, unroll: Unroll = None) -> PyTree:
+    """Gradients of every task, `g_i = grad l_i(theta)`.
+
+    Args:
+        loss_fn: params to K losses (a pytree of scalars or a (K,) array).
+        params: theta, a pytree of floating-point arrays.
+        unroll: see `multitask`.
+
+    Returns:
+        A pytree like `params` whose leaves have a leading task axis, shape (K, ...).
+
+    Raises:
+        ValueError: if a loss is not a floating-point scalar, or `unroll` is neither
+            None, a bool nor positive.
+
+    Examples:
+        >>> import jax.numpy as jnp, samo_jax
+        >>> loss_fn = lambda w: {"left": (w - 1) ** 2, "right": (w + 3) ** 2}
+        >>> print(samo_jax.task_gradients(loss_fn, jnp.array(2.0)))
+        [ 2. 10.]
+    """
+    check_unroll(unroll)
+    num_tasks = len(task_names(jax.eval_shape(loss_fn, params)))
+    return task_values_and_gradients(loss_fn, params, num_tasks, unroll)[1]
+
+
+def task_value_and_gradient(
+    loss_fn: LossFn, params: PyTree, task: int | jax.Array
+) -> tuple[jax.Array, PyTree]:
+    """Loss of one task, and its gradient like `params`."""
+    return jax.value_and_grad(lambda p: select_loss(loss_fn(p), task))(params)
+
+
+def task_values_and_gradients(
+    loss_fn: LossFn, params: PyTree, num_tasks: int, unroll: Unroll
+) -> tuple[jax.Array, PyTree]:
+    """Losses, shape (K,), and gradients with a leading task axis, all at `params`."""
+    index = jnp.zeros(num_tasks, jnp.int32)
+    return values_and_gradients_at(loss_fn, [params], index, num_tasks, unroll)
+
+
+def values_and_gradients_at(
+    loss_fn: LossFn,
+    points: Sequence[PyTree],
+    index: jax.Array,
+    num_tasks: int,
+    unroll: Unroll,
+) -> tuple[jax.Array, PyTree]:
+    """Each task's loss and gradient at its own one of P points.
+
+    P forward and K backward passes: what a backward pass needs is selected at run time.
+
+    Args:
+        loss_fn: params to K losses.
+        points: P pytrees like params.
+        index: which point is each task's, shape (K,), int.
+        num_tasks: K.
+        unroll: see `multitask`.
+
+    Returns:
+        Losses, shape (K,), and gradients with a leading task axis.
+    """
+    if is_unrolled(unroll, num_tasks):
+
+        def value_and_gradient(i):
+            loss, pullback = _select(
+                _forward(lambda p: select_loss(loss_fn(p), i), points), index[i]
+            )
+            return loss, pullback(jnp.ones_like(loss))[0]
+
+        return map_tasks(value_and_gradient, num_tasks, True)
+
+    passes = _forward(lambda p: stack_losses(loss_fn(p)), points)
+    one_hot = jnp.diag(jnp.ones_like(passes[0][0]))
+
+    def own_value_and_gradient(i):
+        losses, pullback = _select(passes, index[i])
+        return losses[i], pullback(one_hot[i])[0]
+
+    return map_tasks(own_value_and_gradient, num_tasks, unroll)
+
+
+def values_and_weighted_gradient_at(
+    loss_fn: LossFn, points: Sequence[PyTree], index: jax.Array
+) -> tuple[jax.Array, Callable[[jax.Array], PyTree]]:
+    """Each task's loss at its own one of P points, and `w -> sum_i w_i g_i` there.
+
+    P forward passes, and P backward passes a call.
+    """
+    passes = _forward(lambda p: stack_losses(loss_fn(p)), points)
+    losses = lax.select_n(index, *(losses for losses, _ in passes))
+    # Each device's own, inside `jax.shard_map`.
+    ones = jnp.ones_like(losses)
+
+    def weighted_gradient(weights):
+        parts = [
+            pullback(ones * keep(index == point, weights))[0]
+            for point, (_, pullback) in enumerate(passes)
+        ]
+        return jax.tree.map(lambda *leaves: sum(leaves), *parts)
+
+    return losses, weighted_gradient
+
+
+def _forward(function: Callable, points: Sequence[PyTree]) -> list[tuple[Any, Any]]:
+    forward = partial(jax.vjp, function)
+    if len(points) > 1:
+        # Traced once for all points, so that their pullbacks have one structure.
+        forward = jax.jit(forward)
+    return [forward(point) for point in points]
+
+
+def _select(passes: list[Any], index: jax.Array) -> Any:
+    return jax.tree.map(lambda *leaves: lax.select_n(index, *leaves), *passes)

@@ -1,0 +1,102 @@
+"""Convolutions in loops over tasks: the same values, in the order a CPU wants."""
+
+import re
+
+import chex
+import jax
+import jax.numpy as jnp
+import pytest
+from jax import lax
+
+import samo_jax
+from samo_jax._convolutions import canonical_convolutions
+
+from sharpness import COMPILE_FAST
+
+SETTINGS = {
+    "same": {"window_strides": (1, 1), "padding": "SAME"},
+    "strided": {"window_strides": (2, 1), "padding": "VALID"},
+    "dilated": {
+        "window_strides": (1, 1),
+        "padding": ((1, 2), (0, 1)),
+        "lhs_dilation": (2, 1),
+        "rhs_dilation": (1, 2),
+    },
+    "grouped": {
+        "window_strides": (1, 1),
+        "padding": "SAME",
+        "feature_group_count": 2,
+    },
+}
+ORDERS = {
+    "NHWC": ((2, 7, 6, 4), ("NHWC", "HWIO", "NHWC")),
+    "NCHW": ((2, 4, 7, 6), ("NCHW", "HWIO", "NHWC")),
+    "CWHN": ((4, 6, 7, 2), ("CWHN", "HWIO", "WNHC")),
+}
+
+
+def losses(kernel, x, settings, order):
+    """Two tasks, with a remainder for the compiler to keep apart."""
+    if settings.get("feature_group_count"):
+        kernel = kernel[:, :, :2]
+    y = lax.conv_general_dilated(x, kernel, dimension_numbers=order, **settings)
+    return [jnp.sum(jnp.sin(y)), jnp.mean(y**3)]
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_loops_give_the_unrolled_gradients(setting, order):
+    shape, dimensions = ORDERS[order]
+    keys = jax.random.split(jax.random.key(0), 2)
+    x = jax.random.normal(keys[0], shape)
+    kernel = jax.random.normal(keys[1], (3, 2, 4, 6))
+
+    def loss_fn(params):
+        return losses(*params, SETTINGS[setting], dimensions)
+
+    def gradients(params, unroll):
+        return samo_jax.task_gradients(loss_fn, params, unroll=unroll)
+
+    compiled = jax.jit(gradients, static_argnums=1, compiler_options=COMPILE_FAST)
+    expected = compiled((kernel, x), True)
+    for unroll in (False, 2):
+        chex.assert_trees_all_close(
+            compiled((kernel, x), unroll), expected, rtol=1e-12, atol=1e-12
+        )
+
+
+def test_convolutions_of_a_loop_are_in_canonical_order():
+    """Also those in a scan, a checkpoint and a jitted function inside."""
+
+    @jax.jit
+    def layer(h, kernel):
+        y = lax.conv_general_dilated(
+            h, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+        return jnp.tanh(y), None
+
+    def loss_fn(kernels):
+        h, _ = lax.scan(jax.checkpoint(layer), jnp.ones((2, 5, 5, 3)), kernels)
+        return jnp.sum(h**2, axis=(0, 1, 2))
+
+    kernels = jnp.ones((4, 3, 3, 3, 3)) / 9
+
+    def gradients(kernels, unroll):
+        return samo_jax.task_gradients(loss_fn, kernels, unroll=unroll)
+
+    compiled = jax.jit(gradients, static_argnums=1)
+    text = compiled.lower(kernels, False).compile().as_text()
+    orders = set(re.findall(r"convolution\(.*dim_labels=([^, ]+)", text))
+    assert orders == {"b01f_01io->b01f"}
+    chex.assert_trees_all_close(
+        compiled(kernels, False), compiled(kernels, True), rtol=1e-5
+    )
+
+
+def test_functions_without_convolutions_are_left_alone():
+    def double(x):
+        return {"twice": 2 * x}
+
+    jaxpr = jax.make_jaxpr(canonical_convolutions(double))(1.0)
+    assert str(jaxpr) == str(jax.make_jaxpr(double)(1.0))

@@ -1,0 +1,140 @@
+"""Fewer perturbed points than tasks: the same result in fewer passes."""
+
+import functools
+
+import chex
+import jax
+import jax.numpy as jnp
+import pytest
+
+import samo_jax
+
+from sharpness import COMPILE_FAST, PERTURBATIONS, descend, multitask
+
+FEW = [
+    name
+    for name, make in PERTURBATIONS.items()
+    if make().points is not None and make().loss is None
+]
+LINEAR = {
+    "mean": samo_jax.mean(),
+    "total": samo_jax.total(),
+    "constant": samo_jax.constant([0.0, 1.0, 2.0]),
+    "random": samo_jax.random_weights(0),
+    "uncertainty": samo_jax.uncertainty(),
+    "smoothed": samo_jax.smoothed(samo_jax.geometric_mean()),
+    "log": samo_jax.log_losses(samo_jax.mean()),
+}
+
+
+def test_methods_along_one_direction_have_few_points():
+    assert {"global", "sam", "monge", "momentum", "joint-shared"} <= set(FEW)
+    assert not {"local", "joint", "memory", "efficient", "sam-local"} & set(FEW)
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("unroll", [True, False, 2])
+@pytest.mark.parametrize("name", FEW)
+def test_few_points_are_the_tasks_own(name, unroll):
+    perturbation = PERTURBATIONS[name]()
+    solver = samo_jax.fairgrad()
+    chex.assert_trees_all_close(
+        descend(multitask(perturbation, solver, unroll=unroll), "float64", steps=2),
+        descend(
+            multitask(perturbation._replace(points=None), solver), "float64", steps=2
+        ),
+        rtol=1e-9,
+    )
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("perturbation", [None, "global", "joint-shared", "friendly"])
+@pytest.mark.parametrize("name", LINEAR)
+def test_linear_solvers_need_no_task_gradients(name, perturbation):
+    solver = LINEAR[name]
+    assert solver.linear
+    made = PERTURBATIONS[perturbation]() if perturbation else None
+    run = functools.partial(descend, dtype="float64", steps=2)
+    chex.assert_trees_all_close(
+        run(multitask(made, solver)),
+        run(multitask(made, solver._replace(linear=False))),
+        rtol=1e-9,
+        atol=1e-12,
+    )
+
+
+def test_solvers_of_the_gramian_are_not_linear():
+    for make in (samo_jax.mgda, samo_jax.fairgrad, samo_jax.upgrad, samo_jax.gradnorm):
+        assert not make().linear
+    assert not samo_jax.smoothed(samo_jax.mgda()).linear
+    assert not samo_jax.log_losses(samo_jax.mgda()).linear
+
+
+# Passes, counted in the compiled program
+
+NUM_TASKS, WIDTH, BATCH, DEPTH = 8, 64, 128, 4
+FORWARD = 2 * BATCH * WIDTH**2 * DEPTH
+# The first layer's input needs no gradient.
+BACKWARD = (2 - 1 / DEPTH) * FORWARD
+SHARED_PROBE = samo_jax.joint_sam(local=samo_jax.probe(shared=True))
+PASSES = {  # forward and backward, in a step with the clean pass or without
+    "plain": (None, False, 1, NUM_TASKS),
+    "global": (samo_jax.global_sam(), True, 2, NUM_TASKS + 1),
+    "two points": (SHARED_PROBE, True, 5, NUM_TASKS + 1),
+    "shared probe": (
+        SHARED_PROBE._replace(points=None),
+        True,
+        NUM_TASKS + 3,
+        NUM_TASKS + 1,
+    ),
+    "samo": (samo_jax.joint_sam(), True, 3 * NUM_TASKS + 1, NUM_TASKS + 1),
+    "memory": (samo_jax.memory_sam(), True, NUM_TASKS + 1, NUM_TASKS + 1),
+    "memory alone": (
+        samo_jax.memory_sam(clean_pass=False),
+        False,
+        NUM_TASKS,
+        NUM_TASKS,
+    ),
+}
+LINEAR_PASSES = {
+    "plain": (None, False, 1, 1),
+    "global": (samo_jax.global_sam(), True, 2, 2),
+    "two points": (SHARED_PROBE, True, 5, 3),
+}
+
+
+def loss_fn(params, x):
+    """A trunk of layers, and heads that cost next to nothing."""
+    hidden = x
+    for layer in params["trunk"]:
+        hidden = jnp.tanh(hidden @ layer)
+    return jnp.mean(jnp.square(hidden @ params["heads"] - 1), axis=0)
+
+
+@pytest.mark.parametrize(
+    ("solver", "perturbation", "clean_pass", "forward", "backward"),
+    [
+        *((samo_jax.fairgrad(), *passes) for passes in PASSES.values()),
+        *((samo_jax.mean(), *passes) for passes in LINEAR_PASSES.values()),
+    ],
+    ids=[*PASSES, *(f"mean {name}" for name in LINEAR_PASSES)],
+)
+def test_passes(solver, perturbation, clean_pass, forward, backward):
+    params = {
+        "trunk": [jnp.eye(WIDTH)] * DEPTH,
+        "heads": jnp.ones((WIDTH, NUM_TASKS)),
+    }
+    tx = samo_jax.multitask(solver, perturbation, num_tasks=NUM_TASKS, key=0)
+
+    def step(params, state, x):
+        losses = functools.partial(loss_fn, x=x)
+        grads = params
+        if clean_pass:
+            grads = samo_jax.mean_value_and_grad(losses)(params)[1]
+        return tx.update(grads, state, params, loss_fn=losses)
+
+    lowered = jax.jit(step).lower(params, tx.init(params), jnp.ones((BATCH, WIDTH)))
+    counted = lowered.compile(compiler_options=COMPILE_FAST).cost_analysis()["flops"]
+    expected = forward * FORWARD + backward * BACKWARD
+    # Random numbers, norms and the Gramian are the rest.
+    assert 1 <= counted / expected < 1.16
