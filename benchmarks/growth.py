@@ -11,9 +11,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from machine import machine
 from rich.console import Console
 from rich.table import Table
-from step import compiled, machine
+from step import compiled
 from step_models import build, cnn
 
 import samo_jax
@@ -97,7 +98,7 @@ def main() -> None:
     arguments = parser.parse_args()
     console = Console(width=110)
     lines = ["# Growth benchmark", ""]
-    lines += [INTRODUCTION.format(machine=machine(), repeats=REPEATS)]
+    lines += [INTRODUCTION.format(machine=machine("samo_jax", "jax"), repeats=REPEATS)]
 
     def section(title: str, model: Any) -> None:
         table = Table(*COLUMNS, title=title)

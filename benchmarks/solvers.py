@@ -1,8 +1,6 @@
 """Accuracy and time of the exact solvers against the solvers the field uses."""
 
 import argparse
-import os
-import platform
 import signal
 import time
 import warnings
@@ -10,13 +8,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 
 import cvxpy as cp
 import jax
 import numpy as np
 import torch
+from machine import machine
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
@@ -377,19 +375,17 @@ def rows(name: str, records: dict[str, Record], residual: float) -> Iterator[lis
         ]
 
 
-def machine() -> str:
-    """What the numbers depend on."""
-    packages = ["samo_jax", "jax", "numpy", "scipy", "torch", "torchjd", "cvxpy"]
-    versions = ", ".join(f"{name} {version(name)}" for name in packages)
-    return (
-        f"{os.cpu_count()} CPU cores ({platform.machine()}), "
-        f"Python {platform.python_version()}, {versions}."
-    )
-
-
 def markdown(tables: dict[int, list[list[str]]]) -> str:
     """The page with all tables so far."""
-    lines = ["# Solver benchmark", "", INTRODUCTION.format(machine=machine())]
+    lines = [
+        "# Solver benchmark",
+        "",
+        INTRODUCTION.format(
+            machine=machine(
+                "samo_jax", "jax", "numpy", "scipy", "torch", "torchjd", "cvxpy"
+            )
+        ),
+    ]
     for num_tasks, table in tables.items():
         lines += [f"## K = {num_tasks}", "", " | ".join(COLUMNS)]
         lines += [" | ".join("---" for _ in COLUMNS)]

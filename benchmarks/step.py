@@ -2,14 +2,11 @@
 
 import argparse
 import json
-import os
-import platform
 import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from importlib.metadata import version
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -18,6 +15,7 @@ import jax
 import numpy as np
 import optax
 import step_torch
+from machine import machine
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -268,17 +266,6 @@ def measure(model: Model, rounds: int, unroll: Any) -> list[list[str]]:
     return rows
 
 
-def machine() -> str:
-    """What the numbers depend on."""
-    packages = ["samo_jax", "jax", "torch", "scipy"]
-    versions = ", ".join(f"{name} {version(name)}" for name in packages)
-    device = jax.devices()[0]
-    return (
-        f"{device.device_kind}, {os.cpu_count()} CPU cores ({platform.machine()}), "
-        f"Python {platform.python_version()}, {versions}."
-    )
-
-
 def main() -> None:
     """Measure every method on every model."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -291,7 +278,9 @@ def main() -> None:
     arguments = parser.parse_args()
     console = Console(width=110)
     introduction = INTRODUCTION.format(
-        machine=machine(), rounds=arguments.rounds, unroll=arguments.unroll
+        machine=machine("samo_jax", "jax", "torch", "scipy"),
+        rounds=arguments.rounds,
+        unroll=arguments.unroll,
     )
     lines = ["# Step benchmark", "", introduction]
     for name in track(arguments.models, console=console, transient=True):

@@ -130,6 +130,24 @@ def test_exact_local_part(alpha):
     )
 
 
+@pytest.mark.parametrize("alpha", [0.3, "adaptive"])
+def test_a_local_part_with_its_own_loss(alpha):
+    """It is given the context that the local part has prepared."""
+    local = samo_jax.local_sam()
+
+    def double(problem, context, point, i):
+        (_, own_context), name = context, problem.tasks[i]
+        return 2 * own_context.loss_fn(point)[name]
+
+    doubled, single = (
+        descend(
+            multitask(samo_jax.joint_sam(RHO, alpha, local=part)), "float64", steps=1
+        )
+        for part in (local._replace(loss=double), local)
+    )
+    assert_close(doubled, [scale(direction, 2) for direction in single])
+
+
 def test_incoming_updates_are_not_looked_at_without_the_clean_pass():
     tx = samo_jax.multitask(
         samo_jax.mgda(), samo_jax.memory_sam(RHO, clean_pass=False), num_tasks=2

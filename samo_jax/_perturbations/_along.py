@@ -13,7 +13,7 @@ from samo_jax._hyperparameters import (
     check_rho,
     resolve,
 )
-from samo_jax._perturbations._base import Perturbation, own_leaves
+from samo_jax._perturbations._base import Perturbation, own_leaves, within
 from samo_jax._perturbations._directions import Direction, as_direction
 from samo_jax._perturbations._radius import scale_to_radius
 from samo_jax._tasks import label_leaves
@@ -80,19 +80,9 @@ def along(
         directions, index = inner_points(inner_context)
         return [scale(problem, p) for p in directions], index
 
-    def within(function, context, *rest):
-        return function(context[1], *rest)
-
-    def loss(inner_loss, problem, context, *rest):
-        return inner_loss(problem, context[1], *rest)
-
-    # What `inner` has, given its own part of the context.
-    return inner._replace(
+    return within(inner)._replace(
         prepare=prepare,
         perturb=perturb,
-        finish=inner.finish and partial(within, inner.finish),
-        clean_gradients=partial(within, inner.clean_gradients),
-        loss=inner.loss and partial(loss, inner.loss),
         # A joint norm is also over the task's own head.
         points=(
             None

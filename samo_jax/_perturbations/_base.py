@@ -1,6 +1,7 @@
 """What a perturbation is: where each task looks for its worst case."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -110,6 +111,25 @@ def common(
         lambda context, _task: eps(context),
         points=lambda context: ([eps(context)], jnp.array(0, jnp.int32)),
         **others,
+    )
+
+
+def within(inner: Perturbation) -> Perturbation:
+    """`inner` as a part of another perturbation, whose `context[1]` is its context.
+
+    What is left for the other to replace is `prepare`, `perturb` and `points`.
+    """
+
+    def given(function, context, *rest):
+        return function(context[1], *rest)
+
+    def loss(inner_loss, problem, context, *rest):
+        return inner_loss(problem, context[1], *rest)
+
+    return inner._replace(
+        finish=inner.finish and partial(given, inner.finish),
+        clean_gradients=partial(given, inner.clean_gradients),
+        loss=inner.loss and partial(loss, inner.loss),
     )
 
 

@@ -13,7 +13,7 @@ from samo_jax._hyperparameters import (
     check_choice,
     resolve,
 )
-from samo_jax._perturbations._base import Perturbation
+from samo_jax._perturbations._base import Perturbation, within
 from samo_jax._perturbations._radius import layerwise_normalize
 from samo_jax._tasks import SHARED, keep_shared, map_tasks
 from samo_jax._tree import PyTree, accumulator_dtype, group_products, safe_divide
@@ -24,11 +24,12 @@ _RIDGE = 1e-3
 
 
 class Pair(NamedTuple):
-    """This step's problem, what the local direction has prepared, and g0."""
+    """This step's problem, the local direction's context, g0, and any moments."""
 
     problem: Any
     local_context: Any
     mean_grad: PyTree
+    moments: jax.Array | None = None
 
 
 class AdaptiveState(NamedTuple):
@@ -73,10 +74,9 @@ def joint(
         directions, index = local_points(pair.local_context)
         return [join(pair, ghat) for ghat in directions], index
 
-    return local._replace(
+    return within(local)._replace(
         prepare=prepare,
         perturb=lambda pair, i: join(pair, local.perturb(pair.local_context, i)),
-        finish=local.finish and partial(_finish, local.finish),
         points=local.points and partial(points, local.points),
     )
 
@@ -87,15 +87,17 @@ def _adaptive(local: Perturbation, anchor: Any) -> Perturbation:
     With r = cos(g0, lhat), the least-squares coefficients of g_i / ||g_i|| on the two
     unit vectors are `(1, -r; -r, 1) (cos(g0, g_i), cos(lhat, g_i))`, up to a factor.
     """
-    prepare = _prepare(local, anchor)
+    prepare_pair, finish_local = _prepare(local, anchor), within(local).finish
 
     def init(params, num_tasks):
         moments = jnp.zeros((num_tasks, 4), accumulator_dtype())
         return AdaptiveState(local.init(params, num_tasks), moments)
 
-    def perturb(context, i):
-        pair, moments = context
-        with_global, with_local, between, one = moments[i]
+    def prepare(problem, state):
+        return prepare_pair(problem, state.local_state)._replace(moments=state.moments)
+
+    def perturb(pair, i):
+        with_global, with_local, between, one = pair.moments[i]
         one *= 1 + _RIDGE
         a = one * with_global - between * with_local
         b = one * with_local - between * with_global
@@ -103,8 +105,7 @@ def _adaptive(local: Perturbation, anchor: Any) -> Perturbation:
         ghat = local.perturb(pair.local_context, i)
         return mix(a, pair.mean_grad, b, _rescale(pair, ghat))
 
-    def finish(context, task_grads, state):
-        pair, moments = context
+    def finish(pair, task_grads, state):
         labels, num_tasks = pair.problem.labels, len(pair.problem.tasks)
 
         def observe(i):
@@ -122,23 +123,14 @@ def _adaptive(local: Perturbation, anchor: Any) -> Perturbation:
             return jnp.stack([*cosines, jnp.ones_like(cosines[0])])
 
         seen = map_tasks(observe, num_tasks, pair.problem.unroll)
-        moments = _DECAY * moments + (1 - _DECAY) * seen
+        moments = _DECAY * pair.moments + (1 - _DECAY) * seen
         local_state = state.local_state
-        if local.finish is not None:
-            task_grads, local_state = _finish(
-                local.finish, pair, task_grads, local_state
-            )
+        if finish_local is not None:
+            task_grads, local_state = finish_local(pair, task_grads, local_state)
         return task_grads, AdaptiveState(local_state, moments)
 
-    return local._replace(
-        init=init,
-        prepare=lambda problem, state: (
-            prepare(problem, state.local_state),
-            state.moments,
-        ),
-        perturb=perturb,
-        finish=finish,
-        points=None,
+    return within(local)._replace(
+        init=init, prepare=prepare, perturb=perturb, finish=finish, points=None
     )
 
 
@@ -149,10 +141,6 @@ def _prepare(local, anchor):
         return Pair(problem, context, g0)
 
     return prepare
-
-
-def _finish(local_finish, pair, *rest):
-    return local_finish(pair.local_context, *rest)
 
 
 def _rescale(pair: Pair, ghat: PyTree) -> PyTree:
