@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
+from samo_jax._tree import safe_divide
+
 
 def delta_m(
     metrics: ArrayLike, baselines: ArrayLike, *, higher_is_better: ArrayLike = False
@@ -35,3 +37,50 @@ def delta_m(
     metrics, baselines = jnp.asarray(metrics), jnp.asarray(baselines)
     sign = jnp.where(jnp.asarray(higher_is_better), -1.0, 1.0)
     return 100 * jnp.mean(sign * (metrics - baselines) / baselines, axis=-1)
+
+
+def gradient_cosines(gramian: ArrayLike) -> jax.Array:
+    """Cosines between the tasks' gradients, `C_ij = G_ij / sqrt(G_ii G_jj)`.
+
+    Args:
+        gramian: G, shape (..., K, K), as `gramian` returns it.
+
+    Returns:
+        C, shape (..., K, K), with zeros for a task whose gradient is zero.
+
+    Examples:
+        >>> import jax.numpy as jnp, samo_jax
+        >>> task_grads = {"w": jnp.array([[1.0, 0.0], [-3.0, 4.0]])}
+        >>> print(samo_jax.gradient_cosines(samo_jax.gramian(task_grads)))
+        [[ 1.  -0.6]
+         [-0.6  1. ]]
+    """
+    gramian = jnp.asarray(gramian)
+    norms = jnp.sqrt(jnp.diagonal(gramian, axis1=-2, axis2=-1))
+    return safe_divide(gramian, norms[..., :, None] * norms[..., None, :])
+
+
+def conflict_rate(gramian: ArrayLike) -> jax.Array:
+    """The share of task pairs whose gradients conflict, `G_ij < 0`.
+
+    Args:
+        gramian: G, shape (..., K, K), as `gramian` returns it.
+
+    Returns:
+        The share in [0, 1], shape (...); 0 for one task.
+
+    Examples:
+        >>> import jax.numpy as jnp, samo_jax
+        >>> task_grads = {"w": jnp.array([[1.0, 0.0], [-3.0, 4.0], [1.0, 1.0]])}
+        >>> rate = samo_jax.conflict_rate(samo_jax.gramian(task_grads))
+        >>> print(f"{rate:.3f}")
+        0.333
+
+    References:
+        Yu et al., `Gradient Surgery for Multi-Task Learning
+        <https://arxiv.org/abs/2001.06782>`_, 2020
+    """
+    gramian = jnp.asarray(gramian)
+    num_tasks = gramian.shape[-1]
+    conflicts = jnp.sum(gramian < 0, axis=(-2, -1))
+    return conflicts / max(num_tasks * (num_tasks - 1), 1)

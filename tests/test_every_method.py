@@ -19,12 +19,12 @@ from samo_jax.experiments.methods import (
     select,
     split,
 )
-from samo_jax.experiments.model import TwoDigitNet
+from samo_jax.experiments.model import two_digit_net
 from samo_jax.experiments.training import make_train_step
 
 from toy import assert_finite, types, without_keys
 
-MODEL = TwoDigitNet(TASKS)
+MODEL = two_digit_net(TASKS)
 # Compilation takes nearly all the time.
 COMPILE_FAST = {
     "xla_backend_optimization_level": 0,

@@ -15,7 +15,7 @@ class _Parser(argparse.ArgumentParser):
 def main() -> int:
     """Parse the command line and run one experiment."""
     try:
-        from samo_jax.experiments import digits, modalities
+        from samo_jax.experiments import digits, local, modalities
     except ModuleNotFoundError as error:
         raise SystemExit(
             f"{error.name} is missing: pip install 'samo_jax[experiments]'"
@@ -25,6 +25,7 @@ def main() -> int:
     for name, experiment, summary in (
         ("digits", digits, "two overlaid digits, two tasks"),
         ("modalities", modalities, "digits in two halves, two modalities"),
+        ("local", local, "SAMO's local parts compared: 2, 11 and 40 tasks"),
     ):
         command = commands.add_parser(name, help=summary)
         experiment.add_arguments(command)

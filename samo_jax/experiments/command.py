@@ -4,12 +4,42 @@ import argparse
 from datetime import datetime
 from pathlib import Path
 
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
 
 def positive_int(text: str) -> int:
     """An argument type."""
     if not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"must be a positive integer, got {text!r}")
     return int(text)
+
+
+def _number(text: str, requirement: str, low: float, high: float) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = float("nan")
+    if not low <= value <= high:
+        raise argparse.ArgumentTypeError(f"must be {requirement}, got {text!r}")
+    return value
+
+
+def radius(text: str) -> float:
+    """An argument type."""
+    return _number(text, "a finite non-negative number", 0.0, 1e30)
+
+
+def share(text: str) -> float:
+    """An argument type."""
+    return _number(text, "a number in [0, 1]", 0.0, 1.0)
 
 
 def results_folder(out: Path | None, name: str) -> Path:
@@ -19,3 +49,16 @@ def results_folder(out: Path | None, name: str) -> Path:
         raise SystemExit(f"--out: {folder} exists and is not an empty folder")
     folder.mkdir(parents=True, exist_ok=True)
     return folder
+
+
+def epochs_progress(console: Console, width: int) -> Progress:
+    """A bar that counts epochs, with room for descriptions of some width."""
+    return Progress(
+        TextColumn(f"{{task.description:<{width}}}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("epochs"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=console,
+    )

@@ -9,17 +9,15 @@ from textwrap import fill, indent
 import jax
 import numpy as np
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 
 from samo_jax.experiments import report
-from samo_jax.experiments.command import positive_int, results_folder
+from samo_jax.experiments.command import (
+    epochs_progress,
+    positive_int,
+    radius,
+    results_folder,
+    share,
+)
 from samo_jax.experiments.data import TASKS, multi_digits
 from samo_jax.experiments.methods import (
     ALL,
@@ -69,13 +67,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--rho",
-        type=_radius,
+        type=radius,
         default=0.2,
         help="perturbation radius (default: 0.2)",
     )
     parser.add_argument(
         "--alpha",
-        type=_share,
+        type=share,
         default=0.5,
         help="share of the global gradient in SAMO's perturbation (default: 0.5)",
     )
@@ -99,24 +97,6 @@ def _methods(text: str) -> tuple[str, ...]:
         raise argparse.ArgumentTypeError(f"invalid choice: {text!r}") from None
 
 
-def _number(text: str, requirement: str, low: float, high: float) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = float("nan")
-    if not low <= value <= high:
-        raise argparse.ArgumentTypeError(f"must be {requirement}, got {text!r}")
-    return value
-
-
-def _radius(text: str) -> float:
-    return _number(text, "a finite non-negative number", 0.0, 1e30)
-
-
-def _share(text: str) -> float:
-    return _number(text, "a number in [0, 1]", 0.0, 1.0)
-
-
 def selected_methods(selections: Iterable[tuple[str, ...]]) -> list[str]:
     """The methods of all selections, each once, in order."""
     return list(dict.fromkeys(chain.from_iterable(selections)))
@@ -131,15 +111,7 @@ def run(args: argparse.Namespace) -> int:
     config = {**vars(args), "methods": methods, "out": str(folder)}
     results: report.Results = {}
     interrupted = False
-    columns = (
-        TextColumn(f"{{task.description:<{max(map(len, methods)) + 8}}}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("epochs"),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console) as progress:
+    with epochs_progress(console, max(map(len, methods)) + 8) as progress:
         total = len(methods) * args.seeds * args.epochs
         bar = progress.add_task("compiling", total=total)
         trainers = _make_trainers(methods, args)
@@ -147,12 +119,12 @@ def run(args: argparse.Namespace) -> int:
             for seed in range(args.seeds):
                 for method in methods:
                     progress.update(bar, description=f"{method}, seed {seed}")
-                    share = 1 / len(trainers[method])
+                    part = 1 / len(trainers[method])
                     finished = _train(
                         trainers[method],
                         seed,
                         args.epochs,
-                        lambda share=share: progress.advance(bar, share),
+                        lambda part=part: progress.advance(bar, part),
                     )
                     results.setdefault(method, {})[seed] = finished
                     save(folder, config, results)

@@ -11,7 +11,7 @@ import optax
 import samo_jax
 from samo_jax.experiments.data import Pairs
 from samo_jax.experiments.methods import Step
-from samo_jax.experiments.model import TwoDigitNet
+from samo_jax.experiments.model import MultitaskNet, two_digit_net
 
 
 class Run(NamedTuple):
@@ -42,7 +42,7 @@ def task_losses(model, params, batch: Pairs):
 
 
 def make_train_step(
-    model: TwoDigitNet,
+    model: MultitaskNet,
     tx: optax.GradientTransformationExtraArgs,
     extra_args: Callable[[Step], dict[str, Any]],
 ):
@@ -88,7 +88,7 @@ class Trainer:
             data: training and evaluation pairs.
             batch_size: of training.
         """
-        self.model = TwoDigitNet(tuple(tasks))
+        self.model = two_digit_net(tasks)
         self.make_tx = make_tx
         self.train, self.evaluation = data
         self.batch_size = batch_size

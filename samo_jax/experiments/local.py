@@ -1,0 +1,153 @@
+"""The local experiment: which local part of SAMO's perturbation is worth its cost?"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+
+from samo_jax.experiments.command import (
+    epochs_progress,
+    positive_int,
+    results_folder,
+)
+from samo_jax.experiments.local_methods import METHODS, PLAIN
+from samo_jax.experiments.local_report import SINGLE_TASK, Results, plot, summarize
+from samo_jax.experiments.local_training import Cost, Run, SingleTaskTrainer, Trainer
+from samo_jax.experiments.problems import PROBLEMS
+from samo_jax.experiments.tables import markdown_table, save, terminal_table
+
+DESCRIPTION = """\
+Train small networks with 2, 11 and 40 tasks with FairGrad and every local part of
+SAMO's perturbation, beside plain training, global SAM, L-SAM, F-MTL and a control whose
+local part has a random sign; look at where the local parts point and what they cost."""
+
+RHOS = (0.05, 0.1, 0.2, 0.4, 0.8)
+_TUNING_SEED = 1000
+_TIMED_ROUNDS = 25
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command line."""
+    parser.description = DESCRIPTION
+    parser.add_argument(
+        "--problems",
+        nargs="+",
+        choices=PROBLEMS,
+        default=list(PROBLEMS),
+        metavar="PROBLEM",
+        help=f"of {', '.join(PROBLEMS)} (default: all)",
+    )
+    parser.add_argument(
+        "--methods",
+        nargs="+",
+        choices=METHODS,
+        default=list(METHODS),
+        metavar="METHOD",
+        help=f"of {', '.join(METHODS)} (default: all)",
+    )
+    parser.add_argument(
+        "--seeds", type=positive_int, default=5, help="number of seeds (default: 5)"
+    )
+    parser.add_argument(
+        "--epochs", type=positive_int, help="epochs per run (default: the problem's)"
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        help="folder for results (default: runs/local-DATE-TIME)",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Train every problem with every method and seed; return the exit status."""
+    console = Console(width=None if sys.stdout.isatty() else 120)
+    folder = results_folder(args.out, "local")
+    results: Results = {}
+    pages = []
+    for name in args.problems:
+        (folder / name).mkdir()
+        title, *results[title] = _train(name, args, folder / name, console)
+        rows = summarize(*results[title])
+        pages.append(f"## {title}\n\n{markdown_table(rows)}")
+        (folder / "table.md").write_text("\n".join([*pages, _caption(args), ""]))
+        plot(results, folder / "local.png")
+        console.print(terminal_table(rows, title))
+    console.print(_caption(args))
+    console.print(f"Saved table.md, local.png and results.json by problem in {folder}")
+    return 0
+
+
+def _train(
+    name: str, args: argparse.Namespace, folder: Path, console: Console
+) -> tuple[str, dict[str, dict[int, Run]], dict[str, Cost]]:
+    """Title, runs and costs of one problem."""
+    validation, test = (
+        problem._replace(epochs=args.epochs or problem.epochs)
+        for problem in map(PROBLEMS[name], ("validation", "test"))
+    )
+    config = {**vars(args), "out": str(folder), "problem": name, "rhos": RHOS}
+    methods = [SINGLE_TASK, *args.methods]
+    runs: dict[str, dict[int, Run]] = {}
+    trainers: dict[str, Trainer] = {}
+    scores: dict[str, dict[float, float]] = {}
+    with epochs_progress(console, max(map(len, methods)) + 20) as progress:
+        radii = {method: _radii(method) for method in methods}
+        tuned = sum(len(rhos) for rhos in radii.values() if len(rhos) > 1)
+        total = (tuned + len(methods) * args.seeds) * test.epochs
+        bar = progress.add_task("", total=total)
+
+        def train(trainer, problem, rho, seed, method):
+            progress.update(bar, description=f"{method}, rho {rho:g}, seed {seed}")
+            return trainer.run(problem, rho, seed, lambda: progress.advance(bar))
+
+        def score(trainer, rho, method):
+            error = train(trainer, validation, rho, _TUNING_SEED, method).error
+            return float(np.mean(list(error.values())))
+
+        for method in methods:
+            progress.update(bar, description=f"{method}, compiling")
+            if method == SINGLE_TASK:
+                trainer = SingleTaskTrainer(test)
+            else:
+                trainer = trainers[method] = Trainer(method, test)
+            rho, *others = radii[method]
+            if others:
+                errors = {rho: score(trainer, rho, method) for rho in radii[method]}
+                rho, scores[method] = min(errors, key=errors.__getitem__), errors
+            for seed in range(args.seeds):
+                finished = train(trainer, test, rho, seed, method)
+                runs.setdefault(method, {})[seed] = finished
+                save(folder, config | {"validation_error": scores}, runs)
+        progress.update(bar, description="timing")
+        seconds = [
+            [trainer.seconds() for trainer in trainers.values()]
+            for _ in range(_TIMED_ROUNDS)
+        ]
+    medians = 1e3 * np.median(seconds, axis=0)
+    costs = {
+        method: trainer.cost(float(milliseconds))
+        for (method, trainer), milliseconds in zip(
+            trainers.items(), medians, strict=True
+        )
+    }
+    measured = {method: cost._asdict() for method, cost in costs.items()}
+    save(folder, config | {"validation_error": scores, "costs": measured}, runs)
+    return test.title, runs, costs
+
+
+def _radii(method: str) -> tuple[float, ...]:
+    return (0.0,) if method in (SINGLE_TASK, PLAIN) else RHOS
+
+
+def _caption(args: argparse.Namespace) -> str:
+    return (
+        "Mean error over tasks on test examples, mean ± standard deviation over seeds "
+        f"({args.seeds}). rho: of {', '.join(f'{rho:g}' for rho in RHOS)}, the best on "
+        f"validation examples (one seed); alpha 0.5. Δm: against "
+        "single-task. to global: error minus global SAM's, seed by seed. cos: mean "
+        "cosine with the task's gradient through training, of the local part, of the "
+        "whole perturbation and of g0. passes: a backward pass counts as two forward "
+        "ones. time: of a step, relative to plain. MB: its peak temporary memory."
+    )

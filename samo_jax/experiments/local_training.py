@@ -1,0 +1,153 @@
+"""Training with one local part, and looking at where it points."""
+
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import samo_jax
+from samo_jax.experiments.local_looks import Look, look
+from samo_jax.experiments.local_methods import METHODS, PLAIN, Method, make_optimizer
+from samo_jax.experiments.problems import Problem
+
+_LOOK_EVERY = 40
+
+
+class Run(NamedTuple):
+    """What one training run came to.
+
+    Attributes:
+        error: of each task, in percent, lower is better.
+        loss: mean training loss over tasks and the batches of the last epoch.
+        rho: the radius.
+        looks: one in forty steps; none of plain training.
+    """
+
+    error: dict[str, float]
+    loss: float
+    rho: float
+    looks: list[Look]
+
+
+class Cost(NamedTuple):
+    """What one step costs.
+
+    Attributes:
+        units: in forward passes; a backward pass counts as two.
+        temporary_bytes: peak, as XLA reports it.
+        milliseconds: median, all methods taking turns.
+    """
+
+    units: int
+    temporary_bytes: int
+    milliseconds: float
+
+
+class Trainer:
+    """Trains a network with one method; compiled once, run with any seed and radius."""
+
+    def __init__(self, name: str, problem: Problem):
+        """Compile the step for problems like this one."""
+        self.method: Method = METHODS[name]
+        self.tasks = tuple(problem.train.labels)
+        self.net = problem.net(self.tasks)
+        self.loss, self.error = problem.loss, problem.error
+        self.make_tx = partial(make_optimizer, name, self.tasks, problem.learning_rate)
+        self.batch = problem.train.take(np.arange(problem.batch_size))
+        self.carry = self._start(0)
+        self.step = jax.jit(self._step).lower(*self.carry, self.batch, 0.0).compile()
+        self.look = jax.jit(self._look)
+        self.errors = jax.jit(self._errors)
+
+    def run(
+        self, problem: Problem, rho: float, seed: int, on_epoch: Callable[[], None]
+    ) -> Run:
+        """Train; the seed sets initialisation, batch order and probes."""
+        rng = np.random.default_rng(seed)
+        params, opt_state = self._start(seed)
+        looks, losses, count = [], [], 0
+        for _ in range(problem.epochs):
+            losses = []
+            for batch in problem.batches(rng):
+                # Not at step 0, when a memory is empty.
+                if self.method.local is not None and count % _LOOK_EVERY == 1:
+                    seen = self.look(params, opt_state, batch)
+                    looks.append(jax.tree.map(float, seen))
+                params, opt_state, loss = self.step(params, opt_state, batch, rho)
+                losses.append(loss)
+                count += 1
+            on_epoch()
+        self.carry = params, opt_state
+        error = jax.tree.map(float, self.errors(params, problem.evaluation))
+        return Run(error, float(np.mean(losses)), rho, looks)
+
+    def seconds(self) -> float:
+        """The time of one step."""
+        start = time.perf_counter()
+        jax.block_until_ready(self.step(*self.carry, self.batch, 0.1))
+        return time.perf_counter() - start
+
+    def cost(self, milliseconds: float) -> Cost:
+        """With the median time of a step."""
+        memory: Any = self.step.memory_analysis()
+        forward, backward = self.method.passes(len(self.tasks))
+        return Cost(forward + 2 * backward, memory.temp_size_in_bytes, milliseconds)
+
+    def _start(self, seed):
+        inputs = self.batch.inputs[:1]
+        params = self.net.init(jax.random.key(seed), inputs)["params"]
+        return params, self.make_tx(0.0, seed).init(params)
+
+    def _each(self, measure, params, examples):
+        """`measure` of every task."""
+        outputs: Any = self.net.apply({"params": params}, examples.inputs)
+        return {task: measure(outputs[task], examples.labels[task]) for task in outputs}
+
+    def _losses(self, batch, params):
+        return self._each(self.loss, params, batch)
+
+    def _errors(self, params, examples):
+        return self._each(self.error, params, examples)
+
+    def _look(self, params, opt_state, batch):
+        loss_fn = partial(self._losses, batch)
+        return look(self.method, loss_fn, params, opt_state[0], self.tasks)
+
+    def _step(self, params, opt_state, batch, rho):
+        loss_fn, grads = partial(self._losses, batch), params
+        if self.method.clean_pass:
+            losses, grads = samo_jax.mean_value_and_grad(loss_fn)(params)
+        else:
+            losses = loss_fn(params)
+        updates, opt_state = self.make_tx(rho, 0).update(
+            grads, opt_state, params, loss_fn=loss_fn
+        )
+        loss = jnp.mean(jnp.stack(jax.tree.leaves(losses)))
+        return optax.apply_updates(params, updates), opt_state, loss
+
+
+class SingleTaskTrainer:
+    """Trains a network for each task alone, plainly."""
+
+    def __init__(self, problem: Problem):
+        """Compile the step, which all tasks share."""
+        self.trainer = Trainer(PLAIN, problem.only(next(iter(problem.train.labels))))
+
+    def run(
+        self, problem: Problem, rho: float, seed: int, on_epoch: Callable[[], None]
+    ) -> Run:
+        """Train, counting all tasks' epochs as one's."""
+        runs = {
+            task: self.trainer.run(problem.only(task), rho, seed, lambda: None)
+            for task in problem.train.labels
+        }
+        for _ in range(problem.epochs):
+            on_epoch()
+        error = {task: run.error["task"] for task, run in runs.items()}
+        loss = float(np.mean([run.loss for run in runs.values()]))
+        return Run(error, loss, rho, [])

@@ -1,0 +1,172 @@
+"""The local experiment: its data, its looks at directions, its pass counts, a run."""
+
+import json
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import samo_jax
+from samo_jax.experiments.faces import ATTRIBUTES, draw_faces
+from samo_jax.experiments.local_looks import look
+from samo_jax.experiments.local_methods import METHODS, make_optimizer
+from samo_jax.experiments.local_training import Trainer
+from samo_jax.experiments.problems import PROBLEMS
+
+from sharpness import COMPILE_FAST
+
+TASKS = ("a", "b", "c")
+
+
+def test_faces():
+    faces, again = draw_faces(2000, seed=3), draw_faces(2000, seed=3)
+    np.testing.assert_array_equal(faces.images, again.images)
+    assert faces.images.shape == (2000, 16, 16, 3)
+    assert tuple(faces.labels) == ATTRIBUTES
+    assert len(ATTRIBUTES) == 40
+    shares = {name: has.mean() for name, has in faces.labels.items()}
+    assert abs(shares["bald"] - 0.1) < 0.03
+    assert abs(shares["smiling"] - 0.5) < 0.04
+    # A smile is part of a laugh, glasses are dark, light comes from its side.
+    assert np.mean(faces.labels["smiling"][faces.labels["laughing"] == 1]) > 0.9
+    left, right = faces.images[:, :, :4].mean((1, 2, 3)), faces.images[:, :, 12:]
+    lit = (left > right.mean((1, 2, 3))) == faces.labels["lit_from_left"]
+    assert lit.mean() > 0.95
+    noisy = draw_faces(2000, seed=3, wrong=0.1).labels
+    wrong = [np.mean(noisy[name] != faces.labels[name]) for name in ATTRIBUTES]
+    assert np.allclose(wrong, 0.1, atol=0.03)
+
+
+@pytest.mark.parametrize("name", PROBLEMS)
+def test_problems(name):
+    for split in ("validation", "test"):
+        problem = PROBLEMS[name](split)
+        inputs, labels = problem.train
+        assert len(inputs) % problem.batch_size == 0
+        assert len(labels) == {"digits": 2, "targets": 11, "attributes": 40}[name]
+        rows = {row.tobytes() for row in inputs}
+        assert not rows & {row.tobytes() for row in problem.evaluation.inputs}
+        batches = list(problem.batches(np.random.default_rng(0)))
+        assert {row.tobytes() for batch in batches for row in batch.inputs} == rows
+
+
+def losses(params):
+    x, y = params["Dense_0"], params["a"]
+    values = (x @ jnp.arange(1.0, 5.0), x @ jnp.array([4.0, -3.0, 1.0, -1.0]), x @ x)
+    return dict(zip(TASKS, values, strict=True)) | {"a": values[0] + y**2}
+
+
+PARAMS = {"Dense_0": jnp.array([1.0, 0.5, -1.0, 2.0]), "a": jnp.array(1.0)}
+
+
+@pytest.mark.parametrize(
+    "method",
+    ["global", "F-MTL", "SAMO", "exact local part", "memory, adaptive"],
+)
+def test_looks(method):
+    tx = make_optimizer(method, TASKS, 1e-3, 0.1, 0)
+    params, state = PARAMS, tx.init(PARAMS)
+    for _ in range(2):
+        grads = samo_jax.mean_value_and_grad(losses)(params)[1]
+        _, state = tx.update(grads, state, params, loss_fn=losses)
+    seen = look(METHODS[method], losses, params, state[0], TASKS)
+
+    rows = np.stack(
+        [
+            np.array(jax.grad(lambda p, t=t: losses(p)[t])(params)["Dense_0"])
+            for t in TASKS
+        ]
+    )
+    unit = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    mean = rows.mean(0) / np.linalg.norm(rows.mean(0))
+    cosines = (unit @ unit.T)[np.triu_indices(3, 1)]
+    np.testing.assert_allclose(seen.anchor, np.mean(unit @ mean), rtol=1e-5)
+    np.testing.assert_allclose(seen.pairs, cosines.mean(), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(seen.conflicts, np.mean(cosines < 0), rtol=1e-6)
+    exact = {"L-SAM", "F-MTL", "exact local part"}
+    if method in exact or (method.startswith("memory") and "average" not in method):
+        # The memory's gradient is that of these parameters, but perturbed.
+        atol = 1e-5 if method in exact else 0.1
+        np.testing.assert_allclose(seen.local, 1, atol=atol)
+    if method == "global":
+        np.testing.assert_allclose(seen.whole, seen.anchor, rtol=1e-5)
+    if method == "exact local part":
+        joint = unit / 2 * np.linalg.norm(rows.mean(0)) + rows.mean(0) / 2
+        joint /= np.linalg.norm(joint, axis=1, keepdims=True)
+        np.testing.assert_allclose(seen.whole, np.sum(joint * unit) / 3, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "method", ["L-SAM", "F-MTL", "exact local part", "8 shared Rademacher"]
+)
+def test_passes(method):
+    """Operations of the compiled step, against the passes that the table claims."""
+    num_tasks, width, batch, depth = 8, 64, 128, 4
+    forward_pass = 2 * batch * width**2 * depth
+    # The first layer's input needs no gradient.
+    backward_pass = (2 - 1 / depth) * forward_pass
+    tasks = tuple(f"task{i}" for i in range(num_tasks))
+    params = {f"Dense_{i}": jnp.eye(width) for i in range(depth)}
+
+    def loss_fn(params, x):
+        for layer in params.values():
+            x = jnp.tanh(x @ layer)
+        return {task: jnp.mean(x[i::num_tasks] ** 2) for i, task in enumerate(tasks)}
+
+    tx = make_optimizer(method, tasks, 1e-3, 0.1, 0)
+
+    @jax.jit
+    def step(params, state, x):
+        grads = params
+        if METHODS[method].clean_pass:
+            grads = samo_jax.mean_value_and_grad(lambda p: loss_fn(p, x))(params)[1]
+        return tx.update(grads, state, params, loss_fn=lambda p: loss_fn(p, x))
+
+    lowered = step.lower(params, tx.init(params), jnp.ones((batch, width)))
+    counted = lowered.compile(compiler_options=COMPILE_FAST).cost_analysis()["flops"]
+    forward, backward = METHODS[method].passes(num_tasks)
+    expected = forward * forward_pass + backward * backward_pass
+    assert 0.97 <= counted / expected < 1.25, counted / expected
+
+
+def test_a_radius_needs_no_new_compilation():
+    problem = PROBLEMS["targets"]("validation")._replace(epochs=2)
+    trainer = Trainer("global", problem)
+    small, again, large = (
+        trainer.run(problem, rho, 0, lambda: None) for rho in (0.01, 0.01, 0.3)
+    )
+    assert small == again
+    assert small.error != large.error
+    assert [seen.step for seen in small.looks] == [1]
+
+
+def test_learns_and_reports(tmp_path):
+    command = [sys.executable, "-m", "samo_jax.experiments", "local", "--out", "out"]
+    command += ["--problems", "targets", "--methods", "plain", "global"]
+    result = subprocess.run(
+        [*command, "--seeds", "2", "--epochs", "25"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    document = json.loads((tmp_path / "out/targets/results.json").read_text())
+    table = (tmp_path / "out/table.md").read_text()
+    for run in document["runs"]:
+        assert np.mean(list(run["error"].values())) < 95
+        assert len(run["error"]) == 11
+        assert f"| {run['method']} |" in table
+        scores = document["config"]["validation_error"].get(run["method"], {"0.0": 0})
+        assert run["rho"] == float(min(scores, key=scores.get))
+    costs = document["config"]["costs"]
+    assert [costs[name]["units"] for name in ("plain", "global", "SAMO")] == [
+        23,
+        26,
+        58,
+    ]
+    assert all(cost["milliseconds"] > 0 for cost in costs.values())
+    assert (tmp_path / "out/local.png").stat().st_size > 10_000
