@@ -15,7 +15,7 @@ from samo_jax._hyperparameters import (
 from samo_jax._perturbations._base import Perturbation
 from samo_jax._perturbations._radius import scale_to_radius
 from samo_jax._spsa import Distribution, random_direction
-from samo_jax._tasks import SHARED, label_leaves, map_tasks, select_loss, stack_losses
+from samo_jax._tasks import SHARED, label_leaves, select_loss, stack_losses
 from samo_jax._tree import accumulator_dtype, displace, keep, safe_divide, scale_leaves
 
 Sign: TypeAlias = Literal["estimated", "random"]
@@ -94,44 +94,36 @@ def probe(
         z = jax.tree.map(keep, _probed(problem, mask), z)
         return scale_to_radius(z, 1.0) if unit else z
 
+    def differences(problem, losses_at, i):
+        """`c_ik` for all k along a last axis, up to one factor per task."""
+        length = resolve(mu, problem.step)
+        clean = None if antithetic else losses_at(problem.params)
+
+        def difference(k):
+            step = scale_leaves(draw(problem, i, k), lambda _: length)
+            back = jax.tree.map(jnp.negative, step)
+            ahead = losses_at(displace(problem.params, step))
+            behind = losses_at(displace(problem.params, back)) if antithetic else clean
+            return ahead - behind
+
+        c = jnp.stack([difference(k) for k in range(num_probes)], -1)
+        c = jnp.where(jnp.isfinite(c), c, 0)
+        # Signs of a single probe become exact.
+        return safe_divide(c, jnp.max(jnp.abs(c), axis=-1, keepdims=True))
+
     def prepare(problem, state):
+        """The coefficients of all tasks, or None: each task's own are found later."""
         del state
         num_tasks = len(problem.tasks)
         if sign == "random":
             key = jax.random.fold_in(problem.key, num_tasks)
             shape = (num_tasks, num_probes)
             return problem, jax.random.rademacher(key, shape, accumulator_dtype())
-
-        def losses_at(point):
-            return stack_losses(problem.probe_loss_fn(point))
-
-        def differences(losses_at, i):
-            """`c_ik` for all k, along a new last axis."""
-            length = resolve(mu, problem.step)
-            clean = None if antithetic else losses_at(problem.params)
-
-            def difference(k):
-                step = scale_leaves(draw(problem, i, k), lambda _: length)
-                back = jax.tree.map(jnp.negative, step)
-                ahead = losses_at(displace(problem.params, step))
-                behind = (
-                    losses_at(displace(problem.params, back)) if antithetic else clean
-                )
-                return ahead - behind
-
-            return jnp.stack([difference(k) for k in range(num_probes)], -1)
-
-        if shared:
-            c = differences(losses_at, 0)
-        else:
-            c = map_tasks(
-                lambda i: differences(lambda p: select_loss(losses_at(p), i), i),
-                num_tasks,
-                problem.unroll,
-            )
-        c = jnp.where(jnp.isfinite(c), c, 0)
-        # Lengths do not matter; signs of a single probe become exact.
-        return problem, safe_divide(c, jnp.max(jnp.abs(c), axis=1, keepdims=True))
+        if not shared:
+            return problem, None
+        return problem, differences(
+            problem, lambda point: stack_losses(problem.probe_loss_fn(point)), 0
+        )
 
     def estimate(problem, i, coefficients):
         zs = [draw(problem, i, k) for k in range(num_probes)]
@@ -148,7 +140,13 @@ def probe(
 
     def perturb(context, i):
         problem, c = context
-        return estimate(problem, i, c[i])
+        if c is not None:
+            return estimate(problem, i, c[i])
+        # Where the probe is drawn anyway: once for its passes and its direction.
+        own = differences(
+            problem, lambda point: select_loss(problem.probe_loss_fn(point), i), i
+        )
+        return estimate(problem, i, own)
 
     def points(context):
         problem, c = context
