@@ -142,11 +142,13 @@ def probe(
         problem, c = context
         if c is not None:
             return estimate(problem, i, c[i])
+
         # Where the probe is drawn anyway: once for its passes and its direction.
-        own = differences(
-            problem, lambda point: select_loss(problem.probe_loss_fn(point), i), i
-        )
-        return estimate(problem, i, own)
+        def own_loss(point):
+            loss = select_loss(problem.probe_loss_fn(point), i)
+            return loss.astype(accumulator_dtype())
+
+        return estimate(problem, i, differences(problem, own_loss, i))
 
     def points(context):
         problem, c = context
