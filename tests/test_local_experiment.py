@@ -163,10 +163,7 @@ def test_learns_and_reports(tmp_path):
         scores = document["config"]["validation_error"].get(run["method"], {"0.0": 0})
         assert run["rho"] == float(min(scores, key=scores.get))
     costs = document["config"]["costs"]
-    assert [costs[name]["units"] for name in ("plain", "global", "SAMO")] == [
-        23,
-        26,
-        58,
-    ]
+    units = {name: cost["units"] for name, cost in costs.items()}
+    assert units == {"plain": 23, "global": 26}
     assert all(cost["milliseconds"] > 0 for cost in costs.values())
     assert (tmp_path / "out/local.png").stat().st_size > 10_000
