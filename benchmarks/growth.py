@@ -3,21 +3,17 @@
 import argparse
 import json
 import time
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
+import step
 from machine import machine
 from rich.console import Console
 from rich.table import Table
-from step import compiled
 from step_models import build, cnn
-
-import samo_jax
 
 OUTPUT = Path(__file__).parents[1] / "docs" / "growth_benchmark.md"
 TASKS = [1, 4, 16, 64]
@@ -25,10 +21,7 @@ SIZES = [10**4, 10**6, 10**8]
 UNROLL = [True, False, 8]
 MEMORY = 8 * 2**30  # bytes that K gradients, perturbations and parameters may take
 REPEATS = 5
-METHODS = {
-    "SAMO": lambda: samo_jax.joint_sam(),
-    "SAMO, two points": lambda: samo_jax.joint_sam(local=samo_jax.probe(shared=True)),
-}
+METHODS = {name: step.METHODS[name] for name in ("SAMO", "SAMO, two points")}
 COLUMNS = ["method", "unroll", "compile s", "temporary MB", "step ms"]
 INTRODUCTION = """\
 Written by `python benchmarks/growth.py` on {machine}
@@ -58,28 +51,9 @@ def mlp(num_parameters: int, num_tasks: int = 2) -> Any:
 
 def row(model: Any, name: str, unroll: Any) -> list[str]:
     """Measure one setting."""
-    tx = optax.chain(
-        samo_jax.multitask(
-            samo_jax.fairgrad(2.0),
-            METHODS[name](),
-            num_tasks=model.num_tasks,
-            key=0,
-            param_labels=model.labels,
-            unroll=unroll,
-        ),
-        optax.sgd(1e-3),
-    )
-
-    def step(params, state, data):
-        loss_fn = partial(model.losses, data=data)
-        _, updates = samo_jax.mean_value_and_grad(loss_fn)(params)
-        updates, state = tx.update(updates, state, params, loss_fn=loss_fn)
-        return optax.apply_updates(params, updates), state
-
-    timed = compiled(step, model.params, tx.init(model.params), model.data)
-    for _ in range(REPEATS + 1):
+    timed = step.training_step(model, METHODS[name], unroll)
+    for _ in range(REPEATS):
         timed.run()
-    del timed.seconds[0]
     return [
         name,
         json.dumps(unroll),

@@ -5,7 +5,7 @@ from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
-from jax.typing import ArrayLike
+from jax.typing import ArrayLike, DTypeLike
 
 PyTree: TypeAlias = Any
 
@@ -83,4 +83,17 @@ def zeros_like_params(params: PyTree) -> PyTree:
     """Zeros like `params`, in `accumulator_dtype`, with their shardings."""
     return jax.tree.map(
         lambda leaf: jnp.zeros_like(leaf, dtype=accumulator_dtype()), params
+    )
+
+
+def zeros_per_task(
+    params: PyTree, num_tasks: int, dtype: DTypeLike | None = None
+) -> PyTree:
+    """Zeros like `params` with a leading task axis. `dtype` None: the parameters'."""
+    # Broadcasting keeps the leaf's sharding.
+    return jax.tree.map(
+        lambda leaf: jnp.broadcast_to(
+            jnp.zeros_like(leaf, dtype=dtype), (num_tasks, *leaf.shape)
+        ),
+        params,
     )

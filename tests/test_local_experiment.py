@@ -16,7 +16,7 @@ from samo_jax.experiments.local_methods import METHODS, make_optimizer
 from samo_jax.experiments.local_training import Trainer
 from samo_jax.experiments.problems import PROBLEMS
 
-from sharpness import COMPILE_FAST
+from passes import NUM_TASKS, operations
 
 TASKS = ("a", "b", "c")
 
@@ -104,32 +104,10 @@ def test_looks(method):
 )
 def test_passes(method):
     """Operations of the compiled step, against the passes that the table claims."""
-    num_tasks, width, batch, depth = 8, 64, 128, 4
-    forward_pass = 2 * batch * width**2 * depth
-    # The first layer's input needs no gradient.
-    backward_pass = (2 - 1 / depth) * forward_pass
-    tasks = tuple(f"task{i}" for i in range(num_tasks))
-    params = {f"Dense_{i}": jnp.eye(width) for i in range(depth)}
-
-    def loss_fn(params, x):
-        for layer in params.values():
-            x = jnp.tanh(x @ layer)
-        return {task: jnp.mean(x[i::num_tasks] ** 2) for i, task in enumerate(tasks)}
-
+    tasks = tuple(map(str, range(NUM_TASKS)))
     tx = make_optimizer(method, tasks, 1e-3, 0.1, 0)
-
-    @jax.jit
-    def step(params, state, x):
-        grads = params
-        if METHODS[method].clean_pass:
-            grads = samo_jax.mean_value_and_grad(lambda p: loss_fn(p, x))(params)[1]
-        return tx.update(grads, state, params, loss_fn=lambda p: loss_fn(p, x))
-
-    lowered = step.lower(params, tx.init(params), jnp.ones((batch, width)))
-    counted = lowered.compile(compiler_options=COMPILE_FAST).cost_analysis()["flops"]
-    forward, backward = METHODS[method].passes(num_tasks)
-    expected = forward * forward_pass + backward * backward_pass
-    assert 0.97 <= counted / expected < 1.25, counted / expected
+    passes = METHODS[method].passes(NUM_TASKS)
+    assert 0.97 <= operations(tx, METHODS[method].clean_pass, *passes) < 1.25
 
 
 def test_a_radius_needs_no_new_compilation():

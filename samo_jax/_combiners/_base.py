@@ -8,17 +8,7 @@ from samo_jax._tree import (
     accumulator_dtype,
     leaf_norm,
     scale_tasks,
-    zeros_like_params,
 )
-
-
-def zeros_per_task(params: PyTree, num_tasks: int) -> PyTree:
-    """Zeros like `params` with a leading task axis, in `accumulator_dtype`."""
-    # Broadcasting keeps the leaf's sharding.
-    return jax.tree.map(
-        lambda zero: jnp.broadcast_to(zero, (num_tasks, *zero.shape)),
-        zeros_like_params(params),
-    )
 
 
 def task_norms(task_grads: PyTree, num_tasks: int) -> jax.Array:

@@ -10,12 +10,11 @@ from samo_jax._combiners._base import (
     cast_like,
     moving_average,
     task_norms,
-    zeros_per_task,
 )
 from samo_jax._gramian import combine
 from samo_jax._hyperparameters import check_nonnegative, check_share
 from samo_jax._solvers import Combiner
-from samo_jax._tree import PyTree, safe_divide
+from samo_jax._tree import PyTree, accumulator_dtype, safe_divide, zeros_per_task
 from samo_jax._weightings._base import keep_if, usable_losses
 
 
@@ -79,7 +78,10 @@ def db_mtl_momentum(decay: float = 0.9, *, power: float = 0.0) -> Combiner:
     check_nonnegative("power", power, "0 keeps `decay` constant.")
 
     def init(params, num_tasks):
-        return DBMTLState(jnp.zeros((), jnp.int32), zeros_per_task(params, num_tasks))
+        return DBMTLState(
+            jnp.zeros((), jnp.int32),
+            zeros_per_task(params, num_tasks, accumulator_dtype()),
+        )
 
     def update(task_grads, state, *, losses, **extra_args):
         del extra_args

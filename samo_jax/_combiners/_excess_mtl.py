@@ -8,13 +8,12 @@ import jax.numpy as jnp
 from samo_jax._combiners._base import (
     all_finite,
     task_norms,
-    zeros_per_task,
 )
 from samo_jax._gramian import combine
 from samo_jax._hyperparameters import check_nonnegative
 from samo_jax._solvers import Combiner
 from samo_jax._solvers._base import uniform_weights
-from samo_jax._tree import PyTree, accumulator_dtype, safe_divide
+from samo_jax._tree import PyTree, accumulator_dtype, safe_divide, zeros_per_task
 from samo_jax._weightings._base import keep_if
 
 
@@ -78,7 +77,7 @@ def excess_mtl(eta: float = 1e-2) -> Combiner:
         return ExcessMTLState(
             log_weights=jnp.log(uniform_weights(num_tasks)),
             baseline=jnp.zeros((num_tasks,), accumulator_dtype()),
-            sum_of_squares=zeros_per_task(params, num_tasks),
+            sum_of_squares=zeros_per_task(params, num_tasks, accumulator_dtype()),
         )
 
     def update(task_grads, state, *, losses, **extra_args):

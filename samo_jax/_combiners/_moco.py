@@ -11,13 +11,12 @@ from samo_jax._combiners._base import (
     moving_average,
     project_simplex,
     task_norms,
-    zeros_per_task,
 )
 from samo_jax._gramian import combine, gramian
 from samo_jax._hyperparameters import check_nonnegative, check_share
 from samo_jax._solvers import Combiner
 from samo_jax._solvers._base import uniform_weights
-from samo_jax._tree import PyTree, safe_divide
+from samo_jax._tree import PyTree, accumulator_dtype, safe_divide, zeros_per_task
 from samo_jax._weightings._base import keep_if
 
 
@@ -98,7 +97,7 @@ def moco(
         return MoCoState(
             step=jnp.zeros((), jnp.int32),
             weights=uniform_weights(num_tasks),
-            tracked=zeros_per_task(params, num_tasks),
+            tracked=zeros_per_task(params, num_tasks, accumulator_dtype()),
         )
 
     def update(task_grads, state, *, losses, **extra_args):

@@ -89,7 +89,8 @@ def joint_sam(
             closest to the task's gradients in the steps before (least squares with a
             moving average of the cosines between g0, lhat_i and g_i, all shared leaves
             one vector). An unreliable estimate drops out, and a task in conflict with
-            the mean looks away from it. The first step is `global_sam`'s.
+            the mean looks away from it. The first step is `global_sam`'s. Share the
+            probes: where tasks are looped over, those of each task's own run twice.
         mu: step of the default probe's difference, positive, or a schedule. Probes are
             `mu sqrt(n)` away.
         local: where ghat_i comes from. None: `probe(mu)`, the paper's. A `probe` with

@@ -1,9 +1,9 @@
 """SAMO without probes: the local part is the task's own last gradient."""
 
+from functools import partial
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from samo_jax._gramian import combine
@@ -12,6 +12,7 @@ from samo_jax._perturbations._along import along
 from samo_jax._perturbations._base import Perturbation
 from samo_jax._perturbations._joint import Alpha, joint
 from samo_jax._solvers._base import uniform_weights
+from samo_jax._tree import zeros_per_task
 
 
 def memory_sam(
@@ -65,15 +66,6 @@ def memory_sam(
     check_rho(rho)
     check_share("decay", decay, "0 is the last gradient.")
 
-    def init(params, num_tasks):
-        return jax.tree.map(
-            # Broadcasting keeps the leaf's sharding.
-            lambda p: jnp.broadcast_to(
-                jnp.zeros_like(p, dtype=dtype), (num_tasks, *p.shape)
-            ),
-            params,
-        )
-
     def finish(memory, task_grads, _state):
         def average(m, g):
             new = decay * m.astype(g.dtype) + (1 - decay) * g if decay else g
@@ -84,7 +76,7 @@ def memory_sam(
     local = Perturbation(
         lambda _problem, memory: memory,
         lambda memory, i: jax.tree.map(lambda leaf: leaf[i], memory),
-        init=init,
+        init=partial(zeros_per_task, dtype=dtype),
         finish=finish,
     )
     return along(joint(local, alpha, None if clean_pass else _mean), rho)

@@ -13,8 +13,9 @@ from samo_jax.experiments.command import (
     results_folder,
 )
 from samo_jax.experiments.local_methods import METHODS, PLAIN
-from samo_jax.experiments.local_report import SINGLE_TASK, Results, plot, summarize
+from samo_jax.experiments.local_report import Results, plot, summarize
 from samo_jax.experiments.local_training import Cost, Run, SingleTaskTrainer, Trainer
+from samo_jax.experiments.methods import SINGLE_TASK
 from samo_jax.experiments.problems import PROBLEMS
 from samo_jax.experiments.tables import markdown_table, save, terminal_table
 
@@ -31,22 +32,15 @@ _TIMED_ROUNDS = 25
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command line."""
     parser.description = DESCRIPTION
-    parser.add_argument(
-        "--problems",
-        nargs="+",
-        choices=PROBLEMS,
-        default=list(PROBLEMS),
-        metavar="PROBLEM",
-        help=f"of {', '.join(PROBLEMS)} (default: all)",
-    )
-    parser.add_argument(
-        "--methods",
-        nargs="+",
-        choices=METHODS,
-        default=list(METHODS),
-        metavar="METHOD",
-        help=f"of {', '.join(METHODS)} (default: all)",
-    )
+    for option, choices in (("--problems", PROBLEMS), ("--methods", METHODS)):
+        parser.add_argument(
+            option,
+            nargs="+",
+            choices=choices,
+            default=list(choices),
+            metavar=option.strip("-").upper().removesuffix("S"),
+            help=f"of {', '.join(choices)} (default: all)",
+        )
     parser.add_argument(
         "--seeds", type=positive_int, default=5, help="number of seeds (default: 5)"
     )

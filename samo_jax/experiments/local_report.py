@@ -8,13 +8,14 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.ticker import ScalarFormatter
 
 import samo_jax
 from samo_jax.experiments.local_methods import CONTROL, F_MTL, GLOBAL, PLAIN
 from samo_jax.experiments.local_training import Cost, Run
+from samo_jax.experiments.methods import SINGLE_TASK
 from samo_jax.experiments.tables import spread
 
-SINGLE_TASK = "single-task"
 Results: TypeAlias = dict[str, Any]  # by title: runs by method and seed, and costs
 
 _COMPARED = (PLAIN, GLOBAL, "L-SAM", F_MTL, "SAMO", CONTROL)
@@ -99,6 +100,8 @@ def _plot_errors(axes, runs, costs, colors):
             label=name,
         )
     axes.set(xlabel=f"time of a step, relative to {next(iter(costs))}", xscale="log")
+    axes.xaxis.set_major_formatter(ScalarFormatter())
+    axes.xaxis.set_minor_formatter(ScalarFormatter())
     axes.grid(alpha=0.3)
 
 
