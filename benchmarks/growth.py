@@ -89,14 +89,14 @@ def main() -> None:
 
     start = time.perf_counter()
     for num_tasks in arguments.tasks:
-        section(f"CNN, {num_tasks} tasks", cnn(num_tasks))
+        section(f"CNN, K = {num_tasks}", cnn(num_tasks))
     for size in arguments.sizes:
         model = mlp(size)
         # Parameters, K gradients, and K perturbed copies, probes and stacks at most.
         if 4 * size * (2 + 5 * model.num_tasks) > MEMORY:
             console.print(f"{size:.0e} parameters would not fit.")
             continue
-        section(f"MLP, 2 tasks, {size:.0e} parameters", model)
+        section(f"MLP, K = 2, {size:.0e} parameters", model)
     console.print(f"{time.perf_counter() - start:.0f} s in all")
 
 

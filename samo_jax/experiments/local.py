@@ -24,7 +24,7 @@ Train small networks with 2, 11 and 40 tasks with FairGrad and every local part 
 SAMO's perturbation, beside plain training, global SAM, L-SAM, F-MTL and a control whose
 local part has a random sign; look at where the local parts point and what they cost."""
 
-RHOS = (0.05, 0.1, 0.2, 0.4, 0.8)
+RHOS = (0.02, 0.05, 0.1, 0.2, 0.4, 0.8)
 _TUNING_SEED = 1000
 _TIMED_ROUNDS = 25
 

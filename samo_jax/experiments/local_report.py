@@ -51,9 +51,12 @@ def summarize(
         cells += [f"{mean:.2f}" for mean in means] or ["-"] * 3
         if method in costs:
             cost = costs[method]
-            plain = costs.get(PLAIN, cost)
             cells.append(f"{cost.units}")
-            cells.append(f"{cost.milliseconds / plain.milliseconds:.2f}")
+            if PLAIN in costs:
+                ratio = cost.milliseconds / costs[PLAIN].milliseconds
+                cells.append(f"{ratio:.2f}")
+            else:
+                cells.append("-")
             cells.append(f"{cost.temporary_bytes / 2**20:.3g}")
         else:
             cells += ["-"] * 3
