@@ -1,0 +1,229 @@
+"""QM9 from its raw files, without RDKit.
+
+Ramakrishnan et al. 2014, as packed by MoleculeNet and read by PyTorch Geometric:
+`raw/gdb9.sdf`, `raw/gdb9.sdf.csv` and `raw/uncharacterized.txt`.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+
+from samo_jax.experiments.molecules import GraphRegression, Molecules, graph_regression
+
+MAX_ATOMS = 29
+ELEMENTS = {"H": 1, "C": 6, "N": 7, "O": 8, "F": 9}
+
+_HARTREE, _KCAL_PER_MOL = 27.2113825435, 0.04336414  # in eV
+# By target, the column of `gdb9.sdf.csv` and the factor to the unit of `read_qm9`.
+_COLUMNS = {
+    "mu": ("mu", 1.0),
+    "alpha": ("alpha", 1.0),
+    "homo": ("homo", _HARTREE),
+    "lumo": ("lumo", _HARTREE),
+    "r2": ("r2", 1.0),
+    "zpve": ("zpve", _HARTREE),
+    "u0": ("u0_atom", _KCAL_PER_MOL),
+    "u": ("u298_atom", _KCAL_PER_MOL),
+    "h": ("h298_atom", _KCAL_PER_MOL),
+    "g": ("g298_atom", _KCAL_PER_MOL),
+    "cv": ("cv", 1.0),
+}
+TARGETS = tuple(_COLUMNS)
+
+_T = TypeVar("_T")
+
+
+def read_qm9(folder: Path, seed: int = 0, num_eval: int = 10_000) -> GraphRegression:
+    """QM9's characterised molecules and eleven targets of each.
+
+    The targets and units are those of the trainers of Nash-MTL and SAMO, that is of
+    PyTorch Geometric: dipole moment mu in debye; polarisability alpha in cubic bohr;
+    energies of the orbitals homo and lumo and zero-point energy zpve in eV; spatial
+    extent r2 in square bohr; atomisation energies u0, u, enthalpy h and free energy g
+    in eV; and heat capacity cv in cal/(mol K). The two papers report errors in meV
+    where the unit is eV.
+
+    The molecules are permuted by the seed: the first `num_eval` are for test, as many
+    for validation and the rest, 110,831, for training. The molecules of
+    `uncharacterized.txt` are left out.
+
+    Args:
+        folder: with `raw/gdb9.sdf`, `raw/gdb9.sdf.csv` and `raw/uncharacterized.txt`.
+        seed: of the split.
+        num_eval: number of validation and of test molecules.
+
+    Returns:
+        Molecules of up to 29 atoms, hydrogen among them, and raw labels, float32; with
+        mean and deviation of the training labels. (Nash-MTL and SAMO take these over
+        all molecules.)
+
+    Raises:
+        ValueError: a file is missing or malformed, or there are too few molecules.
+    """
+    structures, table, left_out = (
+        _existing(folder / "raw" / name)
+        for name in ("gdb9.sdf", "gdb9.sdf.csv", "uncharacterized.txt")
+    )
+    names, labels = _read_table(table)
+    molecules = _read_structures(structures, names)
+    kept = np.setdiff1d(np.arange(len(names)), _read_left_out(left_out, len(names)))
+    if len(kept) <= 2 * num_eval:
+        raise ValueError(
+            f"{folder} must hold more than 2 * {num_eval} characterised molecules, got "
+            f"{len(kept)}: download it again or lower `num_eval`"
+        )
+    order = np.random.default_rng(seed).permutation(kept)
+
+    def part(rows: np.ndarray) -> tuple[Molecules, dict[str, np.ndarray]]:
+        return (
+            Molecules(*(array[rows] for array in molecules)),
+            {target: labels[rows, k] for k, target in enumerate(TARGETS)},
+        )
+
+    test, validation, train = map(part, np.split(order, [num_eval, 2 * num_eval]))
+    return graph_regression(train, validation, test)
+
+
+def _existing(path: Path) -> Path:
+    if not path.is_file():
+        raise ValueError(
+            f"{path} is missing: unpack MoleculeNet's qm9.zip and save figshare's file "
+            "3195404 as uncharacterized.txt there, as PyTorch Geometric does"
+        )
+    return path
+
+
+def _each(
+    path: Path, start: int, lines: Iterable[str], read: Callable[[str], _T], wanted: str
+) -> Iterator[_T]:
+    """Read each of the lines, the first of which is number `start` of the file."""
+    for number, line in enumerate(lines, start):
+        try:
+            yield read(line)
+        except (IndexError, KeyError, ValueError) as error:
+            raise ValueError(
+                f"{path}:{number}: must be {wanted}, got {line.rstrip()!r}"
+            ) from error
+
+
+def _read_table(path: Path) -> tuple[list[str], np.ndarray]:
+    """Names of the molecules and their targets, (N, 11) float32."""
+    with path.open() as lines:
+        header = next(lines, "").strip().split(",")
+        for column in ("mol_id", *(column for column, _ in _COLUMNS.values())):
+            if column not in header:
+                raise ValueError(f"{path}:1: must name column {column}, got {header}")
+
+        def read(line: str) -> tuple[str, list[float]]:
+            row = dict(zip(header, line.split(","), strict=True))
+            values = _COLUMNS.values()
+            return row["mol_id"], [_finite(row[name]) * unit for name, unit in values]
+
+        wanted = f"a name and {len(header) - 1} numbers"
+        rows = list(_each(path, 2, lines, read, wanted))
+    return [name for name, _ in rows], np.array([row for _, row in rows], np.float32)
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(text)
+    return value
+
+
+def _read_left_out(path: Path, count: int) -> np.ndarray:
+    """Indices, from 0, between nine lines of header and a closing line."""
+
+    def read(line: str) -> int:
+        index = int(line.split()[0])
+        if not 1 <= index <= count:
+            raise ValueError(line)
+        return index - 1
+
+    lines = path.read_text().splitlines()[9:-1]
+    wanted = f"a molecule's number from 1 to {count} and its SMILES"
+    return np.array(list(_each(path, 10, lines, read, wanted)), int)
+
+
+def _read_structures(path: Path, names: Sequence[str]) -> Molecules:
+    """The molecules of an SDF file, which have to have these names."""
+    count = len(names)
+    molecules = Molecules(
+        np.zeros((count, MAX_ATOMS), np.uint8),
+        np.zeros((count, MAX_ATOMS, MAX_ATOMS), np.uint8),
+        np.zeros((count, MAX_ATOMS, 3), np.float32),
+    )
+    found = 0
+    for start, lines in _records(path):
+        if found == count or lines[0].strip() != names[found]:
+            raise ValueError(
+                f"{path}:{start}: must be the molecule of line {found + 2} of "
+                f"{path.name}.csv, got {lines[0].strip()!r}: take both from one archive"
+            )
+        atoms, bonds, positions = _structure(path, start, lines)
+        size, (i, j, kind) = len(atoms), np.array(bonds, int).reshape(-1, 3).T
+        molecules.atoms[found, :size] = atoms
+        molecules.positions[found, :size] = positions
+        molecules.bonds[found, i, j] = molecules.bonds[found, j, i] = kind
+        found += 1
+    if found < count:
+        raise ValueError(
+            f"{path} must have the {count} molecules of {path.name}.csv, got {found}: "
+            "is it cut off?"
+        )
+    return molecules
+
+
+def _records(path: Path) -> Iterator[tuple[int, list[str]]]:
+    """Number of the first line, and the lines, of each molecule of an SDF file."""
+    start, lines = 1, []
+    with path.open() as file:
+        for number, line in enumerate(file, 1):
+            if line.startswith("$$$$"):
+                yield start, lines
+                start, lines = number + 1, []
+            else:
+                lines.append(line)
+    if lines:
+        raise ValueError(f"{path}:{start}: the molecule must end with $$$$: cut off?")
+
+
+def _structure(path: Path, start: int, lines: list[str]):
+    """Atomic numbers, bonds as pairs with kind, and positions of a V2000 record.
+
+    Its fields have fixed columns: three for a number of the fourth line, which counts
+    atoms and bonds, and of a bond; ten for a coordinate; then the element.
+    """
+
+    def counts(line: str) -> tuple[int, int]:
+        if "V2000" not in line:
+            raise ValueError(line)
+        return int(line[:3]), int(line[3:6])
+
+    def atom(line: str) -> tuple[int, list[float]]:
+        position = [_finite(line[k : k + 10]) for k in (0, 10, 20)]
+        return ELEMENTS[line[31:34].strip()], position
+
+    def bond(line: str) -> tuple[int, int, int]:
+        i, j, kind = int(line[:3]), int(line[3:6]), int(line[6:9])
+        if not (1 <= i <= size and 1 <= j <= size and 1 <= kind <= 4):
+            raise ValueError(line)
+        return i - 1, j - 1, kind
+
+    wanted = "the counts of atoms and bonds of a V2000 molecule"
+    [(size, pairs)] = _each(path, start + 3, lines[3:4] or [""], counts, wanted)
+    ends = np.cumsum([4, size, pairs])
+    if not 1 <= size <= MAX_ATOMS or len(lines) < ends[-1]:
+        raise ValueError(
+            f"{path}:{start + 3}: must be followed by 1 to {MAX_ATOMS} atoms and their "
+            f"bonds, got {size} and {pairs} in {len(lines) - 4} lines"
+        )
+    wanted = f"a position and one of {', '.join(ELEMENTS)}"
+    atoms = list(_each(path, start + 4, lines[4 : 4 + size], atom, wanted))
+    wanted = f"two of {size} atoms and a bond from 1 to 4"
+    rest = lines[4 + size : 4 + size + pairs]
+    bonds = list(_each(path, start + 4 + size, rest, bond, wanted))
+    return [z for z, _ in atoms], bonds, [position for _, position in atoms]

@@ -1,0 +1,233 @@
+"""CelebA and Office-Home from miniature folders in exactly their formats."""
+
+import os
+import pickle
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from samo_jax.experiments.image_folders import (
+    OFFICE_DOMAINS,
+    celeba,
+    office_home,
+)
+
+ATTRIBUTES = ["5_o_Clock_Shadow", "Male", "Young"]
+FACES = {  # part and attributes
+    "000001.jpg": (0, (-1, 1, 1)),
+    "000002.jpg": (1, (1, -1, 1)),
+    "000003.jpg": (0, (1, 1, -1)),
+    "000004.jpg": (2, (-1, -1, -1)),
+}
+LAYOUTS = {
+    "flat": ("img_align_celeba", "", "", "txt"),
+    "distributed": ("Img/img_align_celeba", "Anno", "Eval", "txt"),
+    "csv": ("img_align_celeba/img_align_celeba", "", "", "csv"),
+}
+
+
+def colour(k):
+    """A colour of its own for each image."""
+    return (20 * k, 255 - 30 * k, 100)
+
+
+def write(path, text):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+
+
+def write_image(path, rgb, size=(178, 218)):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size, rgb).save(path, quality=95)
+
+
+def write_celeba(folder, layout="flat"):
+    images, anno, evaluation, suffix = LAYOUTS[layout]
+    for k, name in enumerate(FACES):
+        write_image(folder / images / name, colour(k))
+    if suffix == "txt":
+        attributes = [str(len(FACES)), " ".join(ATTRIBUTES) + " "]
+        attributes += [
+            f"{name} " + " ".join(f"{value:2d}" for value in values)
+            for name, (_, values) in FACES.items()
+        ]
+        parts = [f"{name} {part}" for name, (part, _) in FACES.items()]
+    else:
+        attributes = [",".join(["image_id", *ATTRIBUTES])]
+        attributes += [
+            ",".join([name, *map(str, values)]) for name, (_, values) in FACES.items()
+        ]
+        parts = ["image_id,partition"]
+        parts += [f"{name},{part}" for name, (part, _) in FACES.items()]
+    write(folder / anno / f"list_attr_celeba.{suffix}", "\n".join(attributes) + "\n")
+    write(
+        folder / evaluation / f"list_eval_partition.{suffix}", "\n".join(parts) + "\n"
+    )
+
+
+def write_office(folder, images="office"):
+    for k, domain in enumerate(OFFICE_DOMAINS):
+        for suffix, number in (("train", 1), ("val", 2), ("test", 3)):
+            listed = [
+                f"{domain}/Calendar/0000{number}.jpg 0",
+                f"{domain}/Exit_Sign/0000{number}.jpg 29",
+            ]
+            write(folder / "split" / f"{domain}_{suffix}.txt", "\n".join(listed) + "\n")
+            for line in listed:
+                write_image(folder / images / line.split()[0], colour(k + 1), (60, 40))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_celeba(tmp_path, layout):
+    write_celeba(tmp_path, layout)
+    for part, split in enumerate(("train", "validation", "test")):
+        faces = celeba(tmp_path, split)
+        expected = [
+            (k, values) for k, (of, values) in enumerate(FACES.values()) if of == part
+        ]
+        assert len(faces) == len(expected)
+        for i, (k, values) in enumerate(expected):
+            image, labels = faces[i]
+            assert image.shape == (64, 64, 3)
+            assert image.dtype == np.float32
+            np.testing.assert_allclose(
+                image,
+                np.broadcast_to(np.array(colour(k)) / 255, image.shape),
+                atol=0.02,
+            )
+            assert list(labels) == ATTRIBUTES
+            assert list(labels.values()) == [int(value == 1) for value in values]
+
+
+def test_resizing_is_bilinear_and_keeps_rows_and_columns(tmp_path):
+    """Half a picture black, half white, on a PNG without loss."""
+    write_celeba(tmp_path)
+    pixels = np.zeros((128, 256, 3), np.uint8)
+    pixels[:64] = 255
+    path = tmp_path / "img_align_celeba/000001.jpg"
+    Image.fromarray(pixels).save(path, format="png")
+    image, _ = celeba(tmp_path, "train")[0]
+    assert np.all(image[:31] == 1)
+    assert np.all(image[33:] == 0)
+    assert np.all(np.diff(image[30:34, 0, 0]) <= 0)
+
+
+@pytest.mark.parametrize("images", ["office", "."])
+def test_office_home(tmp_path, images):
+    write_office(tmp_path, images)
+    for split in ("train", "validation", "test"):
+        sources = office_home(tmp_path, split)
+        assert tuple(sources) == OFFICE_DOMAINS
+        for k, (domain, source) in enumerate(sources.items()):
+            assert [source[i][1] for i in range(2)] == [{domain: 0}, {domain: 29}]
+            image, _ = source[1]
+            assert image.shape == (224, 224, 3)
+            assert image.dtype == np.float32
+            raw = np.array(colour(k + 1)) / 255
+            expected = (raw - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
+            np.testing.assert_allclose(
+                image, np.broadcast_to(expected, image.shape), atol=0.05
+            )
+
+
+def test_sources_can_go_to_other_processes(tmp_path):
+    write_celeba(tmp_path)
+    faces = celeba(tmp_path, "train")
+    copy = pickle.loads(pickle.dumps(faces))
+    assert repr(copy) == repr(faces)
+    assert "0x" not in repr(faces)
+    np.testing.assert_array_equal(copy[1][0], faces[1][0])
+
+
+def test_grain_batches(tmp_path):
+    grain = pytest.importorskip("grain")
+    write_celeba(tmp_path)
+    dataset = grain.MapDataset.source(celeba(tmp_path, "train")).shuffle(seed=0)
+    images, labels = dataset.batch(2)[0]
+    assert images.shape == (2, 64, 64, 3)
+    assert sorted(labels["5_o_Clock_Shadow"]) == [0, 1]
+    np.testing.assert_array_equal(labels["Male"], [1, 1])
+
+
+def lines(path, *, number, become):
+    """Replace one line, counted from 1; None removes it and what follows."""
+    text = path.read_text().splitlines()
+    if become is None:
+        path.write_text("\n".join(text[: number - 1]) + "\n")
+    else:
+        text[number - 1] = become
+        path.write_text("\n".join(text) + "\n")
+
+
+@pytest.mark.parametrize(
+    ("name", "number", "become", "message"),
+    [
+        ("list_attr_celeba", 4, "000002.jpg 1 -1", r"attr_celeba.txt:4: .*of 3 attrib"),
+        ("list_attr_celeba", 4, "000002.jpg 1 0 1", r"attr_celeba.txt:4: .*-1 or 1"),
+        ("list_attr_celeba", 4, "other.jpg 1 1 1", r"txt:4: other.jpg is not in"),
+        ("list_attr_celeba", 6, None, r"must list the 4 images .* got 3"),
+        ("list_eval_partition", 2, "000002.jpg 3", r"partition.txt:2: .* 0, 1 or 2"),
+        ("list_eval_partition", 2, "", r"partition.txt:2: .* got \[\]"),
+    ],
+)
+def test_malformed_celeba(tmp_path, name, number, become, message):
+    write_celeba(tmp_path)
+    lines(tmp_path / f"{name}.txt", number=number, become=become)
+    with pytest.raises(ValueError, match=message):
+        celeba(tmp_path, "train")
+
+
+@pytest.mark.parametrize(
+    ("become", "message"),
+    [
+        ("Art/Calendar/00001.jpg", r"Art_train.txt:1: .* class from 0 to 64"),
+        ("Art/Calendar/00001.jpg 65", r"Art_train.txt:1: .* class from 0 to 64"),
+        ("Art/Calendar/00001.jpg -1", r"Art_train.txt:1: .* class from 0 to 64"),
+        ("Art/Calendar/00009.jpg 0", r"1 of 2 listed images are missing.*00009.jpg"),
+        ("../secret.jpg 0", r"'../secret.jpg' must be a path within"),
+        ("Art/../../secret.jpg 0", r"must be a path within"),
+        ("/etc/passwd 0", r"'/etc/passwd' must be a path within"),
+    ],
+)
+def test_malformed_office_home(tmp_path, become, message):
+    write_office(tmp_path)
+    lines(tmp_path / "split/Art_train.txt", number=1, become=become)
+    with pytest.raises(ValueError, match=message):
+        office_home(tmp_path, "train")
+
+
+def test_links_out_of_the_folder_are_refused(tmp_path):
+    write_office(tmp_path / "data")
+    write_image(tmp_path / "secret.jpg", (0, 0, 0))
+    link = tmp_path / "data/office/Art/Calendar/00001.jpg"
+    link.unlink()
+    link.symlink_to(tmp_path / "secret.jpg")
+    source = office_home(tmp_path / "data", "train")["Art"]
+    with pytest.raises(ValueError, match="must lie within"):
+        source[0]
+    assert source[1][1] == {"Art": 29}
+
+
+def test_a_linked_image_folder_is_the_users_own(tmp_path):
+    write_celeba(tmp_path / "data")
+    os.rename(tmp_path / "data/img_align_celeba", tmp_path / "elsewhere")
+    (tmp_path / "data/img_align_celeba").symlink_to(tmp_path / "elsewhere")
+    assert celeba(tmp_path / "data", "test")[0][0].shape == (64, 64, 3)
+
+
+def test_missing_files(tmp_path):
+    with pytest.raises(ValueError, match="must hold img_align_celeba"):
+        celeba(tmp_path, "train")
+    with pytest.raises(ValueError, match=r"must hold split/Art_val\.txt"):
+        office_home(tmp_path, "validation")
+    write_celeba(tmp_path)
+    (tmp_path / "img_align_celeba/000003.jpg").unlink()
+    with pytest.raises(ValueError, match=r"1 of 2 listed images .* '000003.jpg'"):
+        celeba(tmp_path, "train")
+
+
+@pytest.mark.parametrize("read", [celeba, office_home])
+def test_unknown_split(tmp_path, read):
+    with pytest.raises(ValueError, match=r"`split` must be one of .* got 'val'"):
+        read(tmp_path, "val")
