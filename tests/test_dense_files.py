@@ -2,6 +2,7 @@
 
 import pickle
 
+import jax
 import numpy as np
 import pytest
 
@@ -12,6 +13,7 @@ from samo_jax.experiments.dense_files import (
     linear_weights,
     scale_crop_flip,
 )
+from samo_jax.experiments.loading import shuffled_batches
 
 LAYOUTS = {"nyu_v2": NYU_V2, "cityscapes": CITYSCAPES}
 COUNTS = {"train": 3, "val": 2}
@@ -88,18 +90,27 @@ def test_is_a_sequence(small):
     np.testing.assert_array_equal(again[1][0], files[1][0])
 
 
-def test_grain(small):
-    grain = pytest.importorskip("grain")
+def test_batches(small):
     files = DenseFiles(*small, "train")
-    dataset = grain.MapDataset.source(files).seed(0)
-    batch, labels = dataset.batch(3)[0]
-    assert batch.shape == (3, 8, 12, 3)
-    np.testing.assert_array_equal(
-        labels["segmentation"][1], files[1][1]["segmentation"]
-    )
-    augmented = dataset.random_map(scale_crop_flip).repeat(4)
-    assert {image.shape for image, _ in augmented} == {(8, 12, 3)}
-    assert len({image.tobytes() for image, _ in augmented}) > 3
+
+    def three_epochs(**options):
+        batches = shuffled_batches(files, 3, seed=0, **options)
+        return [next(batches) for _ in range(3)]
+
+    originals = {image.tobytes() for image, _ in files}
+    for images, labels in three_epochs():
+        assert {image.tobytes() for image in images} == originals
+        assert labels["segmentation"].shape == (3, 8, 12)
+    augmented = three_epochs(augment=scale_crop_flip, threads=1)
+    again = three_epochs(augment=scale_crop_flip, threads=3)
+    jax.tree.map(np.testing.assert_array_equal, augmented, again)
+    assert len({image.tobytes() for images, _ in augmented for image in images}) > 5
+
+
+def test_batches_that_are_too_large(small):
+    files = DenseFiles(*small, "train")
+    with pytest.raises(ValueError, match=r"at most the number of examples, 3, got 4"):
+        shuffled_batches(files, 4, seed=0)
 
 
 def test_other_files_are_ignored(small):

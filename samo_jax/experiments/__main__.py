@@ -15,7 +15,7 @@ class _Parser(argparse.ArgumentParser):
 def main() -> int:
     """Parse the command line and run one experiment."""
     try:
-        from samo_jax.experiments import digits, local, modalities
+        from samo_jax.experiments import digits, local, modalities, toy
     except ModuleNotFoundError as error:
         raise SystemExit(
             f"{error.name} is missing: pip install 'samo_jax[experiments]'"
@@ -23,6 +23,7 @@ def main() -> int:
     parser = _Parser(prog="python -m samo_jax.experiments")
     commands = parser.add_subparsers(metavar="NAME", required=True)
     for name, experiment, summary in (
+        ("toy", toy, "two losses of two parameters, drawn"),
         ("digits", digits, "two overlaid digits, two tasks"),
         ("modalities", modalities, "digits in two halves, two modalities"),
         ("local", local, "SAMO's local parts compared: 2, 11 and 40 tasks"),
