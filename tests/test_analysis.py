@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from jax.flatten_util import ravel_pytree
 
-from samo_jax.experiments import analysis, analysis_plots
+from samo_jax.experiments.analysis import plots as analysis_plots
+from samo_jax.experiments.analysis import sharpness as analysis
 
 
 class Net(nn.Module):

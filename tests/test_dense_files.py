@@ -6,14 +6,14 @@ import jax
 import numpy as np
 import pytest
 
-from samo_jax.experiments.dense_files import (
+from samo_jax.experiments.data.dense_files import (
     CITYSCAPES,
     NYU_V2,
     DenseFiles,
     linear_weights,
     scale_crop_flip,
 )
-from samo_jax.experiments.loading import shuffled_batches
+from samo_jax.experiments.data.loading import shuffled_batches
 
 LAYOUTS = {"nyu_v2": NYU_V2, "cityscapes": CITYSCAPES}
 COUNTS = {"train": 3, "val": 2}

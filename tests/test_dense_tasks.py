@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from samo_jax.experiments.dense_tasks import DEPTH, NORMALS, SEGMENTATION
+from samo_jax.experiments.benchmarks.dense_tasks import DEPTH, NORMALS, SEGMENTATION
 
 SHAPE = (2, 3, 4)
 CLASSES = 3
@@ -87,8 +87,8 @@ def test_metrics_pool_the_pixels_of_all_batches(task):
             union = sum(c in pair for pair in zip(predicted, labelled, strict=True))
             ious.append(inter / union)
         expected = {
-            "mean_iou": np.mean(ious),
-            "pixel_accuracy": np.mean(np.equal(predicted, labelled)),
+            "mean_iou": 100 * np.mean(ious),
+            "pixel_accuracy": 100 * np.mean(np.equal(predicted, labelled)),
         }
     elif task is DEPTH:
         expected = {
@@ -102,9 +102,9 @@ def test_metrics_pool_the_pixels_of_all_batches(task):
         expected = {
             "mean_angle": angles.mean(),
             "median_angle": np.median(angles),
-            "within_11.25": (angles < 11.25).mean(),
-            "within_22.5": (angles < 22.5).mean(),
-            "within_30": (angles < 30).mean(),
+            "within_11.25": 100 * (angles < 11.25).mean(),
+            "within_22.5": 100 * (angles < 22.5).mean(),
+            "within_30": 100 * (angles < 30).mean(),
         }
     for name, value in expected.items():
         np.testing.assert_allclose(metrics[name], value, rtol=1e-5, err_msg=name)
@@ -176,8 +176,8 @@ def test_absent_classes_have_no_share_in_the_mean_iou():
     output = np.eye(4, dtype=np.float32)[predicted]
     metrics = SEGMENTATION.metrics([observe(SEGMENTATION, output, label)])
     assert metrics == {
-        "mean_iou": pytest.approx((1 / 2 + 1 + 0) / 3),
-        "pixel_accuracy": 0.75,
+        "mean_iou": pytest.approx(50),
+        "pixel_accuracy": 75,
     }
 
 

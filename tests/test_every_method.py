@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 import samo_jax
-from samo_jax.experiments.data import TASKS, Pairs
-from samo_jax.experiments.methods import (
+from samo_jax.experiments.benchmarks.benchmark import Examples
+from samo_jax.experiments.benchmarks.generated import digits
+from samo_jax.experiments.benchmarks.methods import (
     COMBINERS,
     METHODS,
     Setting,
@@ -19,12 +20,14 @@ from samo_jax.experiments.methods import (
     select,
     split,
 )
-from samo_jax.experiments.model import two_digit_net
-from samo_jax.experiments.training import make_train_step
+from samo_jax.experiments.benchmarks.training import make_train_step, task_losses
+from samo_jax.experiments.data.digits import TASKS
+from samo_jax.experiments.networks.multitask_net import two_digit_net
 
 from toy import assert_finite, types, without_keys
 
 MODEL = two_digit_net(TASKS)
+LOSSES = partial(task_losses, digits("validation"), MODEL)
 # Compilation takes nearly all the time.
 COMPILE_FAST = {
     "xla_backend_optimization_level": 0,
@@ -36,12 +39,12 @@ def batch(seed):
     """Smaller than the digits: the network takes any size."""
     rng = np.random.default_rng(seed)
     images = rng.uniform(size=(4, 4, 4, 1)).astype(np.float32)
-    return Pairs(images, {task: rng.integers(10, size=4) for task in TASKS})
+    return Examples(images, {task: rng.integers(10, size=4) for task in TASKS})
 
 
 @pytest.fixture(scope="module")
 def initial_params():
-    return jax.jit(MODEL.init)(jax.random.key(0), batch(0).images)["params"]
+    return jax.jit(MODEL.init)(jax.random.key(0), batch(0).inputs)["params"]
 
 
 def restore(tree):
@@ -62,7 +65,7 @@ def test_trains_under_jit_and_resumes(combiner, initial_params):
     method = f"{combiner}+samo"
     tx = make_optimizer(method, TASKS, rho=0.2, alpha=0.5, seed=0, steps_per_epoch=1)
     train_step = jax.jit(
-        make_train_step(MODEL, tx, extra_args(method)), compiler_options=COMPILE_FAST
+        make_train_step(LOSSES, tx, extra_args(method)), compiler_options=COMPILE_FAST
     )
 
     def step(i, carry):
@@ -102,7 +105,7 @@ def test_the_table_uses_every_factory(monkeypatch):
     for name in factories:
         monkeypatch.setattr(samo_jax, name, partial(recorded, name))
     for make in COMBINERS.values():
-        make(Setting(jax.random.key(0), steps_per_epoch=1))
+        make(Setting(jax.random.key(0), steps_per_epoch=1, num_tasks=2))
     assert len(factories) > 30
     assert called == set(factories)
 

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from samo_jax.experiments.image_folders import (
+from samo_jax.experiments.data.image_folders import (
     OFFICE_DOMAINS,
     celeba,
     office_home,
 )
-from samo_jax.experiments.loading import shuffled_batches
+from samo_jax.experiments.data.loading import shuffled_batches
 
 ATTRIBUTES = ["5_o_Clock_Shadow", "Male", "Young"]
 FACES = {  # part and attributes

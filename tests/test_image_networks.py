@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from samo_jax.experiments.celeba_net import CelebANet
-from samo_jax.experiments.resnet import ResNet18
+from samo_jax.experiments.networks.celeba_net import CelebANet
+from samo_jax.experiments.networks.resnet import ResNet18
 
 DOMAINS = ("Art", "Clipart", "Product", "Real_World")
 ATTRIBUTES = ("5_o_Clock_Shadow", "Male")

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 import samo_jax
-from samo_jax.experiments.faces import ATTRIBUTES, draw_faces
-from samo_jax.experiments.local_looks import look
-from samo_jax.experiments.local_methods import METHODS, make_optimizer
-from samo_jax.experiments.local_training import Trainer
-from samo_jax.experiments.problems import PROBLEMS
+from samo_jax.experiments.data.faces import ATTRIBUTES, draw_faces
+from samo_jax.experiments.local.looks import look
+from samo_jax.experiments.local.methods import METHODS, make_optimizer
+from samo_jax.experiments.local.problems import PROBLEMS
+from samo_jax.experiments.local.training import Trainer
 
 from passes import NUM_TASKS, operations
 
@@ -49,7 +49,8 @@ def test_problems(name):
         assert len(labels) == {"digits": 2, "targets": 11, "attributes": 40}[name]
         rows = {row.tobytes() for row in inputs}
         assert not rows & {row.tobytes() for row in problem.evaluation.inputs}
-        batches = list(problem.batches(np.random.default_rng(0)))
+        rng = np.random.default_rng(0)
+        batches = list(problem.train.batches(problem.batch_size, rng))
         assert {row.tobytes() for batch in batches for row in batch.inputs} == rows
 
 

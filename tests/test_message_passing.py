@@ -6,17 +6,17 @@ import numpy as np
 import optax
 import pytest
 
-from samo_jax.experiments.message_passing import (
-    EdgeConvolution,
-    MessagePassingNet,
-    Set2Set,
-    features,
-)
-from samo_jax.experiments.molecules import (
+from samo_jax.experiments.data.molecules import (
     Molecules,
     draw_molecules,
     random_molecules,
     standardised,
+)
+from samo_jax.experiments.networks.message_passing import (
+    EdgeConvolution,
+    MessagePassingNet,
+    Set2Set,
+    features,
 )
 
 TASKS = ("mass", "gap")

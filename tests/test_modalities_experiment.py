@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 
-from samo_jax.experiments.halves import half_digits, masked
+from samo_jax.experiments.data.halves import half_digits, masked
 from samo_jax.experiments.modalities import METHODS, RHOS, train_all
 
 COMMAND = [sys.executable, "-m", "samo_jax.experiments", "modalities"]

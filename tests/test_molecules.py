@@ -7,7 +7,7 @@ import pytest
 from scipy.sparse.csgraph import connected_components
 from scipy.spatial.transform import Rotation
 
-from samo_jax.experiments.molecules import (
+from samo_jax.experiments.data.molecules import (
     MAX_ATOMS,
     TARGETS,
     Molecules,

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from samo_jax.experiments.qm9_files import TARGETS, read_qm9
+from samo_jax.experiments.data.qm9_files import TARGETS, read_qm9
 
 HEADER = (
     "mol_id,A,B,C,mu,alpha,homo,lumo,gap,r2,zpve,u0,u298,h298,g298,cv,"

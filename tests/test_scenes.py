@@ -3,8 +3,15 @@
 import numpy as np
 import pytest
 
-from samo_jax.experiments.rooms import BALL, CLASSES, Room, camera_rays, cast, draw_room
-from samo_jax.experiments.scenes import draw_scenes, render
+from samo_jax.experiments.data.rooms import (
+    BALL,
+    CLASSES,
+    Room,
+    camera_rays,
+    cast,
+    draw_room,
+)
+from samo_jax.experiments.data.scenes import draw_scenes, render
 
 SIZE = (48, 64)
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from samo_jax.experiments.segnet import (
+from samo_jax.experiments.networks.segnet import (
     SegNet,
     SegNetMTAN,
     enlarge,

@@ -7,13 +7,13 @@ import jax
 import numpy as np
 import pytest
 
-from samo_jax.experiments import toy
-from samo_jax.experiments.landscapes import (
+from samo_jax.experiments.toy import experiment as toy
+from samo_jax.experiments.toy.landscapes import (
     LANDSCAPES,
     cagrad_losses,
     pareto_front,
 )
-from samo_jax.experiments.toy_plots import COLORS
+from samo_jax.experiments.toy.plots import COLORS
 
 SHARP, FLAT = (-1.0, 0.0), (1.5, 0.0)
 

@@ -15,7 +15,10 @@ class _Parser(argparse.ArgumentParser):
 def main() -> int:
     """Parse the command line and run one experiment."""
     try:
-        from samo_jax.experiments import digits, local, modalities, toy
+        from samo_jax.experiments import modalities
+        from samo_jax.experiments.benchmarks import experiment as benchmarks
+        from samo_jax.experiments.local import experiment as local
+        from samo_jax.experiments.toy import experiment as toy
     except ModuleNotFoundError as error:
         raise SystemExit(
             f"{error.name} is missing: pip install 'samo_jax[experiments]'"
@@ -24,7 +27,7 @@ def main() -> int:
     commands = parser.add_subparsers(metavar="NAME", required=True)
     for name, experiment, summary in (
         ("toy", toy, "two losses of two parameters, drawn"),
-        ("digits", digits, "two overlaid digits, two tasks"),
+        *benchmarks.experiments(),
         ("modalities", modalities, "digits in two halves, two modalities"),
         ("local", local, "SAMO's local parts compared: 2, 11 and 40 tasks"),
     ):

@@ -16,7 +16,7 @@ from rich.progress import track
 
 import samo_jax
 from samo_jax.experiments.command import positive_int, results_folder
-from samo_jax.experiments.halves import (
+from samo_jax.experiments.data.halves import (
     MODALITIES,
     Halves,
     HalvesNet,
@@ -206,7 +206,9 @@ def summarize(results: Results) -> list[list[str]]:
     for method, runs in results.items():
         columns = [accuracy(method, name) for name in _PRESENT]
         columns.append(accuracy(method, weak) - accuracy(_SAM, weak))
-        table.append([method, f"{runs[0].rho:g}", *map(spread, columns)])
+        table.append(
+            [method, f"{runs[0].rho:g}", *(spread(column, 1) for column in columns)]
+        )
     return table
 
 

@@ -11,12 +11,21 @@ from rich import box
 from rich.table import Table
 
 
-def spread(values: Any) -> str:
-    """Mean +- sample standard deviation over seeds."""
+def spread(values: Any, decimals: int | None = None) -> str:
+    """Mean +- sample standard deviation over seeds.
+
+    Without `decimals`, small numbers get up to four.
+
+    >>> spread([97.1, 97.3]), spread([0.0123, 0.0127]), spread([-0.01], 1)
+    ('97.2 ± 0.1', '0.0125 ± 0.0003', '0.0')
+    """
+    mean = float(np.mean(values))
+    if decimals is None:
+        decimals = int(np.clip(2 - np.floor(np.log10(abs(mean) or 1)), 1, 4))
+    text = f"{np.round(mean, decimals) + 0.0:.{decimals}f}"  # no "-0.0"
     if len(values) == 1:
-        return f"{values[0]:.1f}"
-    mean = np.round(np.mean(values), 1) + 0.0  # no "-0.0"
-    return f"{mean:.1f} ± {np.std(values, ddof=1):.1f}"
+        return text
+    return f"{text} ± {np.std(values, ddof=1):.{decimals}f}"
 
 
 def markdown_table(rows: list[list[str]]) -> str:
@@ -33,9 +42,10 @@ def terminal_table(rows: list[list[str]], caption: str) -> Table:
     )
     header, *body = rows
     for index, name in enumerate(header):
-        table.add_column(name, justify="right" if index else "left", no_wrap=True)
+        table.add_column(name, justify="right" if index else "left")
     for row in body:
-        table.add_row(*row)
+        # Headers may be broken into lines, cells may not.
+        table.add_row(*(cell.replace(" ", "\N{NO-BREAK SPACE}") for cell in row))
     return table
 
 

@@ -11,9 +11,10 @@ import numpy as np
 import optax
 
 import samo_jax
-from samo_jax.experiments.local_looks import Look, look
-from samo_jax.experiments.local_methods import METHODS, PLAIN, Method, make_optimizer
-from samo_jax.experiments.problems import Problem
+from samo_jax.experiments.benchmarks.benchmark import Benchmark
+from samo_jax.experiments.benchmarks.tasks import Task
+from samo_jax.experiments.local.looks import Look, look
+from samo_jax.experiments.local.methods import METHODS, PLAIN, Method, make_optimizer
 
 _LOOK_EVERY = 40
 
@@ -51,21 +52,21 @@ class Cost(NamedTuple):
 class Trainer:
     """Trains a network with one method; compiled once, run with any seed and radius."""
 
-    def __init__(self, name: str, problem: Problem):
+    def __init__(self, name: str, problem: Benchmark):
         """Compile the step for problems like this one."""
         self.method: Method = METHODS[name]
-        self.tasks = tuple(problem.train.labels)
+        self.tasks = tuple(problem.tasks)
         self.net = problem.net(self.tasks)
-        self.loss, self.error = problem.loss, problem.error
+        self.losses_of = {name: task.loss for name, task in problem.tasks.items()}
         self.make_tx = partial(make_optimizer, name, self.tasks, problem.learning_rate)
         self.batch = problem.train.take(np.arange(problem.batch_size))
         self.carry = self._start(0)
         self.step = jax.jit(self._step).lower(*self.carry, self.batch, 0.0).compile()
         self.look = jax.jit(self._look)
-        self.errors = jax.jit(self._errors)
+        self.apply = jax.jit(self._outputs)
 
     def run(
-        self, problem: Problem, rho: float, seed: int, on_epoch: Callable[[], None]
+        self, problem: Benchmark, rho: float, seed: int, on_epoch: Callable[[], None]
     ) -> Run:
         """Train; the seed sets initialisation, batch order and probes."""
         rng = np.random.default_rng(seed)
@@ -73,7 +74,7 @@ class Trainer:
         looks, losses, count = [], [], 0
         for _ in range(problem.epochs):
             losses = []
-            for batch in problem.batches(rng):
+            for batch in problem.train.batches(problem.batch_size, rng):
                 # Not at step 0, when a memory is empty.
                 if self.method.local is not None and count % _LOOK_EVERY == 1:
                     seen = self.look(params, opt_state, batch)
@@ -83,7 +84,12 @@ class Trainer:
                 count += 1
             on_epoch()
         self.carry = params, opt_state
-        error = jax.tree.map(float, self.errors(params, problem.evaluation))
+        inputs, labels = problem.evaluation
+        outputs = self.apply(params, inputs)
+        error = {
+            name: _error(task, outputs[name], labels[name])
+            for name, task in problem.tasks.items()
+        }
         return Run(error, float(np.mean(losses)), rho, looks)
 
     def seconds(self) -> float:
@@ -103,16 +109,15 @@ class Trainer:
         params = self.net.init(jax.random.key(seed), inputs)["params"]
         return params, self.make_tx(0.0, seed).init(params)
 
-    def _each(self, measure, params, examples):
-        """`measure` of every task."""
-        outputs: Any = self.net.apply({"params": params}, examples.inputs)
-        return {task: measure(outputs[task], examples.labels[task]) for task in outputs}
+    def _outputs(self, params, inputs) -> Any:
+        return self.net.apply({"params": params}, inputs)
 
     def _losses(self, batch, params):
-        return self._each(self.loss, params, batch)
-
-    def _errors(self, params, examples):
-        return self._each(self.error, params, examples)
+        outputs = self._outputs(params, batch.inputs)
+        return {
+            name: loss(outputs[name], batch.labels[name])
+            for name, loss in self.losses_of.items()
+        }
 
     def _look(self, params, opt_state, batch):
         loss_fn = partial(self._losses, batch)
@@ -134,20 +139,37 @@ class Trainer:
 class SingleTaskTrainer:
     """Trains a network for each task alone, plainly."""
 
-    def __init__(self, problem: Problem):
+    def __init__(self, problem: Benchmark):
         """Compile the step, which all tasks share."""
-        self.trainer = Trainer(PLAIN, problem.only(next(iter(problem.train.labels))))
+        self.trainer = Trainer(PLAIN, _alone(problem, next(iter(problem.tasks))))
 
     def run(
-        self, problem: Problem, rho: float, seed: int, on_epoch: Callable[[], None]
+        self, problem: Benchmark, rho: float, seed: int, on_epoch: Callable[[], None]
     ) -> Run:
         """Train, counting all tasks' epochs as one's."""
         runs = {
-            task: self.trainer.run(problem.only(task), rho, seed, lambda: None)
-            for task in problem.train.labels
+            task: self.trainer.run(_alone(problem, task), rho, seed, lambda: None)
+            for task in problem.tasks
         }
         for _ in range(problem.epochs):
             on_epoch()
         error = {task: run.error["task"] for task, run in runs.items()}
         loss = float(np.mean([run.loss for run in runs.values()]))
         return Run(error, loss, rho, [])
+
+
+def _error(task: Task, output: jax.Array, label: np.ndarray) -> float:
+    """Its only metric, in percent, lower is better."""
+    observed = jax.device_get(task.observe(output, label))
+    [(metric, value)] = task.metrics([observed]).items()
+    return 100 - value if task.higher_is_better[metric] else value
+
+
+def _alone(problem: Benchmark, task: str) -> Benchmark:
+    """One task, named "task" so that all need one compilation."""
+    train, evaluation = (
+        examples._replace(labels={"task": examples.labels[task]})
+        for examples in (problem.train, problem.evaluation)
+    )
+    tasks = {"task": problem.tasks[task]}
+    return problem._replace(tasks=tasks, train=train, evaluation=evaluation)

@@ -11,7 +11,11 @@ from typing import TypeVar
 
 import numpy as np
 
-from samo_jax.experiments.molecules import GraphRegression, Molecules, graph_regression
+from samo_jax.experiments.data.molecules import (
+    GraphRegression,
+    Molecules,
+    graph_regression,
+)
 
 MAX_ATOMS = 29
 ELEMENTS = {"H": 1, "C": 6, "N": 7, "O": 8, "F": 9}

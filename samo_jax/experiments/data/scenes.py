@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from samo_jax.experiments.rooms import (
+from samo_jax.experiments.data.rooms import (
     CEILING,
     FLOOR,
     RUG,

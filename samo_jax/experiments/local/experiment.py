@@ -7,16 +7,16 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
+from samo_jax.experiments.benchmarks.methods import SINGLE_TASK
 from samo_jax.experiments.command import (
     epochs_progress,
     positive_int,
     results_folder,
 )
-from samo_jax.experiments.local_methods import METHODS, PLAIN
-from samo_jax.experiments.local_report import Results, plot, summarize
-from samo_jax.experiments.local_training import Cost, Run, SingleTaskTrainer, Trainer
-from samo_jax.experiments.methods import SINGLE_TASK
-from samo_jax.experiments.problems import PROBLEMS
+from samo_jax.experiments.local.methods import METHODS, PLAIN
+from samo_jax.experiments.local.problems import PROBLEMS
+from samo_jax.experiments.local.report import Results, plot, summarize
+from samo_jax.experiments.local.training import Cost, Run, SingleTaskTrainer, Trainer
 from samo_jax.experiments.tables import markdown_table, save, terminal_table
 
 DESCRIPTION = """\
@@ -128,7 +128,7 @@ def _train(
     }
     measured = {method: cost._asdict() for method, cost in costs.items()}
     save(folder, config | {"validation_error": scores, "costs": measured}, runs)
-    return test.title, runs, costs
+    return f"{name}, {len(test.tasks)} tasks", runs, costs
 
 
 def _radii(method: str) -> tuple[float, ...]:

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 import samo_jax
@@ -16,10 +17,17 @@ class Setting(NamedTuple):
     Attributes:
         key: for those that draw random numbers.
         steps_per_epoch: for those that think in epochs.
+        num_tasks: K, for those that are told a number for each task.
     """
 
     key: jax.Array
     steps_per_epoch: int
+    num_tasks: int
+
+    @property
+    def equal(self) -> list[float]:
+        """`[1 / K, ..., 1 / K]`."""
+        return [1 / self.num_tasks] * self.num_tasks
 
 
 class Step(NamedTuple):
@@ -42,7 +50,10 @@ COMBINERS: dict[str, Callable[[Setting], samo_jax.Solver | samo_jax.Combiner]] =
     # Fixed or random weights.
     "mean": lambda _: samo_jax.mean(),
     "total": lambda _: samo_jax.total(),
-    "constant": lambda _: samo_jax.constant([0.6, 0.4]),
+    # The first task counts half as much again as the last.
+    "constant": lambda setting: samo_jax.constant(
+        np.linspace(1.2, 0.8, setting.num_tasks) / setting.num_tasks
+    ),
     "random_weights": lambda setting: samo_jax.random_weights(setting.key),
     # From the gradients.
     "mgda": lambda _: samo_jax.mgda(),
@@ -64,8 +75,10 @@ COMBINERS: dict[str, Callable[[Setting], samo_jax.Solver | samo_jax.Combiner]] =
     "aligned_mtl-median": lambda _: samo_jax.aligned_mtl("median"),
     "aligned_mtl-rmse": lambda _: samo_jax.aligned_mtl("rmse"),
     "conflict_free_inverse": lambda _: samo_jax.conflict_free_inverse(),
-    # Of two tasks there is no outlier: these two are the mean.
-    "krum": lambda _: samo_jax.krum(num_byzantine=0, num_selected=2),
+    # No task is taken for an outlier: these two are the mean.
+    "krum": lambda setting: samo_jax.krum(
+        num_byzantine=0, num_selected=setting.num_tasks
+    ),
     "trimmed_mean": lambda _: samo_jax.trimmed_mean(0),
     "graddrop": lambda setting: samo_jax.graddrop(setting.key),
     "moco": lambda _: samo_jax.moco(decay=0.0),  # short averages: Adam has its own
@@ -81,8 +94,8 @@ COMBINERS: dict[str, Callable[[Setting], samo_jax.Solver | samo_jax.Combiner]] =
     "dwa": lambda setting: samo_jax.dwa(window=setting.steps_per_epoch),
     "geometric_mean": lambda _: samo_jax.geometric_mean(),
     "stch": lambda _: samo_jax.stch(mu=0.1),
-    "pbi": lambda _: samo_jax.pbi(theta=0.5, preference=[0.5, 0.5]),
-    "cosmos": lambda _: samo_jax.cosmos(preference=[0.5, 0.5], lam=0.1),
+    "pbi": lambda setting: samo_jax.pbi(theta=0.5, preference=setting.equal),
+    "cosmos": lambda setting: samo_jax.cosmos(preference=setting.equal, lam=0.1),
     "famo": lambda _: samo_jax.famo(),
 }
 
@@ -157,6 +170,7 @@ def make_optimizer(
     alpha: float,
     seed: int,
     steps_per_epoch: int,
+    learning_rate: float = 1e-3,
 ) -> optax.GradientTransformationExtraArgs:
     """The whole Optax pipeline of a method.
 
@@ -167,6 +181,7 @@ def make_optimizer(
         alpha: share of the global gradient in SAMO's perturbation.
         seed: of SAMO's probes and of the combiner's draws.
         steps_per_epoch: number of updates in an epoch.
+        learning_rate: of Adam.
 
     Returns:
         Multi-task transformation, clipping of the shared gradient to norm 1, Adam.
@@ -180,11 +195,11 @@ def make_optimizer(
 
     # SAMO folds the step into the seed's own key.
     combiner_key, _ = jax.random.split(jax.random.key(seed))
-    setting = Setting(combiner_key, steps_per_epoch)
+    setting = Setting(combiner_key, steps_per_epoch, len(tasks))
     return optax.chain(
         _multitask(method, setting, len(tasks), labels, rho, alpha, seed),
         optax.masked(optax.clip_by_global_norm(1.0), shared),
-        optax.adam(1e-3),
+        optax.adam(learning_rate),
     )
 
 

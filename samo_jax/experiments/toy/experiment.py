@@ -18,9 +18,10 @@ from rich.console import Console
 from rich.progress import track
 
 import samo_jax
-from samo_jax.experiments import methods
+from samo_jax.experiments.benchmarks import methods
 from samo_jax.experiments.command import results_folder
-from samo_jax.experiments.landscapes import (
+from samo_jax.experiments.tables import markdown_table, save, terminal_table
+from samo_jax.experiments.toy.landscapes import (
     LANDSCAPES,
     Front,
     Landscape,
@@ -29,8 +30,7 @@ from samo_jax.experiments.landscapes import (
     pareto_front,
     stacked_losses,
 )
-from samo_jax.experiments.tables import markdown_table, save, terminal_table
-from samo_jax.experiments.toy_plots import plot
+from samo_jax.experiments.toy.plots import plot
 
 DESCRIPTION = """\
 Draw how methods descend two losses of two parameters: combiners of the two gradients,
@@ -126,7 +126,7 @@ def descend(name: str, combiner: str, sharpness: str, seed: int) -> np.ndarray:
     def from_start(start_and_key):
         start, key = start_and_key
         noise_key, probe_key, combiner_key = jax.random.split(key, 3)
-        solver = methods.COMBINERS[combiner](methods.Setting(combiner_key, steps))
+        solver = methods.COMBINERS[combiner](methods.Setting(combiner_key, steps, 2))
         tx = optax.chain(SHARPNESS[sharpness](solver, rho, probe_key), optimizer)
 
         def train_step(carry, shift):

@@ -11,9 +11,9 @@ import numpy as np
 from matplotlib.ticker import ScalarFormatter
 
 import samo_jax
-from samo_jax.experiments.local_methods import CONTROL, F_MTL, GLOBAL, PLAIN
-from samo_jax.experiments.local_training import Cost, Run
-from samo_jax.experiments.methods import SINGLE_TASK
+from samo_jax.experiments.benchmarks.methods import SINGLE_TASK
+from samo_jax.experiments.local.methods import CONTROL, F_MTL, GLOBAL, PLAIN
+from samo_jax.experiments.local.training import Cost, Run
 from samo_jax.experiments.tables import spread
 
 Results: TypeAlias = dict[str, Any]  # by title: runs by method and seed, and costs
@@ -40,10 +40,11 @@ def summarize(
     baseline = _errors(results[SINGLE_TASK]).mean(axis=0)
     for method, runs in results.items():
         errors = _errors(runs)
-        cells = [method, f"{runs[0].rho:g}", spread(errors.mean(axis=1))]
-        cells.append(spread(samo_jax.delta_m(errors, baseline)))
+        cells = [method, f"{runs[0].rho:g}", spread(errors.mean(axis=1), 1)]
+        cells.append(spread(samo_jax.delta_m(errors, baseline), 1))
         if GLOBAL in results:
-            cells.append(spread((errors - _errors(results[GLOBAL])).mean(axis=1)))
+            difference = (errors - _errors(results[GLOBAL])).mean(axis=1)
+            cells.append(spread(difference, 1))
         else:
             cells.append("-")
         looks = _looks(runs)

@@ -1,7 +1,8 @@
 """The training loop: an ordinary Flax loop with `loss_fn=` passed to the optimiser."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -9,40 +10,39 @@ import numpy as np
 import optax
 
 import samo_jax
-from samo_jax.experiments.data import Pairs
-from samo_jax.experiments.methods import Step
-from samo_jax.experiments.model import MultitaskNet, two_digit_net
+from samo_jax.experiments.benchmarks.benchmark import Benchmark, Examples
+from samo_jax.experiments.benchmarks.methods import Step
+
+Metrics = dict[str, dict[str, float]]  # by task
 
 
 class Run(NamedTuple):
     """What one training run produced.
 
     Attributes:
-        accuracy: final evaluation accuracy of each task, in [0, 1].
-        accuracy_curve: about ten `(epoch, mean evaluation accuracy over tasks)`.
+        metrics: of each task, on evaluation examples.
+        metrics_curve: about ten `(epoch, metrics)`.
         loss_curve: mean training loss over tasks and batches, of each epoch.
         seconds_per_step: median over the epochs after the first, which compiles.
     """
 
-    accuracy: dict[str, float]
-    accuracy_curve: list[tuple[int, float]]
+    metrics: Metrics
+    metrics_curve: list[tuple[int, Metrics]]
     loss_curve: list[float]
     seconds_per_step: float
 
 
-def task_losses(model, params, batch: Pairs):
-    """Cross-entropy of each task."""
-    logits = model.apply({"params": params}, batch.images)
+def task_losses(benchmark: Benchmark, net: Any, params: Any, batch: Examples) -> Any:
+    """The loss of each task, a dict of scalars."""
+    outputs = net.apply({"params": params}, batch.inputs)
     return {
-        task: optax.softmax_cross_entropy_with_integer_labels(
-            logits[task], batch.labels[task]
-        ).mean()
-        for task in model.tasks
+        name: task.loss(outputs[name], batch.labels[name])
+        for name, task in benchmark.tasks.items()
     }
 
 
 def make_train_step(
-    model: MultitaskNet,
+    losses: Callable[[Any, Examples], Any],
     tx: optax.GradientTransformationExtraArgs,
     extra_args: Callable[[Step], dict[str, Any]],
 ):
@@ -50,10 +50,15 @@ def make_train_step(
 
     Most use `batch` alone; XLA then drops `second`, an independent batch, and `last`,
     that of the step before.
+
+    Args:
+        losses: `losses(params, batch)`, of each task.
+        tx: the optimiser.
+        extra_args: what its `update` takes beyond `loss_fn`.
     """
 
     def losses_on(batch):
-        return lambda params: task_losses(model, params, batch)
+        return lambda params: losses(params, batch)
 
     @jax.jit
     def train_step(params, opt_state, batch, second, last):
@@ -69,44 +74,40 @@ def make_train_step(
 
 
 class Trainer:
-    """Trains one network with one method; compiled once, run with any seed."""
+    """Trains a benchmark's network with one method; compiled once, for any seed."""
 
     def __init__(
         self,
-        tasks: Sequence[str],
+        benchmark: Benchmark,
         make_tx: Callable[[int], optax.GradientTransformationExtraArgs],
         extra_args: Callable[[Step], dict[str, Any]],
-        data: tuple[Pairs, Pairs],
-        batch_size: int,
     ):
         """Hold what all seeds share.
 
         Args:
-            tasks: task names.
+            benchmark: tasks, network and data.
             make_tx: optimiser from seed.
             extra_args: what its `update` takes beyond `loss_fn`.
-            data: training and evaluation pairs.
-            batch_size: of training.
         """
-        self.model = two_digit_net(tasks)
-        self.make_tx = make_tx
-        self.train, self.evaluation = data
-        self.batch_size = batch_size
-        self.train_step = make_train_step(self.model, make_tx(0), extra_args)
+        self.benchmark, self.make_tx = benchmark, make_tx
+        self.net = benchmark.net(tuple(benchmark.tasks))
+        losses = partial(task_losses, benchmark, self.net)
+        self.train_step = make_train_step(losses, make_tx(0), extra_args)
+        self.observe = jax.jit(self._observe)
 
     def run(self, seed: int, epochs: int, on_epoch: Callable[[], None]) -> Run:
         """Train from scratch; the seed sets initialisation, batch order and probes."""
-        images = self.train.images[:1]
-        params = self.model.init(jax.random.key(seed), images)["params"]
+        train, size = self.benchmark.train, self.benchmark.batch_size
+        params = self._init(seed)
         opt_state = self.make_tx(seed).init(params)
         rng, second_rng = map(np.random.default_rng, (seed, [seed, 1]))
         last = None
-        seconds, loss_curve, accuracy_curve, accuracy = [], [], [], {}
+        seconds, loss_curve, metrics_curve, metrics = [], [], [], {}
         for epoch in range(1, epochs + 1):
             history = []
             start = time.perf_counter()
             epoch_batches = zip(
-                self._batches(rng), self._batches(second_rng), strict=True
+                train.batches(size, rng), train.batches(size, second_rng), strict=True
             )
             for batch, second in epoch_batches:
                 params, opt_state, losses = self.train_step(
@@ -118,28 +119,32 @@ class Trainer:
             seconds.append((time.perf_counter() - start) / len(history))
             loss_curve.append(float(np.mean(jax.tree.leaves(history))))
             if epoch % max(epochs // 10, 1) == 0 or epoch == epochs:
-                accuracy = self._evaluate(params)
-                accuracy_curve.append((epoch, float(np.mean(list(accuracy.values())))))
+                metrics = self.evaluate(params)
+                metrics_curve.append((epoch, metrics))
             on_epoch()
         # The first epoch compiles.
         median = float(np.median(seconds[1:] or seconds))
-        return Run(accuracy, accuracy_curve, loss_curve, median)
+        return Run(metrics, metrics_curve, loss_curve, median)
 
-    def _batches(self, rng: np.random.Generator) -> Iterator[Pairs]:
-        images, labels = self.train
-        order = rng.permutation(len(images))
-        for index in np.split(order, len(order) // self.batch_size):
-            yield Pairs(images[index], {task: labels[task][index] for task in labels})
-
-    def _evaluate(self, params) -> dict[str, float]:
-        images, labels = self.evaluation
-        logits = _predict(self.model, params, images)
+    def evaluate(self, params: Any) -> Metrics:
+        """The metrics of each task."""
+        batches = self.benchmark.evaluation.batches(_EVALUATION_BATCH)
+        observed = [jax.device_get(self.observe(params, batch)) for batch in batches]
         return {
-            task: float(np.mean(np.argmax(logits[task], axis=-1) == labels[task]))
-            for task in self.model.tasks
+            name: task.metrics([batch[name] for batch in observed])
+            for name, task in self.benchmark.tasks.items()
+        }
+
+    def _init(self, seed: int) -> Any:
+        inputs = self.benchmark.train.take(slice(1)).inputs
+        return jax.jit(self.net.init)(jax.random.key(seed), inputs)["params"]
+
+    def _observe(self, params, batch):
+        outputs: Any = self.net.apply({"params": params}, batch.inputs)
+        return {
+            name: task.observe(outputs[name], batch.labels[name])
+            for name, task in self.benchmark.tasks.items()
         }
 
 
-@jax.jit(static_argnums=0)
-def _predict(model, params, images):
-    return model.apply({"params": params}, images)
+_EVALUATION_BATCH = 500

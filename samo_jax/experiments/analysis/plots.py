@@ -9,7 +9,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 
-from samo_jax.experiments.analysis import eigenvalue_ratio
+from samo_jax.experiments.analysis.sharpness import eigenvalue_ratio
 
 
 def plot_slices(slices: Mapping[str, np.ndarray], extent: float, file: Path) -> None:

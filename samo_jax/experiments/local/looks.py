@@ -8,7 +8,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 import samo_jax
-from samo_jax.experiments.local_methods import Method, task_labels
+from samo_jax.experiments.local.methods import Method, task_labels
 
 
 class Look(NamedTuple):

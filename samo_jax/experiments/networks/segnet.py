@@ -23,7 +23,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from samo_jax.experiments.dense_files import linear_weights
+from samo_jax.experiments.data.dense_files import linear_weights
 
 # Of the five stages, from the image's resolution down, at width 1.
 CHANNELS = (64, 128, 256, 512, 512)

@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
-from samo_jax.experiments.landscapes import Front, Landscape, grid, stacked_losses
+from samo_jax.experiments.toy.landscapes import Front, Landscape, grid, stacked_losses
 
 # Okabe and Ito's, to be told apart by everyone.
 COLORS = {

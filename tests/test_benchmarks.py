@@ -1,4 +1,4 @@
-"""The digits experiment, end to end at a small size."""
+"""The benchmarks, end to end at a small size."""
 
 import argparse
 import json
@@ -7,20 +7,28 @@ import subprocess
 import sys
 import time
 
+import jax
 import numpy as np
+import optax
 import pytest
 
-from samo_jax.experiments import digits, report
-from samo_jax.experiments.data import multi_digits
-from samo_jax.experiments.methods import COMBINERS, METHODS
-from samo_jax.experiments.training import Run
+from samo_jax.experiments.benchmarks import experiment, report
+from samo_jax.experiments.benchmarks.generated import BENCHMARKS
+from samo_jax.experiments.benchmarks.methods import (
+    COMBINERS,
+    METHODS,
+    extra_args,
+)
+from samo_jax.experiments.benchmarks.tasks import CLASSIFICATION
+from samo_jax.experiments.benchmarks.training import Run, Trainer
+from samo_jax.experiments.data.digits import multi_digits
 
-COMMAND = [sys.executable, "-m", "samo_jax.experiments", "digits"]
+COMMAND = [sys.executable, "-m", "samo_jax.experiments"]
 
 
-def run(*args, cwd):
+def run(*args, cwd, name="digits"):
     return subprocess.run(
-        [*COMMAND, *args], cwd=cwd, capture_output=True, text=True, check=False
+        [*COMMAND, name, *args], cwd=cwd, capture_output=True, text=True, check=False
     )
 
 
@@ -59,15 +67,16 @@ def test_learns_and_reports(tmp_path):
         (m, s) for m in methods for s in (0, 1)
     }
     for r in runs:
-        assert set(r["accuracy"]) == {"left", "right"}
-        assert np.mean(list(r["accuracy"].values())) > 0.75
-        assert len(r["accuracy_curve"]) == 6
+        assert set(r["metrics"]) == {"left", "right"}
+        assert np.mean([of["accuracy"] for of in r["metrics"].values()]) > 75
+        assert len(r["metrics_curve"]) == 6
+        assert r["metrics_curve"][-1] == [6, r["metrics"]]
         assert r["loss_curve"][-1] < r["loss_curve"][0] / 2
     table = (tmp_path / "out/table.md").read_text()
     for method in methods:
         assert f"| {method} |" in table
         assert method in result.stdout
-    assert (tmp_path / "out/accuracy.png").stat().st_size > 10_000
+    assert (tmp_path / "out/summary.png").stat().st_size > 10_000
 
 
 def test_interrupt_keeps_finished_runs(tmp_path):
@@ -126,10 +135,10 @@ def test_help_lists_the_combiners(tmp_path):
 
 def test_default_methods_and_selections():
     parser = argparse.ArgumentParser()
-    digits.add_arguments(parser)
+    experiment.Experiment("digits").add_arguments(parser)
 
     def selected(*args):
-        return digits.selected_methods(parser.parse_args(args).methods)
+        return experiment.selected_methods(parser.parse_args(args).methods)
 
     assert selected() == [
         "single-task",
@@ -142,7 +151,68 @@ def test_default_methods_and_selections():
     assert selected("--methods", "all+samo") == [f"{c}+samo" for c in COMBINERS]
 
 
+TWO_TASKS = dict.fromkeys(("left", "right"), CLASSIFICATION)
+
+
+def finished(left, right, seconds=0.1):
+    metrics = {"left": {"accuracy": left}, "right": {"accuracy": right}}
+    return Run(metrics, [(1, metrics)], [2, 1], seconds)
+
+
+def test_summary():
+    results = {
+        "single-task": {0: finished(80, 50, 0.2), 1: finished(90, 50)},
+        "mean": {0: finished(85, 60), 1: finished(68, 50)},
+    }
+    header, single, mean = report.summarize(results, TWO_TASKS)
+    assert header == ["method", "left accuracy", "right accuracy", "Δm %", "time"]
+    assert single[1:3] == ["85.0 ± 7.1", "50.0 ± 0.0"]
+    # -(85 - 85) / 85 and -(60 - 50) / 50; -(68 - 85) / 85 and 0
+    np.testing.assert_allclose(
+        report.delta_m(results, TWO_TASKS)["mean"], [-10, 10], rtol=1e-5
+    )
+    assert mean[3:] == ["0.0 ± 14.1", "1.00"]
+    assert single[4] == "1.50"
+    del results["single-task"]
+    assert report.summarize(results, TWO_TASKS)[1][3].startswith("0.0")
+
+
+def test_many_metrics_are_averaged_over_tasks():
+    names = [f"task{i}" for i in range(13)]
+    metrics = {name: {"accuracy": float(i)} for i, name in enumerate(names)}
+    results = {"mean": {0: Run(metrics, [(1, metrics)], [1.0], 0.1)}}
+    table = report.summarize(results, dict.fromkeys(names, CLASSIFICATION))
+    assert table[0] == ["method", "mean accuracy", "Δm %", "time"]
+    assert table[1][1] == "6.00"
+
+
 def test_plot_of_many_methods(tmp_path):
-    finished = Run({"left": 0.9, "right": 0.8}, [(1, 0.5), (2, 0.85)], [2, 1], 0.1)
-    report.plot({m: {0: finished} for m in METHODS}, tmp_path / "accuracy.png")
-    assert (tmp_path / "accuracy.png").stat().st_size > 10_000
+    results = {method: {0: finished(90, 80)} for method in METHODS}
+    report.plot(results, TWO_TASKS, tmp_path / "summary.png")
+    assert (tmp_path / "summary.png").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize("name", BENCHMARKS)
+def test_every_benchmark_learns(name):
+    """A few steps on a small part lower the loss; heads carry their task's name."""
+    benchmark = BENCHMARKS[name]("validation")
+    small = benchmark._replace(
+        train=benchmark.train.take(slice(40)),
+        evaluation=benchmark.evaluation.take(slice(30)),
+        batch_size=20,
+    )
+    tasks = tuple(small.tasks)
+    trainer = Trainer(small, lambda _: optax.adam(3e-3), extra_args("mean"))
+    finished = trainer.run(0, 8, lambda: None)
+    assert finished.loss_curve[-1] < 0.9 * finished.loss_curve[0]
+    for task, of in finished.metrics.items():
+        assert set(of) == set(small.tasks[task].higher_is_better)
+        assert np.all(np.isfinite(list(of.values())))
+    params = trainer._init(0)
+    assert set(tasks) < set(params)
+    alone = small.only(tasks[1:2])
+    assert set(
+        alone.net(tasks[1:2]).init(
+            jax.random.key(0), alone.train.take(slice(1)).inputs
+        )["params"]
+    ) & set(tasks) == {tasks[1]}

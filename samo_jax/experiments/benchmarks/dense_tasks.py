@@ -13,31 +13,14 @@ References:
     [2] github.com/median-research-group/LibMTL, examples/nyu/utils.py.
 """
 
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-Observed = dict[str, Any]
-
-
-class DenseTask(NamedTuple):
-    """What one task is trained on and measured by.
-
-    Attributes:
-        loss: `loss(output, label)`, a scalar, of one batch.
-        observe: `observe(output, label)`, what the metrics need of one batch.
-        metrics: `metrics(observed)` of the list of observations, as NumPy arrays.
-        higher_is_better: by metric.
-    """
-
-    loss: Callable[[jax.Array, jax.Array], jax.Array]
-    observe: Callable[[jax.Array, jax.Array], Observed]
-    metrics: Callable[[Sequence[Observed]], dict[str, float]]
-    higher_is_better: dict[str, bool]
+from samo_jax.experiments.benchmarks.tasks import Observed, Task
 
 
 def segmentation_loss(output: jax.Array, label: jax.Array) -> jax.Array:
@@ -62,22 +45,22 @@ def observe_segmentation(output: jax.Array, label: jax.Array) -> Observed:
 
 
 def segmentation_metrics(observed: Sequence[Observed]) -> dict[str, float]:
-    """Mean intersection over union, and share of pixels whose class is right.
+    """Mean intersection over union, and pixels whose class is right, in percent.
 
     Classes neither labelled nor predicted anywhere have no IoU and are left out of the
     mean (LibMTL's is NaN then).
 
     >>> confusion = np.array([[3, 1, 0], [0, 2, 0], [0, 0, 0]])
     >>> segmentation_metrics([{"confusion": confusion}])
-    {'mean_iou': 0.708..., 'pixel_accuracy': 0.833...}
+    {'mean_iou': 70.8..., 'pixel_accuracy': 83.3...}
     """
     confusion = np.sum([batch["confusion"] for batch in observed], axis=0, dtype=int)
     intersection = np.diag(confusion)
     union = confusion.sum(0) + confusion.sum(1) - intersection
     seen = union > 0
     return {
-        "mean_iou": float(np.mean(intersection[seen] / union[seen])),
-        "pixel_accuracy": float(intersection.sum() / confusion.sum()),
+        "mean_iou": float(100 * np.mean(intersection[seen] / union[seen])),
+        "pixel_accuracy": float(100 * intersection.sum() / confusion.sum()),
     }
 
 
@@ -144,36 +127,36 @@ def observe_normals(output: jax.Array, label: jax.Array) -> Observed:
 
 
 def normals_metrics(observed: Sequence[Observed]) -> dict[str, float]:
-    """Mean and median angle, and shares of angles below 11.25, 22.5 and 30 degrees.
+    """Mean and median angle; percent of angles below 11.25, 22.5 and 30 degrees.
 
     >>> metrics = normals_metrics([{"angles": np.array([10, 20, 40, 90, np.nan])}])
     >>> metrics["mean_angle"], metrics["median_angle"], metrics["within_30"]
-    (40.0, 30.0, 0.5)
+    (40.0, 30.0, 50.0)
     """
     angles = np.concatenate([batch["angles"].ravel() for batch in observed])
     angles = angles[~np.isnan(angles)]
     return {
         "mean_angle": float(np.mean(angles, dtype=np.float64)),
         "median_angle": float(np.median(angles)),
-        "within_11.25": float(np.mean(angles < 11.25)),
-        "within_22.5": float(np.mean(angles < 22.5)),
-        "within_30": float(np.mean(angles < 30)),
+        "within_11.25": float(100 * np.mean(angles < 11.25)),
+        "within_22.5": float(100 * np.mean(angles < 22.5)),
+        "within_30": float(100 * np.mean(angles < 30)),
     }
 
 
-SEGMENTATION = DenseTask(
+SEGMENTATION = Task(
     segmentation_loss,
     observe_segmentation,
     segmentation_metrics,
     {"mean_iou": True, "pixel_accuracy": True},
 )
-DEPTH = DenseTask(
+DEPTH = Task(
     depth_loss,
     observe_depth,
     depth_metrics,
     {"absolute_error": False, "relative_error": False},
 )
-NORMALS = DenseTask(
+NORMALS = Task(
     normals_loss,
     observe_normals,
     normals_metrics,

@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from samo_jax.experiments.molecules import Molecules
+from samo_jax.experiments.data.molecules import Molecules
 
 _BOND_TYPES = 4
 

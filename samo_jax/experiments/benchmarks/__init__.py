@@ -1,0 +1,1 @@
+"""Benchmarks: tasks, networks and data, trained with any method."""

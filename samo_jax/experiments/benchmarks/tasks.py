@@ -1,0 +1,96 @@
+"""What a task is trained on and measured by."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+Observed: TypeAlias = dict[str, Any]
+Function: TypeAlias = Callable[[Any, Any], jax.Array]  # of output and label
+
+
+class Task(NamedTuple):
+    """What one task is trained on and measured by.
+
+    Attributes:
+        loss: `loss(output, label)`, a scalar, of one batch.
+        observe: `observe(output, label)`, what the metrics need of one batch.
+        metrics: `metrics(observed)` of the list of observations, as NumPy arrays.
+            Shares are in percent.
+        higher_is_better: by metric.
+    """
+
+    loss: Function
+    observe: Callable[[Any, Any], Observed]
+    metrics: Callable[[Sequence[Observed]], dict[str, float]]
+    higher_is_better: dict[str, bool]
+
+
+def averaged(
+    loss: Function, metric: str, values: Function, *, higher_is_better: bool
+) -> Task:
+    """A task with one metric, a mean over examples.
+
+    Args:
+        loss: of a batch.
+        metric: its name.
+        values: `values(output, label)` of each example, shape (N,).
+        higher_is_better: of the metric.
+
+    >>> errors = lambda output, label: abs(output - label)
+    >>> task = averaged(errors, "error", errors, higher_is_better=False)
+    >>> task.metrics([task.observe(np.array([1.0, 2.0]), np.array([1.0, 4.0]))])
+    {'error': 1.0}
+    """
+
+    def observe(output, label):
+        return {metric: values(output, label)}
+
+    def metrics(observed):
+        every = np.concatenate([batch[metric] for batch in observed])
+        return {metric: float(np.mean(every, dtype=np.float64))}
+
+    return Task(loss, observe, metrics, {metric: higher_is_better})
+
+
+def _cross_entropy(logits, classes):
+    return optax.softmax_cross_entropy_with_integer_labels(logits, classes).mean()
+
+
+# Logits (N, C), classes (N,).
+CLASSIFICATION = averaged(
+    _cross_entropy,
+    "accuracy",
+    lambda logits, classes: 100.0 * (logits.argmax(-1) == classes),
+    higher_is_better=True,
+)
+
+
+def regression(deviation: float) -> Task:
+    """Mean square of a standardised target, mean absolute error in its own unit.
+
+    Args:
+        deviation: of the target, by which labels (N,) have been divided.
+    """
+    return averaged(
+        lambda output, label: jnp.mean(jnp.square(output - label)),
+        "error",
+        lambda output, label: deviation * jnp.abs(output - label),
+        higher_is_better=False,
+    )
+
+
+def _square_errors(output, label):
+    return jnp.mean(jnp.square(output - label.reshape(output.shape)), axis=-1)
+
+
+# Flat images (N, P) for labels of any shape (N, ...).
+RECONSTRUCTION = averaged(
+    lambda output, label: jnp.mean(_square_errors(output, label)),
+    "square_error",
+    _square_errors,
+    higher_is_better=False,
+)

@@ -1,0 +1,1 @@
+"""Data: drawn, bundled with scikit-learn, or read from files."""

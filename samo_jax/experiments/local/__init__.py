@@ -1,0 +1,1 @@
+"""The local experiment: which local part of SAMO's perturbation is worth its cost?"""

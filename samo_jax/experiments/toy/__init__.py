@@ -1,0 +1,1 @@
+"""The toy experiment: landscapes that can be drawn."""
