@@ -31,7 +31,7 @@ def adaptive_sam(
 
     Args:
         rho: radius, non-negative, or a schedule of the step.
-        eta: added to |w|, non-negative, or a schedule.
+        eta: added to `|w|`, non-negative, or a schedule.
         direction: see `sam`.
         mask: which leaves are perturbed, see `sam`.
         adapt: on which leaves `T = |w| + eta`; elsewhere T = 1. A pytree prefix of

@@ -39,9 +39,9 @@ def probe(
     cosine with the task's gradient is about `sqrt(2 n / (pi P))` for P probed
     parameters. Passes: `2 n K` forward, or `2 n` with `shared`.
 
-    With `shared` and one probe the K tasks have two perturbed points, theta + eps_+ and
-    theta + eps_-, and are evaluated there: 2 forward passes and K backward ones; 2
-    backward ones with a linear combiner such as `mean`. (`perturbation._replace(
+    With `shared` and one probe the K tasks have two perturbed points, `theta + eps_+`
+    and `theta + eps_-`, and are evaluated there: 2 forward passes and K backward ones;
+    2 backward ones with a linear combiner such as `mean`. (`perturbation._replace(
     points=None)` evaluates task after task, in less memory.)
 
     Args:

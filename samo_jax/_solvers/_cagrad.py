@@ -48,8 +48,9 @@ def cagrad_weights(
 
     With g0 the mean gradient, `d = g0 + J'v`, `||J'v|| = c ||g0||`, and v >= 0 solves
     the QP `min v'Gv/2 + (G/K 1 - t)'v` for the worst case's rate t, which is found by
-    an exact one-dimensional search: on one support ||J'v|| is a quadratic's root in t.
-    The weights are `w = 1/K + v`. c = 0 gives the mean; with c >= 1 no task conflicts.
+    an exact one-dimensional search: on one support `||J'v||` is a quadratic's root in
+    t. The weights are `w = 1/K + v`. c = 0 gives the mean; with c >= 1 no task
+    conflicts.
     At Pareto-stationary points there is no rate t > 0: if the ball reaches t = 0, d is
     the direction closest to g0 with which no task conflicts (DualProj's).
 
@@ -58,7 +59,7 @@ def cagrad_weights(
 
     Args:
         gramian: G, shape (K, K), inner products of the task gradients.
-        c: radius of the ball relative to ||g0||, non-negative.
+        c: radius of the ball relative to `||g0||`, non-negative.
         rescale: 0 returns w, 1 (the reference's default) w / (1 + c^2), 2 w / (1 + c).
         return_info: also return a `SolveInfo`, whose residual is
             `| ||J'v|| / (c ||g0||) - 1 |`.
@@ -190,7 +191,8 @@ def cagrad(c: float = 0.5, rescale: Rescale = 0) -> Solver:
     """`cagrad_weights` as a solver for `multitask` and `samo`.
 
     Args:
-        c: radius of the ball relative to ||g0||, non-negative. SAMO's scripts use 0.4.
+        c: radius of the ball relative to `||g0||`, non-negative. SAMO's scripts use
+            0.4.
         rescale: 0, 1 or 2, see `cagrad_weights`. SAMO's scripts use 1.
 
     Returns:

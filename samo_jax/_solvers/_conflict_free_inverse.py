@@ -21,7 +21,7 @@ def conflict_free_inverse_weights(
 ) -> jax.Array:
     """Weights of ConFIG's direction, whose cosines with the gradients are prescribed.
 
-    With n_i = ||g_i||, C the tasks' correlation matrix and p the preference,
+    With `n_i = ||g_i||`, C the tasks' correlation matrix and p the preference,
 
     `y = C^+ p`, `w_i = (y_i / n_i) (n'C y) / (K y'C y)`.
 

@@ -18,7 +18,7 @@ from samo_jax._solvers._equilibrate import Equilibrated, Solution, solve_gramian
 def imtl_g_weights(gramian: ArrayLike) -> jax.Array:
     """Weights of the direction with equal projections: `(Gw)_i = c n_i`, `sum(w) = 1`.
 
-    With n_i = ||g_i|| and C the tasks' correlation matrix, `y = C^+ 1`, `v_i = y_i /
+    With `n_i = ||g_i||` and C the tasks' correlation matrix, `y = C^+ 1`, `v_i = y_i /
     n_i`, `w = v / sum(v)`, `c = 1 / sum(v)`.
 
     Weights may be negative. For more than two tasks so may be sum(v), and then the

@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from collections.abc import Sequence
 from typing import NoReturn
 
 
@@ -12,8 +13,8 @@ class _Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {message} (see --help)\n")
 
 
-def main() -> int:
-    """Parse the command line and run one experiment."""
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Parse the command line (None: this process's) and run one experiment."""
     try:
         from samo_jax.experiments import modalities
         from samo_jax.experiments.benchmarks import experiment as benchmarks
@@ -34,7 +35,7 @@ def main() -> int:
         command = commands.add_parser(name, help=summary)
         experiment.add_arguments(command)
         command.set_defaults(run=experiment.run)
-    args = vars(parser.parse_args())
+    args = vars(parser.parse_args(arguments))
     return args.pop("run")(argparse.Namespace(**args))
 
 
