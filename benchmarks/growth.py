@@ -10,10 +10,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import step
-from machine import machine
 from rich.console import Console
 from rich.table import Table
 from step_models import build, cnn
+
+from samo_jax.experiments.machine import machine
 
 OUTPUT = Path(__file__).parents[1] / "docs" / "growth_benchmark.md"
 TASKS = [1, 4, 16, 64]

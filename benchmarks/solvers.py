@@ -14,7 +14,6 @@ import cvxpy as cp
 import jax
 import numpy as np
 import torch
-from machine import machine
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
@@ -22,6 +21,7 @@ from scipy.optimize import least_squares, minimize
 from torchjd import aggregation as tj
 
 import samo_jax
+from samo_jax.experiments.machine import machine
 
 OUTPUT = Path(__file__).parents[1] / "docs" / "solver_benchmark.md"
 TASKS = [2, 3, 10, 40, 100, 300, 1000]

@@ -15,13 +15,13 @@ import jax
 import numpy as np
 import optax
 import step_torch
-from machine import machine
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 from step_models import MODELS, Model
 
 import samo_jax
+from samo_jax.experiments.machine import machine
 
 OUTPUT = Path(__file__).parents[1] / "docs" / "step_benchmark.md"
 ROUNDS = 15

@@ -72,7 +72,7 @@ def test_learns_and_reports(tmp_path):
         assert len(r["metrics_curve"]) == 6
         assert r["metrics_curve"][-1] == [6, r["metrics"]]
         assert r["loss_curve"][-1] < r["loss_curve"][0] / 2
-    table = (tmp_path / "out/table.md").read_text()
+    table = (tmp_path / "out/report.md").read_text()
     for method in methods:
         assert f"| {method} |" in table
         assert method in result.stdout
@@ -103,7 +103,7 @@ def test_interrupt_keeps_finished_runs(tmp_path):
     assert process.returncode == 130
     assert "Interrupted" in output
     assert json.loads(results.read_text())["runs"]
-    assert "| mean |" in (tmp_path / "o/table.md").read_text()
+    assert "| mean |" in (tmp_path / "o/report.md").read_text()
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,5 @@
 """Experiments: `python -m samo_jax.experiments digits`. Needs the `experiments` extra.
 
-A newcomer's way in: `training.py` is the loop, `methods.py` the optimisers, `model.py`
-the network, `data.py` the images, `report.py` the pictures and tables.
+A newcomer's way in: in `benchmarks`, `training.py` is the loop, `methods.py` the
+optimisers, `generated.py` the tasks, data and networks, `report.py` the table and page.
 """

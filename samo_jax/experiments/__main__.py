@@ -3,20 +3,15 @@
 import argparse
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
 
-
-class _Parser(argparse.ArgumentParser):
-    """A parser whose errors are one line."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {message} (see --help)\n")
+from samo_jax.experiments.configuration import FileParser, Parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Parse the command line (None: this process's) and run one experiment."""
     try:
         from samo_jax.experiments import modalities
+        from samo_jax.experiments.benchmarks import compare
         from samo_jax.experiments.benchmarks import experiment as benchmarks
         from samo_jax.experiments.local import experiment as local
         from samo_jax.experiments.toy import experiment as toy
@@ -24,11 +19,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         raise SystemExit(
             f"{error.name} is missing: pip install 'samo_jax[experiments]'"
         ) from None
-    parser = _Parser(prog="python -m samo_jax.experiments")
-    commands = parser.add_subparsers(metavar="NAME", required=True)
+    parser = Parser(prog="python -m samo_jax.experiments")
+    commands = parser.add_subparsers(
+        metavar="NAME", required=True, parser_class=FileParser
+    )
     for name, experiment, summary in (
         ("toy", toy, "two losses of two parameters, drawn"),
         *benchmarks.experiments(),
+        ("compare", compare, "finished runs of a benchmark, compared"),
         ("modalities", modalities, "digits in two halves, two modalities"),
         ("local", local, "SAMO's local parts compared: 2, 11 and 40 tasks"),
     ):

@@ -2,13 +2,19 @@
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from rich import box
 from rich.table import Table
+from scipy.special import stdtrit
+
+
+def decimals_of(value: float) -> int:
+    """How many to print: of small numbers up to four."""
+    return int(np.clip(2 - np.floor(np.log10(abs(value) or 1)), 1, 4))
 
 
 def spread(values: Any, decimals: int | None = None) -> str:
@@ -19,13 +25,34 @@ def spread(values: Any, decimals: int | None = None) -> str:
     >>> spread([97.1, 97.3]), spread([0.0123, 0.0127]), spread([-0.01], 1)
     ('97.2 ± 0.1', '0.0125 ± 0.0003', '0.0')
     """
+    return _plus_minus(values, lambda values: np.std(values, ddof=1), decimals)
+
+
+def interval(values: Any, decimals: int | None = None) -> str:
+    """Mean +- half the width of its 95 % confidence interval, by the t distribution.
+
+    >>> interval([97.1, 97.3]), interval([1.0])
+    ('97.2 ± 1.3', '1.00')
+    """
+    return _plus_minus(values, half_width, decimals)
+
+
+def half_width(values: Any) -> float:
+    """Of the 95 % confidence interval of the mean of two or more values."""
+    count = len(values)
+    return stdtrit(count - 1, 0.975) * np.std(values, ddof=1) / np.sqrt(count)
+
+
+def _plus_minus(
+    values: Any, error: Callable[[Any], float], decimals: int | None
+) -> str:
     mean = float(np.mean(values))
     if decimals is None:
-        decimals = int(np.clip(2 - np.floor(np.log10(abs(mean) or 1)), 1, 4))
+        decimals = decimals_of(mean)
     text = f"{np.round(mean, decimals) + 0.0:.{decimals}f}"  # no "-0.0"
     if len(values) == 1:
         return text
-    return f"{text} ± {np.std(values, ddof=1):.{decimals}f}"
+    return f"{text} ± {error(values):.{decimals}f}"
 
 
 def markdown_table(rows: list[list[str]]) -> str:
@@ -49,10 +76,17 @@ def terminal_table(rows: list[list[str]], caption: str) -> Table:
     return table
 
 
+def replace(path: Path, text: str) -> None:
+    """Write a file in one piece, so that an interrupt cannot tear it."""
+    partial = path.with_name(f"{path.name}.partial")
+    partial.write_text(text)
+    os.replace(partial, path)
+
+
 def save(
     folder: Path, config: dict[str, Any], results: Mapping[str, Mapping[int, Any]]
 ) -> None:
-    """Write `results.json` in one piece, so that an interrupt cannot tear it."""
+    """Write `results.json`."""
     document = {
         "config": config,
         "runs": [
@@ -61,6 +95,4 @@ def save(
             for seed, run in runs.items()
         ],
     }
-    partial = folder / "results.json.partial"
-    partial.write_text(json.dumps(document, indent=1))
-    os.replace(partial, folder / "results.json")
+    replace(folder / "results.json", json.dumps(document, indent=1))

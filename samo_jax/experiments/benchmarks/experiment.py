@@ -2,20 +2,20 @@
 
 import argparse
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Sequence
 from functools import partial
 from itertools import chain
 from pathlib import Path
 from textwrap import fill, indent
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from rich.console import Console
 
-from samo_jax.experiments.benchmarks import report
 from samo_jax.experiments.benchmarks.benchmark import Benchmark
 from samo_jax.experiments.benchmarks.generated import BENCHMARKS
+from samo_jax.experiments.benchmarks.looks import make_look
 from samo_jax.experiments.benchmarks.methods import (
     ALL,
     COMBINERS,
@@ -25,7 +25,11 @@ from samo_jax.experiments.benchmarks.methods import (
     make_optimizer,
     select,
 )
-from samo_jax.experiments.benchmarks.training import Run, Trainer
+from samo_jax.experiments.benchmarks.records import Records
+from samo_jax.experiments.benchmarks.report import summarize, write_report
+from samo_jax.experiments.benchmarks.scores import Results, baseline, directions
+from samo_jax.experiments.benchmarks.tensorboard import event_files, no_events
+from samo_jax.experiments.benchmarks.training import Run, Trainer, task_losses
 from samo_jax.experiments.command import (
     epochs_progress,
     positive_int,
@@ -33,7 +37,8 @@ from samo_jax.experiments.command import (
     results_folder,
     share,
 )
-from samo_jax.experiments.tables import save, terminal_table
+from samo_jax.experiments.configuration import add_file_arguments, settings
+from samo_jax.experiments.tables import terminal_table
 
 DESCRIPTION = """\
 Compares single-task training with mean, MGDA and FairGrad, each plain, with global SAM
@@ -63,6 +68,12 @@ class Experiment(NamedTuple):
         parser.epilog = EPILOG
         parser.formatter_class = argparse.RawDescriptionHelpFormatter
         parser.add_argument(
+            "--benchmark",
+            choices=[self.name],
+            default=self.name,
+            help=argparse.SUPPRESS,
+        )
+        parser.add_argument(
             "--methods",
             nargs="+",
             type=_methods,
@@ -88,6 +99,13 @@ class Experiment(NamedTuple):
             default="test",
             help="evaluate on test or, to tune, on validation examples (default: test)",
         )
+        parser.add_argument(
+            "--tensorboard",
+            action=argparse.BooleanOptionalAction,
+            default=False,
+            help="write events for TensorBoard, too (needs the tensorboard extra)",
+        )
+        add_file_arguments(parser)
         parser.add_argument(
             "--out",
             type=Path,
@@ -121,56 +139,85 @@ def selected_methods(selections: Iterable[tuple[str, ...]]) -> list[str]:
 def run(name: str, args: argparse.Namespace) -> int:
     """Train every method with every seed; return the exit status."""
     console = Console(width=None if sys.stdout.isatty() else 160)
-    folder = results_folder(args.out, name)
+    if args.resume and args.out:
+        raise SystemExit("--out: drop it, a resumed run stays in its folder")
+    events = event_files() if args.tensorboard else no_events
+    folder = args.resume or results_folder(args.out, name)
 
     benchmark = BENCHMARKS[name](args.split)
     benchmark = benchmark._replace(
         epochs=args.epochs or benchmark.epochs,
         rho=benchmark.rho if args.rho is None else args.rho,
     )
-    methods = selected_methods(args.methods)
-    config = {**vars(args), "methods": methods, "out": str(folder), "benchmark": name}
-    config |= {"epochs": benchmark.epochs, "rho": benchmark.rho}
-    results: report.Results = {}
+    config = settings(args) | {
+        "methods": selected_methods(args.methods),
+        "epochs": benchmark.epochs,
+        "rho": benchmark.rho,
+    }
+    records = Records(folder, config, directions(benchmark.tasks), events)
     interrupted = False
-    with epochs_progress(console, max(map(len, methods)) + 8) as progress:
-        total = len(methods) * args.seeds * benchmark.epochs
-        bar = progress.add_task("compiling", total=total)
-        trainers = {
-            method: _trainers(method, benchmark, args.alpha) for method in methods
-        }
-        try:
-            for seed in range(args.seeds):
-                for method in methods:
-                    progress.update(bar, description=f"{method}, seed {seed}")
-                    part = 1 / len(trainers[method])
-                    finished = _train(
-                        trainers[method],
-                        seed,
-                        benchmark.epochs,
-                        lambda part=part: progress.advance(bar, part),
-                    )
-                    results.setdefault(method, {})[seed] = finished
-                    save(folder, config, results)
-        except KeyboardInterrupt:
-            interrupted = True
-    if not results:
-        console.print("Interrupted before the first run had finished.")
-        return 130
-    caption = _caption(args, benchmark, results)
-    report.write_report(folder, results, benchmark.tasks, caption)
-    rows = report.summarize(results, benchmark.tasks)
-    console.print(terminal_table(rows, caption))
+    try:
+        _train_all(benchmark, records, console)
+    except KeyboardInterrupt:
+        interrupted = True
+    results = records.results
+    if results:
+        caption = _caption(config, results)
+        about = str(BENCHMARKS[name].__doc__)
+        write_report(folder, results, benchmark.tasks, caption, config, about)
+        rows = summarize(results, benchmark.tasks)
+        console.print(terminal_table(rows, caption))
+        console.print(f"Saved report.html, report.md and results.json in {folder}")
     if interrupted:
-        console.print("Interrupted: these are the runs that had finished.")
-    console.print(f"Saved table.md, summary.png and results.json in {folder}")
+        console.print(
+            "Interrupted: what there is are the runs that had finished. To go on: "
+            f"python -m samo_jax.experiments {name} --resume {folder}",
+            soft_wrap=True,
+        )
     return 130 if interrupted else 0
 
 
-def _trainers(method: str, benchmark: Benchmark, alpha: float) -> list[Trainer]:
-    """Those of a method's networks (single-task: one a task)."""
+def _train_all(benchmark: Benchmark, records: Records, console: Console) -> None:
+    """Every method with every seed, but those that have finished."""
+    methods, seeds = records.config["methods"], range(records.config["seeds"])
+    left = [
+        (method, seed)
+        for seed in seeds
+        for method in methods
+        if seed not in records.results.get(method, {})
+    ]
+    trainers = _trainers(benchmark, methods, records.config["alpha"])
+    with epochs_progress(console, max(map(len, methods)) + 8) as progress:
+        total = len(methods) * len(seeds) * benchmark.epochs
+        done = total - len(left) * benchmark.epochs
+        bar = progress.add_task("compiling", total=total, completed=done)
+        for method, seed in left:
+            progress.update(bar, description=f"{method}, seed {seed}")
+            part = 1 / len(trainers[method])
+            with records.training(method, seed) as on_evaluation:
+                runs = [
+                    trainer.run(
+                        seed,
+                        benchmark.epochs,
+                        lambda part=part: progress.advance(bar, part),
+                        on_evaluation,
+                    )
+                    for trainer in trainers[method]
+                ]
+            records.finished(method, seed, _as_one(runs))
 
-    def trainer(benchmark: Benchmark) -> Trainer:
+
+def _trainers(
+    benchmark: Benchmark, methods: Sequence[str], alpha: float
+) -> dict[str, list[Trainer]]:
+    """Those of each method's networks (single-task: one a task)."""
+    look = make_look(
+        partial(task_losses, benchmark, benchmark.net(tuple(benchmark.tasks))),
+        benchmark.train.take(slice(benchmark.batch_size)),
+        tuple(benchmark.tasks),
+    )
+
+    def trainer(method, benchmark, look):
         make_tx = partial(
             make_optimizer,
             method,
@@ -180,18 +227,21 @@ def _trainers(method: str, benchmark: Benchmark, alpha: float) -> list[Trainer]:
             steps_per_epoch=benchmark.steps_per_epoch,
             learning_rate=benchmark.learning_rate,
         )
-        return Trainer(benchmark, lambda seed: make_tx(seed=seed), extra_args(method))
+        args = extra_args(method)
+        return Trainer(benchmark, lambda seed: make_tx(seed=seed), args, look)
 
-    if method == SINGLE_TASK:
-        return [trainer(benchmark.only([task])) for task in benchmark.tasks]
-    return [trainer(benchmark)]
+    return {
+        method: [
+            trainer(method, benchmark.only([task]), None) for task in benchmark.tasks
+        ]
+        if method == SINGLE_TASK
+        else [trainer(method, benchmark, look)]
+        for method in methods
+    }
 
 
-def _train(
-    trainers: list[Trainer], seed: int, epochs: int, on_epoch: Callable[[], None]
-) -> Run:
-    """One run; several networks count as one, their step times added."""
-    runs = [trainer.run(seed, epochs, on_epoch) for trainer in trainers]
+def _as_one(runs: Sequence[Run]) -> Run:
+    """Those of several networks: their step times are added."""
 
     def merged(metrics):
         return {task: of for part in metrics for task, of in part.items()}
@@ -204,17 +254,16 @@ def _train(
         ],
         loss_curve=np.mean([run.loss_curve for run in runs], axis=0).tolist(),
         seconds_per_step=sum(run.seconds_per_step for run in runs),
+        looks=[look for run in runs for look in run.looks],
     )
 
 
-def _caption(
-    args: argparse.Namespace, benchmark: Benchmark, results: report.Results
-) -> str:
+def _caption(config: dict[str, Any], results: Results) -> str:
     seeds = max(len(runs) for runs in results.values())
     return (
-        f"On {args.split} examples, mean ± standard deviation over {seeds} "
-        f"seed{'s' if seeds > 1 else ''}, {benchmark.epochs} epochs, "
-        f"rho {benchmark.rho:g}, alpha {args.alpha:g}. "
-        f"Δm: against {report.baseline(results)}, lower is better. "
+        f"On {config['split']} examples, mean ± standard deviation over {seeds} "
+        f"seed{'s' if seeds > 1 else ''}, {config['epochs']} epochs, "
+        f"rho {config['rho']:g}, alpha {config['alpha']:g}. "
+        f"Δm: against {baseline(results)}, lower is better. "
         f"time: per step, relative to plain mean, {jax.default_backend()}."
     )

@@ -1,9 +1,9 @@
 """The training loop: an ordinary Flax loop with `loss_fn=` passed to the optimiser."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict
 
 import jax
 import numpy as np
@@ -11,9 +11,26 @@ import optax
 
 import samo_jax
 from samo_jax.experiments.benchmarks.benchmark import Benchmark, Examples
+from samo_jax.experiments.benchmarks.looks import Look
 from samo_jax.experiments.benchmarks.methods import Step
 
 Metrics = dict[str, dict[str, float]]  # by task
+
+
+class Evaluation(TypedDict):
+    """What is known after an epoch.
+
+    Attributes:
+        epoch: their number.
+        loss: of each task, mean over the epoch's batches.
+        metrics: of each task, on evaluation examples.
+        look: None of a trainer that takes none.
+    """
+
+    epoch: int
+    loss: dict[str, float]
+    metrics: Metrics
+    look: Look | None
 
 
 class Run(NamedTuple):
@@ -24,12 +41,15 @@ class Run(NamedTuple):
         metrics_curve: about ten `(epoch, metrics)`.
         loss_curve: mean training loss over tasks and batches, of each epoch.
         seconds_per_step: median over the epochs after the first, which compiles.
+        looks: `(epoch, look)` for each of `metrics_curve`; none of a trainer that
+            takes none.
     """
 
     metrics: Metrics
     metrics_curve: list[tuple[int, Metrics]]
     loss_curve: list[float]
     seconds_per_step: float
+    looks: Sequence[tuple[int, Look]] = ()
 
 
 def task_losses(benchmark: Benchmark, net: Any, params: Any, batch: Examples) -> Any:
@@ -81,6 +101,7 @@ class Trainer:
         benchmark: Benchmark,
         make_tx: Callable[[int], optax.GradientTransformationExtraArgs],
         extra_args: Callable[[Step], dict[str, Any]],
+        look: Callable[[Any, Any], Look] | None = None,
     ):
         """Hold what all seeds share.
 
@@ -88,21 +109,28 @@ class Trainer:
             benchmark: tasks, network and data.
             make_tx: optimiser from seed.
             extra_args: what its `update` takes beyond `loss_fn`.
+            look: at parameters and optimiser state, with every evaluation.
         """
-        self.benchmark, self.make_tx = benchmark, make_tx
+        self.benchmark, self.make_tx, self.look = benchmark, make_tx, look
         self.net = benchmark.net(tuple(benchmark.tasks))
         losses = partial(task_losses, benchmark, self.net)
         self.train_step = make_train_step(losses, make_tx(0), extra_args)
         self.observe = jax.jit(self._observe)
 
-    def run(self, seed: int, epochs: int, on_epoch: Callable[[], None]) -> Run:
+    def run(
+        self,
+        seed: int,
+        epochs: int,
+        on_epoch: Callable[[], None],
+        on_evaluation: Callable[[Evaluation], None] = lambda _: None,
+    ) -> Run:
         """Train from scratch; the seed sets initialisation, batch order and probes."""
         train, size = self.benchmark.train, self.benchmark.batch_size
         params = self._init(seed)
         opt_state = self.make_tx(seed).init(params)
         rng, second_rng = map(np.random.default_rng, (seed, [seed, 1]))
         last = None
-        seconds, loss_curve, metrics_curve, metrics = [], [], [], {}
+        seconds, loss_curve, metrics_curve, looks, metrics = [], [], [], [], {}
         for epoch in range(1, epochs + 1):
             history = []
             start = time.perf_counter()
@@ -121,10 +149,17 @@ class Trainer:
             if epoch % max(epochs // 10, 1) == 0 or epoch == epochs:
                 metrics = self.evaluate(params)
                 metrics_curve.append((epoch, metrics))
+                look = self.look(params, opt_state) if self.look else None
+                if look:
+                    looks.append((epoch, look))
+                loss = jax.tree.map(lambda *steps: float(np.mean(steps)), *history)
+                on_evaluation(
+                    Evaluation(epoch=epoch, loss=loss, metrics=metrics, look=look)
+                )
             on_epoch()
         # The first epoch compiles.
         median = float(np.median(seconds[1:] or seconds))
-        return Run(metrics, metrics_curve, loss_curve, median)
+        return Run(metrics, metrics_curve, loss_curve, median, looks)
 
     def evaluate(self, params: Any) -> Metrics:
         """The metrics of each task."""

@@ -4,10 +4,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.typing import ArrayLike
 
 import samo_jax
+from samo_jax.experiments.benchmarks.looks import agreement
 from samo_jax.experiments.local.methods import Method, task_labels
 
 
@@ -73,12 +73,12 @@ def look(
     memory = state.perturbation_state
     local_memory = memory.local_state if method.alpha == "adaptive" else memory
     gramian = samo_jax.gramian(shared(task_grads))
-    pairs = samo_jax.gradient_cosines(gramian)[np.triu_indices(len(tasks), 1)]
+    pairs, conflicts = agreement(gramian)
     return Look(
         step=state.step,
         local=along(method.local, local_memory),
         whole=along(method.make(1.0), memory),
         anchor=mean_cosine(lambda _: mean_grad),
-        pairs=jnp.mean(pairs),
-        conflicts=samo_jax.conflict_rate(gramian),
+        pairs=pairs,
+        conflicts=conflicts,
     )

@@ -1,0 +1,140 @@
+"""Finished runs of one benchmark, compared: intervals, and paired differences."""
+
+import argparse
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+
+from samo_jax.experiments.benchmarks.records import RESULTS, load
+from samo_jax.experiments.benchmarks.scores import (
+    Directions,
+    Results,
+    baseline,
+    columns,
+    finals,
+    grouped,
+    relative,
+)
+from samo_jax.experiments.command import results_folder
+from samo_jax.experiments.configuration import run_folder
+from samo_jax.experiments.tables import (
+    decimals_of,
+    interval,
+    markdown_table,
+    terminal_table,
+)
+
+DESCRIPTION = """\
+Compare the methods in folders of finished runs of one benchmark: means over seeds with
+95 % confidence intervals, and differences to one of the methods, seed by seed."""
+
+_ALIKE = ("benchmark", "split", "higher_is_better")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command line."""
+    parser.description = DESCRIPTION
+    parser.add_argument(
+        "runs", nargs="+", type=run_folder, metavar="RUN", help="folder of a run"
+    )
+    parser.add_argument(
+        "--baseline",
+        metavar="METHOD",
+        help="which differences are to, named as in the table (default: the first)",
+    )
+    parser.add_argument("--out", type=Path, help="folder for comparison.md")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the tables, and write them where asked; return the exit status."""
+    config, results = gather(args.runs)
+    method = args.baseline or next(iter(results))
+    if method not in results:
+        raise SystemExit(
+            f"--baseline: there is no {method!r}, only {', '.join(map(repr, results))}"
+        )
+    tables = compare(results, config["higher_is_better"], method)
+    caption = (
+        f"{config['benchmark']}, {config['split']} examples: mean over seeds ± half of "
+        "its 95 % confidence interval, by the t distribution. "
+        f"Δm: against {baseline(results)}, lower is better. "
+        f"Minus {method}: over the seeds that both have."
+    )
+    console = Console(width=None if sys.stdout.isatty() else 160)
+    for table, text in zip(tables, ("", caption), strict=True):
+        console.print(terminal_table(table, text))
+    if args.out:
+        path = results_folder(args.out, "compare") / "comparison.md"
+        path.write_text("\n".join([*map(markdown_table, tables), caption, ""]))
+        console.print(f"Saved {path}")
+    return 0
+
+
+def gather(folders: Sequence[Path]) -> tuple[dict[str, Any], Results]:
+    """The settings that all runs share, and the methods of all folders.
+
+    A method that is in several is named with its folder.
+    """
+    if len({folder.resolve() for folder in folders}) < len(folders):
+        raise SystemExit("RUN: a folder is given twice; give each once")
+    loaded = {}
+    for folder in folders:
+        if not (folder / RESULTS).exists():
+            raise SystemExit(
+                f"{folder}: no run has finished; go on with it: --resume {folder}"
+            )
+        loaded[folder] = load(folder)
+    first, (config, _) = next(iter(loaded.items()))
+    for folder, (other, _) in loaded.items():
+        for key in _ALIKE:
+            if other[key] != config[key]:
+                raise SystemExit(
+                    f"{folder} has {key} {other[key]!r}, but {first} {config[key]!r}: "
+                    "compare runs of one benchmark and split"
+                )
+    count = Counter(method for _, results in loaded.values() for method in results)
+    return config, {
+        method if count[method] == 1 else f"{method} ({folder})": runs
+        for folder, (_, results) in loaded.items()
+        for method, runs in results.items()
+    }
+
+
+def compare(
+    results: Results, directions: Directions, method: str
+) -> tuple[list[list[str]], list[list[str]]]:
+    """Two tables' cells, header first: all methods, and differences to one of them."""
+    chosen = columns(directions)
+    groups = grouped(chosen)
+    deltas = relative(chosen, results, baseline(results))
+
+    def rows(of):
+        final = finals(chosen, results[of])
+        means = [final[:, index].mean(axis=1) for index in groups.values()]
+        return dict(zip(results[of], np.transpose([*means, deltas[of]]), strict=True))
+
+    scores = {of: rows(of) for of in results}  # by seed: a number for each column
+    digits = [decimals_of(x) for x in np.mean(list(scores[method].values()), axis=0)]
+    digits[-1] = 2
+
+    def cells(of, values):
+        pairs = zip(np.transpose(values), digits, strict=True)
+        return [of, str(len(values)), *(interval(*pair) for pair in pairs)]
+
+    def differences(of):
+        common = scores[of].keys() & scores[method].keys()
+        if not common:
+            return [of, "0", *["-"] * len(digits)]
+        return cells(of, [scores[of][seed] - scores[method][seed] for seed in common])
+
+    header = ["seeds", *groups, "Δm %"]
+    return (
+        [["method", *header]] + [cells(of, list(scores[of].values())) for of in scores],
+        [[f"minus {method}", *header]]
+        + [differences(of) for of in scores if of != method],
+    )

@@ -1,0 +1,61 @@
+"""How the tasks' gradients agree through training, and how they are weighted."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, TypedDict
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import samo_jax
+
+
+class Look(TypedDict):
+    """One look at a network in training.
+
+    Attributes:
+        cosine: mean between the shared gradients of two tasks.
+        conflicts: share of pairs with a negative one.
+        weights: of the tasks in the last step; None of a method that has none.
+    """
+
+    cosine: float
+    conflicts: float
+    weights: dict[str, float] | None
+
+
+def agreement(gramian: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Mean cosine between the gradients of two tasks, and share of conflicts."""
+    pairs = np.triu_indices(gramian.shape[0], 1)
+    cosines = samo_jax.gradient_cosines(gramian)[pairs]
+    return jnp.mean(cosines), samo_jax.conflict_rate(gramian)
+
+
+def make_look(
+    losses: Callable[[Any, Any], Any], batch: Any, tasks: Sequence[str]
+) -> Callable[[Any, Any], Look]:
+    """What looks at parameters and the optimiser's state; compiled once.
+
+    Args:
+        losses: `losses(params, batch)`, of each task.
+        batch: always the same.
+        tasks: two or more, which are also the names of the heads' parameters.
+    """
+
+    @jax.jit
+    def agree(params, batch):
+        task_grads = samo_jax.task_gradients(lambda p: losses(p, batch), params)
+        shared = {name: task_grads[name] for name in params if name not in tasks}
+        return agreement(samo_jax.gramian(shared))
+
+    def look(params, opt_state):
+        cosine, conflicts = map(float, agree(params, batch))
+        state = optax.tree.get(opt_state, "MultitaskState")
+        weights = None
+        if state is not None:
+            # JAX sorts the losses by name.
+            weights = dict(zip(sorted(tasks), state.weights.tolist(), strict=True))
+        return Look(cosine=cosine, conflicts=conflicts, weights=weights)
+
+    return look

@@ -1,0 +1,103 @@
+"""The files of a run folder that training writes, and reading them back.
+
+`config.json` has the settings, `results.json` every finished training run, and
+`metrics.jsonl` a line an evaluation, as it happens.
+"""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from samo_jax.experiments.benchmarks.scores import Directions, Results
+from samo_jax.experiments.benchmarks.tensorboard import Events, Write
+from samo_jax.experiments.benchmarks.training import Run
+from samo_jax.experiments.configuration import CONFIG
+from samo_jax.experiments.tables import replace, save
+
+RESULTS, LINES = "results.json", "metrics.jsonl"
+
+
+def load(folder: Path) -> tuple[dict[str, Any], Results]:
+    """What `results.json` has: the settings, and the finished runs."""
+    document = json.loads((folder / RESULTS).read_text())
+    results: Results = {}
+    for run in document["runs"]:
+        method, seed = run.pop("method"), run.pop("seed")
+        results.setdefault(method, {})[seed] = Run(**run)
+    return document["config"], results
+
+
+class Records:
+    """Those of one folder.
+
+    Attributes:
+        config: the settings.
+        results: of the runs that have finished, also before an interrupt.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        config: dict[str, Any],
+        directions: Directions,
+        events: Events,
+    ):
+        """Begin in an empty folder, or go on in one whose settings are the same.
+
+        Args:
+            folder: where the files go.
+            config: the settings.
+            directions: whether higher is better, by task and metric.
+            events: for TensorBoard.
+        """
+        self.config = config
+        self._folder, self._directions, self._events = folder, directions, events
+        self.results: Results = {}
+        path = folder / CONFIG
+        if not path.exists():
+            replace(path, json.dumps(config, indent=1))
+            return
+        saved = json.loads(path.read_text())
+        changed = [key for key in config if config[key] != saved.get(key)]
+        if changed:
+            raise SystemExit(
+                f"--resume: {path} has {changed[0]} {saved.get(changed[0])!r}, "
+                f"not {config[changed[0]]!r}: drop the options beside --resume"
+            )
+        if (folder / RESULTS).exists():
+            _, self.results = load(folder)
+        self._drop_unfinished_lines()
+
+    @contextmanager
+    def training(self, method: str, seed: int) -> Iterator[Write]:
+        """What takes a run's evaluations as they happen."""
+        with self._events(self._folder / "tensorboard" / method / f"seed{seed}") as add:
+
+            def write(evaluation):
+                line = json.dumps({"method": method, "seed": seed, **evaluation})
+                with (self._folder / LINES).open("a") as file:
+                    file.write(line + "\n")
+                add(evaluation)
+
+            yield write
+
+    def finished(self, method: str, seed: int, run: Run) -> None:
+        """Keep a run, in `results.json` too."""
+        self.results.setdefault(method, {})[seed] = run
+        config = {**self.config, "higher_is_better": self._directions}
+        save(self._folder, config, self.results)
+
+    def _drop_unfinished_lines(self) -> None:
+        """Runs that an interrupt cut short start anew, and write theirs again."""
+        path = self._folder / LINES
+        if path.exists():
+            # An interrupt may have torn the last line, which is of an unfinished run.
+            lines = path.read_text().splitlines(keepends=True)
+            kept = [line for line in lines if line.endswith("\n") and self._done(line)]
+            replace(path, "".join(kept))
+
+    def _done(self, line: str) -> bool:
+        record = json.loads(line)
+        return record["seed"] in self.results.get(record["method"], {})

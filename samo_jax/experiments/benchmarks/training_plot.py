@@ -1,0 +1,141 @@
+"""The picture of what the looks at networks in training saw."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
+from matplotlib.ticker import MaxNLocator
+
+from samo_jax.experiments.benchmarks.scores import Results
+from samo_jax.experiments.benchmarks.training import Run
+
+_MOST_IN_A_ROW = 5
+_MOST_LINES = 10
+
+
+class Curves(NamedTuple):
+    """The looks at one method's networks, means over seeds.
+
+    Attributes:
+        epochs: of the looks, shape (L,).
+        cosine: between the gradients of two tasks, shape (L,).
+        conflicts: share of pairs, shape (L,).
+        weights: by task, shape (L,), divided by the sum of their magnitudes; of a
+            method that has none, nothing.
+    """
+
+    epochs: np.ndarray
+    cosine: np.ndarray
+    conflicts: np.ndarray
+    weights: dict[str, np.ndarray]
+
+
+def curves(runs: Sequence[Run]) -> Curves:
+    """Those of a method's runs."""
+    looks = [[look for _, look in run.looks] for run in runs]
+    cosine, conflicts = (
+        np.mean([[look[name] for look in of] for of in looks], axis=0)
+        for name in ("cosine", "conflicts")
+    )
+    tasks = list(looks[0][0]["weights"] or ())
+    weights = np.array(
+        [[list((look["weights"] or {}).values()) for look in of] for of in looks]
+    )
+    total = np.abs(weights).sum(axis=-1, keepdims=True)
+    shares = (weights / np.where(total == 0, 1, total)).mean(axis=0).T
+    epochs = np.array([epoch for epoch, _ in runs[0].looks])
+    return Curves(epochs, cosine, conflicts, dict(zip(tasks, shares, strict=True)))
+
+
+def plot_training(results: Results, path: Path) -> bool:
+    """Draw two panels for each method that was looked at; False where none was."""
+    seen = {
+        method: curves(list(runs.values()))
+        for method, runs in results.items()
+        if all(run.looks for run in runs.values())
+    }
+    if not seen:
+        return False
+    num_tasks = max(len(of.weights) for of in seen.values())
+    colored = num_tasks > _MOST_LINES
+    width = min(len(seen), _MOST_IN_A_ROW)
+    rows = -(-len(seen) // width)
+    heights = [1.8, 0.09 * num_tasks if colored else 1.8]
+    figure, axes = plt.subplots(
+        2 * rows,
+        width,
+        figsize=(1.8 + 2.3 * width, 0.8 + rows * sum(heights)),
+        height_ratios=heights * rows,
+        sharex=True,
+        sharey="row",
+        squeeze=False,
+        layout="constrained",
+    )
+    uppers, lowers = axes[::2].ravel(), axes[1::2].ravel()
+    for panel in (*uppers[len(seen) :], *lowers[len(seen) :]):
+        panel.set_axis_off()
+    shares = [share for of in seen.values() for share in of.weights.values()]
+    norm = Normalize(np.min(shares or 0), np.max(shares or 1))
+    for (method, of), upper, lower in zip(seen.items(), uppers, lowers, strict=False):
+        upper.set_title(method, fontsize=9)
+        _plot_agreement(upper, of)
+        if not of.weights:
+            lower.text(0.5, 0.5, "no weights", transform=lower.transAxes, ha="center")
+        elif colored:
+            _paint_weights(lower, of, norm)
+        else:
+            _plot_weights(lower, of)
+    for upper, lower in axes.reshape(rows, 2, width)[:, :, 0]:
+        upper.set_ylabel("agreement")
+        lower.set_ylabel("weight, relative")
+        if colored:
+            lower.tick_params(axis="y", labelsize=5)
+    for lower in lowers:
+        lower.set_xlabel("epoch")
+        lower.tick_params(labelbottom=True)
+        lower.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    if colored:
+        figure.colorbar(ScalarMappable(norm), ax=list(lowers))
+    labels = {
+        label: handle
+        for panel in axes.flat
+        for handle, label in zip(*panel.get_legend_handles_labels(), strict=True)
+    }
+    figure.legend(
+        labels.values(), labels.keys(), loc="outside lower center", ncols=2 * width
+    )
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
+    return True
+
+
+def _plot_agreement(axes: Axes, of: Curves) -> None:
+    axes.axhline(0, color="grey", lw=0.8)
+    axes.plot(of.epochs, of.cosine, ".-k", label="mean cosine")
+    axes.plot(of.epochs, of.conflicts, ".--k", label="share of conflicts")
+    axes.grid(alpha=0.3)
+
+
+def _plot_weights(axes: Axes, of: Curves) -> None:
+    for index, (task, share) in enumerate(of.weights.items()):
+        axes.plot(of.epochs, share, ".-", color=f"C{index}", label=task)
+    axes.grid(alpha=0.3)
+
+
+def _paint_weights(axes: Axes, of: Curves, norm: Normalize) -> None:
+    tasks = list(of.weights)
+    axes.pcolormesh(
+        [0, *of.epochs],  # each from the look before to its own
+        np.arange(len(tasks) + 1),
+        np.array(list(of.weights.values())),
+        norm=norm,
+    )
+    axes.set_yticks(np.arange(len(tasks)) + 0.5, tasks)

@@ -1,0 +1,111 @@
+"""Settings of a run: on the command line and in files."""
+
+import argparse
+import copy
+import json
+import tomllib
+from pathlib import Path
+from typing import Any, NoReturn
+
+CONFIG = "config.json"
+_NO_SETTINGS = ("config", "resume", "out", "run")
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Say what is wrong, and end."""
+        self.exit(2, f"{self.prog}: {message} (see --help)\n")
+
+
+class FileParser(Parser):
+    """A parser whose defaults come from `--config FILE` or `--resume FOLDER`."""
+
+    def parse_known_args(self, args=None, namespace=None):  # pyrefly: ignore
+        """Parse twice: for the file, and with its settings as defaults."""
+        parsed = super().parse_known_args(args, namespace)
+        path = _file(parsed[0])
+        if path is None:
+            return parsed
+        self.set_defaults(**self._read(path))
+        return super().parse_known_args(args, namespace)
+
+    def _read(self, path: Path) -> dict[str, Any]:
+        """The settings of a file, checked as arguments are."""
+        try:
+            document = _load(path)
+        except (OSError, ValueError) as error:
+            self.error(f"{path} must be a JSON file, or a .toml file: {error}")
+        if not isinstance(document, dict):
+            self.error(f"{path} must hold settings by name, got {document!r:.40}")
+        reader = copy.copy(self)
+        known = settings(reader.parse_args([]))
+        values = {}
+        for key, value in document.items():
+            reader.prog = f"{path}: {key!r}"
+            if key not in known:
+                reader.error(f"is no setting; there are {', '.join(known)}")
+            if value is not None:
+                values[key] = getattr(reader.parse_args(arguments(key, value)), key)
+        return values
+
+
+def add_file_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare `--config` and `--resume`."""
+    group = parser.add_mutually_exclusive_group()
+    group.add_argument(
+        "--config",
+        type=Path,
+        metavar="FILE",
+        help="JSON or TOML file of settings, named as the options are, that stand "
+        f"where the command line gives none; as the {CONFIG} of a run",
+    )
+    group.add_argument(
+        "--resume",
+        type=run_folder,
+        metavar="FOLDER",
+        help="go on with an interrupted run in its folder, with its settings",
+    )
+
+
+def run_folder(text: str) -> Path:
+    """An argument type."""
+    if not (Path(text) / CONFIG).is_file():
+        raise argparse.ArgumentTypeError(
+            f"{text} is no folder of a run: it has no {CONFIG}"
+        )
+    return Path(text)
+
+
+def settings(args: argparse.Namespace) -> dict[str, Any]:
+    """The arguments that a run's outcome depends on, as JSON has them."""
+    return {
+        key: str(value) if isinstance(value, Path) else value
+        for key, value in vars(args).items()
+        if key not in _NO_SETTINGS
+    }
+
+
+def arguments(key: str, value: Any) -> list[str]:
+    """A setting as words of the command line.
+
+    >>> arguments("rho", 0.1), arguments("methods", ["mean", "mgda"])
+    (['--rho=0.1'], ['--methods', 'mean', 'mgda'])
+    """
+    name = key.replace("_", "-")
+    if isinstance(value, bool):
+        return [f"--{name}" if value else f"--no-{name}"]
+    if isinstance(value, list):
+        return [f"--{name}", *map(str, value)]
+    return [f"--{name}={value}"]
+
+
+def _file(args: argparse.Namespace) -> Path | None:
+    resumed = getattr(args, "resume", None)
+    return resumed / CONFIG if resumed else getattr(args, "config", None)
+
+
+def _load(path: Path) -> Any:
+    text = path.read_text()
+    return tomllib.loads(text) if path.suffix == ".toml" else json.loads(text)

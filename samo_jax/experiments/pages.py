@@ -1,0 +1,47 @@
+"""Reports as pages: in Markdown, and in HTML with the pictures inside."""
+
+import base64
+from pathlib import Path
+from string import Template
+from typing import Any
+
+from markdown_it import MarkdownIt
+
+_HTML = Template("""\
+<!doctype html>
+<html lang="en">
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width">
+<title>$title</title>
+<style>
+body { font: 16px/1.5 sans-serif; max-width: 75rem; margin: 2rem auto; padding: 0 1rem }
+table { border-collapse: collapse; display: block; overflow-x: auto }
+th, td { padding: 0.2rem 0.7rem; border-bottom: 1px solid #ccc; white-space: nowrap }
+pre { background: #f3f3f3; padding: 0.7rem; overflow-x: auto }
+img { max-width: 100% }
+</style>
+$body</html>
+""")
+
+
+def write_page(folder: Path, title: str, text: str) -> None:
+    """Write `report.md` and `report.html`.
+
+    Args:
+        folder: where they go; it has the pictures that the text names.
+        title: without a line break.
+        text: in Markdown.
+    """
+    page = f"# {title}\n\n{text}"
+    (folder / "report.md").write_text(page)
+    markdown = MarkdownIt("js-default")
+    markdown.add_render_rule("image", _embedded)
+    body = markdown.render(page, {"folder": folder})
+    (folder / "report.html").write_text(_HTML.substitute(title=title, body=body))
+
+
+def _embedded(renderer: Any, tokens: Any, index: int, options: Any, env: Any) -> str:
+    image = tokens[index]
+    picture = base64.b64encode((env["folder"] / image.attrs["src"]).read_bytes())
+    image.attrSet("src", f"data:image/png;base64,{picture.decode()}")
+    return renderer.image(tokens, index, options, env)
