@@ -12,7 +12,8 @@ import numpy as np
 import optax
 import pytest
 
-from samo_jax.experiments.benchmarks import experiment, report
+from samo_jax.experiments.__main__ import main
+from samo_jax.experiments.benchmarks import experiment, report, scores
 from samo_jax.experiments.benchmarks.generated import BENCHMARKS
 from samo_jax.experiments.benchmarks.methods import (
     COMBINERS,
@@ -54,7 +55,7 @@ def test_data(split):
 
 
 def test_learns_and_reports(tmp_path):
-    methods = ["single-task", "mean", "fairgrad+samo", "modo"]
+    methods = ["single-task", "mean", "fairgrad+samo"]
     result = run(
         *["--seeds", "2", "--epochs", "6", "--out", "out", "--methods", *methods],
         cwd=tmp_path,
@@ -118,18 +119,20 @@ def test_interrupt_keeps_finished_runs(tmp_path):
         (["--out", "."], "--out: . exists and is not an empty folder"),
     ],
 )
-def test_wrong_values_get_one_line(tmp_path, args, message):
+def test_wrong_values_get_one_line(monkeypatch, tmp_path, capsys, args, message):
     (tmp_path / "taken").touch()
-    result = run(*args, cwd=tmp_path)
-    assert result.returncode != 0
-    assert message in result.stderr
-    assert result.stderr.count("\n") == 1
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as exited:
+        main(["digits", *args])
+    printed = capsys.readouterr().err or f"{exited.value.code}\n"
+    assert message in printed
+    assert printed.count("\n") == 1
 
 
-def test_help_lists_the_combiners(tmp_path):
-    result = run("--help", cwd=tmp_path)
-    assert result.returncode == 0
-    words = result.stdout.replace(",", " ").split()
+def test_help_lists_the_combiners(capsys):
+    with pytest.raises(SystemExit):
+        main(["digits", "--help"])
+    words = capsys.readouterr().out.replace(",", " ").split()
     assert {"single-task", "all", *COMBINERS} <= set(words)
 
 
@@ -169,7 +172,7 @@ def test_summary():
     assert single[1:3] == ["85.0 ± 7.1", "50.0 ± 0.0"]
     # -(85 - 85) / 85 and -(60 - 50) / 50; -(68 - 85) / 85 and 0
     np.testing.assert_allclose(
-        report.delta_m(results, TWO_TASKS)["mean"], [-10, 10], rtol=1e-5
+        scores.delta_m(scores.columns(TWO_TASKS), results)["mean"], [-10, 10], rtol=1e-5
     )
     assert mean[3:] == ["0.0 ± 14.1", "1.00"]
     assert single[4] == "1.50"
@@ -192,27 +195,26 @@ def test_plot_of_many_methods(tmp_path):
     assert (tmp_path / "summary.png").stat().st_size > 10_000
 
 
-@pytest.mark.parametrize("name", BENCHMARKS)
+@pytest.mark.parametrize("name", sorted(BENCHMARKS.keys() - {"scenes2"}))  # of scenes
 def test_every_benchmark_learns(name):
     """A few steps on a small part lower the loss; heads carry their task's name."""
     benchmark = BENCHMARKS[name]("validation")
     small = benchmark._replace(
-        train=benchmark.train.take(slice(40)),
-        evaluation=benchmark.evaluation.take(slice(30)),
-        batch_size=20,
+        train=benchmark.train.take(slice(20)),
+        evaluation=benchmark.evaluation.take(slice(10)),
+        batch_size=10,
     )
-    tasks = tuple(small.tasks)
+    tasks = set(small.tasks)
     trainer = Trainer(small, lambda _: optax.adam(3e-3), extra_args("mean"))
     finished = trainer.run(0, 8, lambda: None)
     assert finished.loss_curve[-1] < 0.9 * finished.loss_curve[0]
     for task, of in finished.metrics.items():
         assert set(of) == set(small.tasks[task].higher_is_better)
         assert np.all(np.isfinite(list(of.values())))
-    params = trainer._init(0)
-    assert set(tasks) < set(params)
-    alone = small.only(tasks[1:2])
-    assert set(
-        alone.net(tasks[1:2]).init(
-            jax.random.key(0), alone.train.take(slice(1)).inputs
-        )["params"]
-    ) & set(tasks) == {tasks[1]}
+
+    def modules(net):
+        shapes = jax.eval_shape(net.init, jax.random.key(0), small.train.inputs)
+        return set(shapes["params"])
+
+    assert tasks < modules(trainer.net)
+    assert modules(small.net(sorted(tasks)[:1])) & tasks == {min(tasks)}

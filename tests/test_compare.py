@@ -8,11 +8,12 @@ from scipy import stats
 
 from samo_jax.experiments.benchmarks import compare
 from samo_jax.experiments.benchmarks.records import Records
+from samo_jax.experiments.benchmarks.scores import Column
 from samo_jax.experiments.benchmarks.tensorboard import no_events
 from samo_jax.experiments.benchmarks.training import Run
 from samo_jax.experiments.tables import half_width, interval
 
-DIRECTIONS = {"left": {"accuracy": True}, "right": {"error": False}}
+COLUMNS = [Column("left", "accuracy", True), Column("right", "error", False)]
 SINGLE = {0: (90.0, 2.0), 1: (94.0, 2.4), 2: (92.0, 2.2)}
 MEAN = {0: (91.0, 2.5), 1: (95.5, 2.4), 2: (91.5, 2.9)}
 SAMO = {1: (93.0, 2.0), 2: (90.0, 2.1), 3: (99.0, 1.0)}
@@ -21,7 +22,7 @@ SAMO = {1: (93.0, 2.0), 2: (90.0, 2.1), 3: (99.0, 1.0)}
 def write(folder, methods, split="test", benchmark="hand-made"):
     folder.mkdir()
     config = {"benchmark": benchmark, "split": split}
-    records = Records(folder, config, DIRECTIONS, no_events)
+    records = Records(folder, config, COLUMNS, no_events)
     for method, seeds in methods.items():
         for seed, (left, right) in seeds.items():
             metrics = {"left": {"accuracy": left}, "right": {"error": right}}
@@ -105,10 +106,10 @@ def test_a_method_of_several_folders_is_named_with_its_folder(tmp_path, first):
     _, results = compare.gather([first, second])
     names = ["single-task", f"mean ({first})", f"mean ({second})", "mgda"]
     assert list(results) == names
-    _, differences = compare.compare(results, DIRECTIONS, f"mean ({first})")
+    _, differences = compare.compare(results, COLUMNS, f"mean ({first})")
     assert differences[2] == [f"mean ({second})", "0", "-", "-", "-"]
     # Of one seed there is no interval.
-    table, _ = compare.compare(results, DIRECTIONS, "mgda")
+    table, _ = compare.compare(results, COLUMNS, "mgda")
     assert table[3][1:4] == ["1", "1.0", "1.00"]
 
 

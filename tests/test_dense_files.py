@@ -13,42 +13,18 @@ from samo_jax.experiments.data.dense_files import (
     linear_weights,
     scale_crop_flip,
 )
-from samo_jax.experiments.data.loading import shuffled_batches
+from samo_jax.experiments.data.loading import ordered_batches, shuffled_batches
+
+from miniatures import COUNTS, write_dense
 
 LAYOUTS = {"nyu_v2": NYU_V2, "cityscapes": CITYSCAPES}
-COUNTS = {"train": 3, "val": 2}
-
-
-def arrays(layout, rng):
-    """What the files of one example hold, in the types they may have."""
-    normals = rng.normal(size=(*layout.size, 3))
-    normals /= np.linalg.norm(normals, axis=-1, keepdims=True)
-    content = {
-        "segmentation": rng.integers(-1, layout.num_classes, layout.size).astype("f4"),
-        "depth": rng.uniform(0, 9, (*layout.size, 1)),
-        "normals": normals,
-    }
-    return {
-        "image": rng.random((*layout.size, 3)),
-        **{layout.folders[task]: content[task] for task in layout.folders},
-    }
-
-
-def write(folder, layout):
-    rng = np.random.default_rng(0)
-    for split, count in COUNTS.items():
-        for index in range(count):
-            for name, array in arrays(layout, rng).items():
-                path = folder / split / name / f"{index}.npy"
-                path.parent.mkdir(parents=True, exist_ok=True)
-                np.save(path, array)
 
 
 @pytest.fixture(scope="module", params=LAYOUTS)
 def data(request, tmp_path_factory):
     """A folder in the full format and size, and its layout."""
     folder = tmp_path_factory.mktemp(request.param)
-    write(folder, LAYOUTS[request.param])
+    write_dense(folder, LAYOUTS[request.param])
     return folder, LAYOUTS[request.param]
 
 
@@ -56,7 +32,7 @@ def data(request, tmp_path_factory):
 def small(tmp_path):
     """A folder of NYU-v2's format with images of 8 x 12, and its layout."""
     layout = NYU_V2._replace(size=(8, 12))
-    write(tmp_path, layout)
+    write_dense(tmp_path, layout)
     return tmp_path, layout
 
 
@@ -105,6 +81,14 @@ def test_batches(small):
     again = three_epochs(augment=scale_crop_flip, threads=3)
     jax.tree.map(np.testing.assert_array_equal, augmented, again)
     assert len({image.tobytes() for images, _ in augmented for image in images}) > 5
+
+
+def test_ordered_batches(small):
+    files = DenseFiles(*small, "train")
+    first, rest = ordered_batches(files, 2)
+    images = np.concatenate([first[0], rest[0]])
+    np.testing.assert_array_equal(images, [image for image, _ in files])
+    assert rest[1]["depth"].shape == (1, 8, 12, 1)
 
 
 def test_batches_that_are_too_large(small):

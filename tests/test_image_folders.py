@@ -14,72 +14,18 @@ from samo_jax.experiments.data.image_folders import (
 )
 from samo_jax.experiments.data.loading import shuffled_batches
 
-ATTRIBUTES = ["5_o_Clock_Shadow", "Male", "Young"]
-FACES = {  # part and attributes
-    "000001.jpg": (0, (-1, 1, 1)),
-    "000002.jpg": (1, (1, -1, 1)),
-    "000003.jpg": (0, (1, 1, -1)),
-    "000004.jpg": (2, (-1, -1, -1)),
-}
-LAYOUTS = {
-    "flat": ("img_align_celeba", "", "", "txt"),
-    "distributed": ("Img/img_align_celeba", "Anno", "Eval", "txt"),
-    "csv": ("img_align_celeba/img_align_celeba", "", "", "csv"),
-}
+from miniatures import (
+    ATTRIBUTES,
+    CELEBA_LAYOUTS,
+    FACES,
+    colour,
+    write_celeba,
+    write_image,
+    write_office,
+)
 
 
-def colour(k):
-    """A colour of its own for each image."""
-    return (20 * k, 255 - 30 * k, 100)
-
-
-def write(path, text):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text)
-
-
-def write_image(path, rgb, size=(178, 218)):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", size, rgb).save(path, quality=95)
-
-
-def write_celeba(folder, layout="flat"):
-    images, anno, evaluation, suffix = LAYOUTS[layout]
-    for k, name in enumerate(FACES):
-        write_image(folder / images / name, colour(k))
-    if suffix == "txt":
-        attributes = [str(len(FACES)), " ".join(ATTRIBUTES) + " "]
-        attributes += [
-            f"{name} " + " ".join(f"{value:2d}" for value in values)
-            for name, (_, values) in FACES.items()
-        ]
-        parts = [f"{name} {part}" for name, (part, _) in FACES.items()]
-    else:
-        attributes = [",".join(["image_id", *ATTRIBUTES])]
-        attributes += [
-            ",".join([name, *map(str, values)]) for name, (_, values) in FACES.items()
-        ]
-        parts = ["image_id,partition"]
-        parts += [f"{name},{part}" for name, (part, _) in FACES.items()]
-    write(folder / anno / f"list_attr_celeba.{suffix}", "\n".join(attributes) + "\n")
-    write(
-        folder / evaluation / f"list_eval_partition.{suffix}", "\n".join(parts) + "\n"
-    )
-
-
-def write_office(folder, images="office"):
-    for k, domain in enumerate(OFFICE_DOMAINS):
-        for suffix, number in (("train", 1), ("val", 2), ("test", 3)):
-            listed = [
-                f"{domain}/Calendar/0000{number}.jpg 0",
-                f"{domain}/Exit_Sign/0000{number}.jpg 29",
-            ]
-            write(folder / "split" / f"{domain}_{suffix}.txt", "\n".join(listed) + "\n")
-            for line in listed:
-                write_image(folder / images / line.split()[0], colour(k + 1), (60, 40))
-
-
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", CELEBA_LAYOUTS)
 def test_celeba(tmp_path, layout):
     write_celeba(tmp_path, layout)
     for part, split in enumerate(("train", "validation", "test")):

@@ -256,7 +256,8 @@ def test_looks():
     loss_fn = lambda p: losses(p, x)  # noqa: E731
     _, grads = samo_jax.mean_value_and_grad(loss_fn)(params)
     _, state = tx.update(grads, state, params, loss_fn=loss_fn)
-    look = make_look(losses, x, tasks)(params, (state, optax.EmptyState()))
+    look_at = make_look(lambda params, x, _: (losses(params, x), {}), x, tasks)
+    look = look_at(params, (state, optax.EmptyState()), None)
 
     a, _, c = np.array(x @ params["trunk"])
     rows = np.array([2 * c * x[2], np.cos(a) * x[0], x[1]])
@@ -265,7 +266,7 @@ def test_looks():
     np.testing.assert_allclose(look["cosine"], cosines.mean(), rtol=1e-5)
     np.testing.assert_allclose(look["conflicts"], np.mean(cosines < 0), rtol=1e-6)
     assert look["weights"] == pytest.approx({"a": 0.2, "b": 0.3, "c": 0.5})
-    assert make_look(losses, x, tasks)(params, ())["weights"] is None
+    assert look_at(params, (), None)["weights"] is None
     json.dumps(look)
 
 

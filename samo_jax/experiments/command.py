@@ -37,6 +37,11 @@ def radius(text: str) -> float:
     return _number(text, "a finite non-negative number", 0.0, 1e30)
 
 
+def positive(text: str) -> float:
+    """An argument type."""
+    return _number(text, "a finite positive number", 1e-30, 1e30)
+
+
 def share(text: str) -> float:
     """An argument type."""
     return _number(text, "a number in [0, 1]", 0.0, 1.0)

@@ -1,11 +1,12 @@
 """What a benchmark is: tasks, a network, data, and how long to train."""
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 import flax.linen as nn
 import jax
 import numpy as np
+import optax
 
 from samo_jax.experiments.benchmarks.tasks import Task
 
@@ -21,6 +22,11 @@ class Examples(NamedTuple):
     inputs: Any
     labels: dict[str, np.ndarray]
 
+    @property
+    def num_examples(self) -> int:
+        """N."""
+        return len(next(iter(self.labels.values())))
+
     def take(self, index: Any) -> "Examples":
         """Those of an index array or a slice."""
         return jax.tree.map(lambda leaf: leaf[index], self)
@@ -33,14 +39,41 @@ class Examples(NamedTuple):
         self, batch_size: int, rng: np.random.Generator | None = None
     ) -> Iterator["Examples"]:
         """One epoch: full batches in random order, or, without one, all in order."""
-        count = len(next(iter(self.labels.values())))
+        count = self.num_examples
         order = np.arange(count) if rng is None else rng.permutation(count)
         stop = count if rng is None else count - batch_size + 1
         for start in range(0, stop, batch_size):
             yield self.take(order[start : start + batch_size])
 
 
-class Benchmark(NamedTuple):
+class Data(Protocol):
+    """What is trained on or evaluated: `Examples` in memory, or others read in time."""
+
+    @property
+    def num_examples(self) -> int:
+        """Their number."""
+        ...
+
+    def only(self, tasks: Sequence[str]) -> Any:
+        """With these tasks alone."""
+        ...
+
+    def batches(
+        self, batch_size: int, rng: np.random.Generator | None = None
+    ) -> Iterator[Examples]:
+        """One epoch: full batches in random order, or, without one, all in order."""
+        ...
+
+
+DataT = TypeVar("DataT", bound=Data)
+
+
+def adam(learning_rate: float, _: int) -> optax.GradientTransformation:
+    """Adam with a constant learning rate."""
+    return optax.adam(learning_rate)
+
+
+class Benchmark(NamedTuple, Generic[DataT]):
     """Tasks, a network and data.
 
     Attributes:
@@ -51,20 +84,29 @@ class Benchmark(NamedTuple):
         evaluation: no example of which is in `train`.
         batch_size: of training.
         epochs: of training.
-        learning_rate: of Adam.
+        learning_rate: of the optimiser.
         rho: radius.
+        alpha: share of the global gradient in SAMO's perturbation.
+        optimizer: from the learning rate and the number of steps in an epoch.
+        has_modes: whether the network is called with `train=`, having batch norm or
+            dropout.
+        evaluation_batch_size: of evaluation.
     """
 
     tasks: dict[str, Task]
     net: Callable[[Sequence[str]], nn.Module]
-    train: Examples
-    evaluation: Examples
+    train: DataT
+    evaluation: DataT
     batch_size: int
     epochs: int
     learning_rate: float
     rho: float
+    alpha: float = 0.5
+    optimizer: Callable[[float, int], optax.GradientTransformation] = adam
+    has_modes: bool = False
+    evaluation_batch_size: int = 500
 
-    def only(self, tasks: Sequence[str]) -> "Benchmark":
+    def only(self, tasks: Sequence[str]) -> "Benchmark[DataT]":
         """With these tasks alone."""
         return self._replace(
             tasks={task: self.tasks[task] for task in tasks},
@@ -75,4 +117,4 @@ class Benchmark(NamedTuple):
     @property
     def steps_per_epoch(self) -> int:
         """Number of full batches."""
-        return len(next(iter(self.train.labels.values()))) // self.batch_size
+        return self.train.num_examples // self.batch_size

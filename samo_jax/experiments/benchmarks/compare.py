@@ -12,13 +12,12 @@ from rich.console import Console
 
 from samo_jax.experiments.benchmarks.records import RESULTS, load
 from samo_jax.experiments.benchmarks.scores import (
-    Directions,
+    Column,
     Results,
     baseline,
-    columns,
+    delta_m,
     finals,
     grouped,
-    relative,
 )
 from samo_jax.experiments.command import results_folder
 from samo_jax.experiments.configuration import run_folder
@@ -33,7 +32,7 @@ DESCRIPTION = """\
 Compare the methods in folders of finished runs of one benchmark: means over seeds with
 95 % confidence intervals, and differences to one of the methods, seed by seed."""
 
-_ALIKE = ("benchmark", "split", "higher_is_better")
+_ALIKE = ("benchmark", "split", "columns")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -58,11 +57,12 @@ def run(args: argparse.Namespace) -> int:
         raise SystemExit(
             f"--baseline: there is no {method!r}, only {', '.join(map(repr, results))}"
         )
-    tables = compare(results, config["higher_is_better"], method)
+    columns = [Column(*column) for column in config["columns"]]
+    tables = compare(results, columns, method)
     caption = (
         f"{config['benchmark']}, {config['split']} examples: mean over seeds ± half of "
         "its 95 % confidence interval, by the t distribution. "
-        f"Δm: against {baseline(results)}, lower is better. "
+        f"Δm: against {baseline(columns, results)}, lower is better. "
         f"Minus {method}: over the seeds that both have."
     )
     console = Console(width=None if sys.stdout.isatty() else 160)
@@ -106,15 +106,14 @@ def gather(folders: Sequence[Path]) -> tuple[dict[str, Any], Results]:
 
 
 def compare(
-    results: Results, directions: Directions, method: str
+    results: Results, columns: list[Column], method: str
 ) -> tuple[list[list[str]], list[list[str]]]:
     """Two tables' cells, header first: all methods, and differences to one of them."""
-    chosen = columns(directions)
-    groups = grouped(chosen)
-    deltas = relative(chosen, results, baseline(results))
+    groups = grouped(columns)
+    deltas = delta_m(columns, results)
 
     def rows(of):
-        final = finals(chosen, results[of])
+        final = finals(columns, results[of])
         means = [final[:, index].mean(axis=1) for index in groups.values()]
         return dict(zip(results[of], np.transpose([*means, deltas[of]]), strict=True))
 

@@ -1,6 +1,7 @@
 """Running a benchmark with any methods: table, picture and results."""
 
 import argparse
+import inspect
 import sys
 from collections.abc import Iterable, Sequence
 from functools import partial
@@ -13,6 +14,7 @@ import jax
 import numpy as np
 from rich.console import Console
 
+from samo_jax.experiments.benchmarks import files
 from samo_jax.experiments.benchmarks.benchmark import Benchmark
 from samo_jax.experiments.benchmarks.generated import BENCHMARKS
 from samo_jax.experiments.benchmarks.looks import make_look
@@ -23,15 +25,17 @@ from samo_jax.experiments.benchmarks.methods import (
     SINGLE_TASK,
     extra_args,
     make_optimizer,
+    needs_second_batch,
     select,
 )
 from samo_jax.experiments.benchmarks.records import Records
 from samo_jax.experiments.benchmarks.report import summarize, write_report
-from samo_jax.experiments.benchmarks.scores import Results, baseline, directions
+from samo_jax.experiments.benchmarks.scores import Results, baseline, columns
 from samo_jax.experiments.benchmarks.tensorboard import event_files, no_events
 from samo_jax.experiments.benchmarks.training import Run, Trainer, task_losses
 from samo_jax.experiments.command import (
     epochs_progress,
+    positive,
     positive_int,
     radius,
     results_folder,
@@ -64,7 +68,8 @@ class Experiment(NamedTuple):
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """Declare the command line."""
-        parser.description = f"{BENCHMARKS[self.name].__doc__}\n\n{DESCRIPTION}"
+        about = inspect.getdoc((BENCHMARKS | files.BENCHMARKS)[self.name])
+        parser.description = f"{about}\n\n{DESCRIPTION}"
         parser.epilog = EPILOG
         parser.formatter_class = argparse.RawDescriptionHelpFormatter
         parser.add_argument(
@@ -90,8 +95,7 @@ class Experiment(NamedTuple):
         parser.add_argument(
             "--alpha",
             type=share,
-            default=0.5,
-            help="share of the global gradient in SAMO's perturbation (default: 0.5)",
+            help=f"share of the global gradient in SAMO's perturbation {own}",
         )
         parser.add_argument(
             "--split",
@@ -111,6 +115,8 @@ class Experiment(NamedTuple):
             type=Path,
             help=f"folder for results (default: runs/{self.name}-DATE-TIME)",
         )
+        if self.name in files.BENCHMARKS:
+            _add_data_arguments(parser, self.name)
 
     def run(self, args: argparse.Namespace) -> int:
         """Train every method with every seed; return the exit status."""
@@ -120,8 +126,48 @@ class Experiment(NamedTuple):
 def experiments() -> list[tuple[str, Experiment, str]]:
     """Name, experiment and summary of each benchmark."""
     return [
-        (name, Experiment(name), str(make.__doc__)) for name, make in BENCHMARKS.items()
+        (name, Experiment(name), _summary(name))
+        for name in BENCHMARKS | files.BENCHMARKS
     ]
+
+
+def _summary(name: str) -> str:
+    return str((BENCHMARKS | files.BENCHMARKS)[name].__doc__).partition("\n")[0]
+
+
+def _add_data_arguments(parser: argparse.ArgumentParser, name: str) -> None:
+    parser.add_argument("--data", metavar="FOLDER", help="of the data set, see above")
+    parser.add_argument(
+        "--batch-size", type=positive_int, help="(default: the benchmark's)"
+    )
+    parser.add_argument(
+        "--width",
+        type=positive,
+        default=1.0,
+        metavar="FACTOR",
+        help="of the network's channels (default: 1, the paper's)",
+    )
+    if name in files.DENSE:
+        parser.add_argument(
+            "--network",
+            choices=list(files.NETWORKS),
+            default="mtan",
+            help="SegNet-MTAN (default) or SegNet",
+        )
+
+
+def _benchmark(name: str, args: argparse.Namespace) -> Benchmark:
+    if name in BENCHMARKS:
+        return BENCHMARKS[name](args.split)
+    if args.data is None:
+        raise SystemExit("--data: the folder of the data set is required (see --help)")
+    network = {"network": args.network} if name in files.DENSE else {}
+    try:
+        return files.load(
+            name, args.data, args.split, args.batch_size, width=args.width, **network
+        )
+    except ValueError as error:
+        raise SystemExit(f"--data: {error}") from None
 
 
 def _methods(text: str) -> tuple[str, ...]:
@@ -142,19 +188,15 @@ def run(name: str, args: argparse.Namespace) -> int:
     if args.resume and args.out:
         raise SystemExit("--out: drop it, a resumed run stays in its folder")
     events = event_files() if args.tensorboard else no_events
+    benchmark = _benchmark(name, args)
     folder = args.resume or results_folder(args.out, name)
-
-    benchmark = BENCHMARKS[name](args.split)
+    config = settings(args) | {"methods": selected_methods(args.methods)}
+    own = [field for field in benchmark._fields if config.get(field, 0) is None]
+    config |= {field: getattr(benchmark, field) for field in own}
     benchmark = benchmark._replace(
-        epochs=args.epochs or benchmark.epochs,
-        rho=benchmark.rho if args.rho is None else args.rho,
+        **{field: config[field] for field in ("epochs", "rho", "alpha")}
     )
-    config = settings(args) | {
-        "methods": selected_methods(args.methods),
-        "epochs": benchmark.epochs,
-        "rho": benchmark.rho,
-    }
-    records = Records(folder, config, directions(benchmark.tasks), events)
+    records = Records(folder, config, columns(benchmark.tasks), events)
     interrupted = False
     try:
         _train_all(benchmark, records, console)
@@ -162,8 +204,9 @@ def run(name: str, args: argparse.Namespace) -> int:
         interrupted = True
     results = records.results
     if results:
-        caption = _caption(config, results)
-        about = str(BENCHMARKS[name].__doc__)
+        against = baseline(columns(benchmark.tasks), results)
+        caption = _caption(config, results, against)
+        about = _summary(name)
         write_report(folder, results, benchmark.tasks, caption, config, about)
         rows = summarize(results, benchmark.tasks)
         console.print(terminal_table(rows, caption))
@@ -186,7 +229,7 @@ def _train_all(benchmark: Benchmark, records: Records, console: Console) -> None
         for method in methods
         if seed not in records.results.get(method, {})
     ]
-    trainers = _trainers(benchmark, methods, records.config["alpha"])
+    trainers = _trainers(benchmark, methods)
     with epochs_progress(console, max(map(len, methods)) + 8) as progress:
         total = len(methods) * len(seeds) * benchmark.epochs
         done = total - len(left) * benchmark.epochs
@@ -207,13 +250,11 @@ def _train_all(benchmark: Benchmark, records: Records, console: Console) -> None
             records.finished(method, seed, _as_one(runs))
 
 
-def _trainers(
-    benchmark: Benchmark, methods: Sequence[str], alpha: float
-) -> dict[str, list[Trainer]]:
+def _trainers(benchmark: Benchmark, methods: Sequence[str]) -> dict[str, list[Trainer]]:
     """Those of each method's networks (single-task: one a task)."""
     look = make_look(
         partial(task_losses, benchmark, benchmark.net(tuple(benchmark.tasks))),
-        benchmark.train.take(slice(benchmark.batch_size)),
+        next(benchmark.train.batches(benchmark.batch_size, np.random.default_rng(0))),
         tuple(benchmark.tasks),
     )
 
@@ -223,12 +264,18 @@ def _trainers(
             method,
             tuple(benchmark.tasks),
             rho=benchmark.rho,
-            alpha=alpha,
+            alpha=benchmark.alpha,
             steps_per_epoch=benchmark.steps_per_epoch,
             learning_rate=benchmark.learning_rate,
+            optimizer=benchmark.optimizer,
         )
-        args = extra_args(method)
-        return Trainer(benchmark, lambda seed: make_tx(seed=seed), args, look)
+        return Trainer(
+            benchmark,
+            lambda seed: make_tx(seed=seed),
+            extra_args(method),
+            needs_second_batch(method),
+            look,
+        )
 
     return {
         method: [
@@ -258,12 +305,12 @@ def _as_one(runs: Sequence[Run]) -> Run:
     )
 
 
-def _caption(config: dict[str, Any], results: Results) -> str:
+def _caption(config: dict[str, Any], results: Results, against: str) -> str:
     seeds = max(len(runs) for runs in results.values())
     return (
         f"On {config['split']} examples, mean ± standard deviation over {seeds} "
         f"seed{'s' if seeds > 1 else ''}, {config['epochs']} epochs, "
         f"rho {config['rho']:g}, alpha {config['alpha']:g}. "
-        f"Δm: against {baseline(results)}, lower is better. "
+        f"Δm: against {against}, lower is better. "
         f"time: per step, relative to plain mean, {jax.default_backend()}."
     )

@@ -33,24 +33,26 @@ def agreement(gramian: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def make_look(
-    losses: Callable[[Any, Any], Any], batch: Any, tasks: Sequence[str]
-) -> Callable[[Any, Any], Look]:
-    """What looks at parameters and the optimiser's state; compiled once.
+    losses: Callable[..., Any], batch: Any, tasks: Sequence[str]
+) -> Callable[[Any, Any, Any], Look]:
+    """What looks at parameters and the states of optimiser and network; compiled once.
 
     Args:
-        losses: `losses(params, batch)`, of each task.
+        losses: `losses(params, batch, state)`, of each task, and what they leave.
         batch: always the same.
         tasks: two or more, which are also the names of the heads' parameters.
     """
 
     @jax.jit
-    def agree(params, batch):
-        task_grads = samo_jax.task_gradients(lambda p: losses(p, batch), params)
+    def agree(params, batch, state):
+        task_grads = samo_jax.task_gradients(
+            lambda params: losses(params, batch, state)[0], params
+        )
         shared = {name: task_grads[name] for name in params if name not in tasks}
         return agreement(samo_jax.gramian(shared))
 
-    def look(params, opt_state):
-        cosine, conflicts = map(float, agree(params, batch))
+    def look(params, opt_state, net_state):
+        cosine, conflicts = map(float, agree(params, batch, net_state))
         state = optax.tree.get(opt_state, "MultitaskState")
         weights = None
         if state is not None:

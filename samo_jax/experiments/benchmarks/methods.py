@@ -9,6 +9,7 @@ import numpy as np
 import optax
 
 import samo_jax
+from samo_jax.experiments.benchmarks.benchmark import adam
 
 
 class Setting(NamedTuple):
@@ -162,6 +163,12 @@ def extra_args(method: str) -> Callable[[Step], dict[str, Any]]:
     return EXTRA_ARGS.get(combiner, lambda _: {})
 
 
+def needs_second_batch(method: str) -> bool:
+    """Whether a method looks at an independent batch, too."""
+    combiner, _ = split(method)
+    return EXTRA_ARGS.get(combiner) is _second_batch
+
+
 def make_optimizer(
     method: str,
     tasks: Sequence[str],
@@ -171,6 +178,7 @@ def make_optimizer(
     seed: int,
     steps_per_epoch: int,
     learning_rate: float = 1e-3,
+    optimizer: Callable[[float, int], optax.GradientTransformation] = adam,
 ) -> optax.GradientTransformationExtraArgs:
     """The whole Optax pipeline of a method.
 
@@ -181,10 +189,11 @@ def make_optimizer(
         alpha: share of the global gradient in SAMO's perturbation.
         seed: of SAMO's probes and of the combiner's draws.
         steps_per_epoch: number of updates in an epoch.
-        learning_rate: of Adam.
+        learning_rate: of the optimiser.
+        optimizer: from the learning rate and `steps_per_epoch`.
 
     Returns:
-        Multi-task transformation, clipping of the shared gradient to norm 1, Adam.
+        Multi-task transformation, clipping of the shared gradient to norm 1, optimiser.
     """
 
     def labels(params):
@@ -199,7 +208,7 @@ def make_optimizer(
     return optax.chain(
         _multitask(method, setting, len(tasks), labels, rho, alpha, seed),
         optax.masked(optax.clip_by_global_norm(1.0), shared),
-        optax.adam(learning_rate),
+        optimizer(learning_rate, steps_per_epoch),
     )
 
 

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from samo_jax.experiments.benchmarks.scores import Directions, Results
+from samo_jax.experiments.benchmarks.scores import Column, Results
 from samo_jax.experiments.benchmarks.tensorboard import Events, Write
 from samo_jax.experiments.benchmarks.training import Run
 from samo_jax.experiments.configuration import CONFIG
@@ -41,7 +41,7 @@ class Records:
         self,
         folder: Path,
         config: dict[str, Any],
-        directions: Directions,
+        columns: list[Column],
         events: Events,
     ):
         """Begin in an empty folder, or go on in one whose settings are the same.
@@ -49,11 +49,11 @@ class Records:
         Args:
             folder: where the files go.
             config: the settings.
-            directions: whether higher is better, by task and metric.
+            columns: the metrics of all tasks.
             events: for TensorBoard.
         """
         self.config = config
-        self._folder, self._directions, self._events = folder, directions, events
+        self._folder, self._columns, self._events = folder, columns, events
         self.results: Results = {}
         path = folder / CONFIG
         if not path.exists():
@@ -86,7 +86,7 @@ class Records:
     def finished(self, method: str, seed: int, run: Run) -> None:
         """Keep a run, in `results.json` too."""
         self.results.setdefault(method, {})[seed] = run
-        config = {**self.config, "higher_is_better": self._directions}
+        config = {**self.config, "columns": self._columns}
         save(self._folder, config, self.results)
 
     def _drop_unfinished_lines(self) -> None:

@@ -13,7 +13,6 @@ from samo_jax.experiments.benchmarks.scores import (
     Results,
     columns,
     delta_m,
-    directions,
     finals,
     grouped,
 )
@@ -36,10 +35,10 @@ def summarize(results: Results, tasks: dict[str, Task]) -> list[list[str]]:
 
     Time is "-" without the run it is relative to.
     """
-    chosen = columns(directions(tasks))
+    chosen = columns(tasks)
     groups = grouped(chosen)
     table = [["method", *groups, "Δm %", "time"]]
-    deltas, plain = delta_m(results, tasks), results.get(PLAIN_MEAN)
+    deltas, plain = delta_m(chosen, results), results.get(PLAIN_MEAN)
     for method, runs in results.items():
         final = finals(chosen, runs)
         cells = [spread(final[:, index].mean(axis=1)) for index in groups.values()]

@@ -11,30 +11,33 @@ from samo_jax.experiments.benchmarks.tasks import Task
 from samo_jax.experiments.benchmarks.training import Run
 
 Results: TypeAlias = dict[str, dict[int, Run]]  # by method, by seed
-Directions: TypeAlias = dict[str, dict[str, bool]]  # is higher better: by task, metric
 
+PUBLISHED = "published single-task results"
 _MOST_COLUMNS = 12
 
 
 class Column(NamedTuple):
-    """One metric of one task."""
+    """One metric of one task.
+
+    Attributes:
+        task: its name.
+        metric: its name.
+        higher_is_better: of the metric.
+        single_task: the published result of single-task training, None if unknown.
+    """
 
     task: str
     metric: str
     higher_is_better: bool
+    single_task: float | None = None
 
 
-def directions(tasks: Mapping[str, Task]) -> Directions:
-    """Of all tasks and metrics."""
-    return {name: task.higher_is_better for name, task in tasks.items()}
-
-
-def columns(directions: Directions) -> list[Column]:
+def columns(tasks: Mapping[str, Task]) -> list[Column]:
     """All metrics of all tasks."""
     return [
-        Column(task, metric, higher_is_better)
-        for task, metrics in directions.items()
-        for metric, higher_is_better in metrics.items()
+        Column(name, metric, higher_is_better, task.single_task.get(metric))
+        for name, task in tasks.items()
+        for metric, higher_is_better in task.higher_is_better.items()
     ]
 
 
@@ -55,21 +58,23 @@ def finals(columns: list[Column], runs: Mapping[int, Run]) -> np.ndarray:
     )
 
 
-def baseline(results: Results) -> str:
-    """What Delta m is relative to: single-task training, else the first method."""
+def baseline(columns: list[Column], results: Results) -> str:
+    """What Delta m is relative to.
+
+    Published single-task results, else single-task training, else the first method.
+    """
+    if _are_published(columns):
+        return PUBLISHED
     return SINGLE_TASK if SINGLE_TASK in results else next(iter(results))
 
 
-def delta_m(results: Results, tasks: Mapping[str, Task]) -> dict[str, np.ndarray]:
+def delta_m(columns: list[Column], results: Results) -> dict[str, np.ndarray]:
     """Delta m in percent by method, shape (seeds,)."""
-    return relative(columns(directions(tasks)), results, baseline(results))
-
-
-def relative(
-    columns: list[Column], results: Results, baseline: str
-) -> dict[str, np.ndarray]:
-    """Delta m by method, shape (seeds,), against the mean of one of them."""
-    reference = finals(columns, results[baseline]).mean(axis=0)
+    if _are_published(columns):
+        reference = np.array([column.single_task for column in columns])
+    else:
+        single_task = results[baseline(columns, results)]
+        reference = finals(columns, single_task).mean(axis=0)
     higher_is_better = np.array([column.higher_is_better for column in columns])
     return {
         method: np.asarray(
@@ -79,3 +84,7 @@ def relative(
         )
         for method, runs in results.items()
     }
+
+
+def _are_published(columns: list[Column]) -> bool:
+    return all(column.single_task is not None for column in columns)

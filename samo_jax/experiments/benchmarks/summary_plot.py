@@ -14,6 +14,7 @@ from samo_jax.experiments.benchmarks.methods import SHARPNESS, split
 from samo_jax.experiments.benchmarks.scores import (
     Results,
     baseline,
+    columns,
     delta_m,
 )
 from samo_jax.experiments.benchmarks.tasks import Task
@@ -31,7 +32,8 @@ def plot(results: Results, tasks: dict[str, Task], path: Path) -> None:
     )
     colors = _combiner_colors(results)
     used = set()
-    deltas = delta_m(results, tasks)
+    chosen = columns(tasks)
+    deltas = delta_m(chosen, results)
     for position, (method, runs) in enumerate(results.items()):
         combiner, sharpness = split(method)
         used.add(sharpness)
@@ -50,7 +52,7 @@ def plot(results: Results, tasks: dict[str, Task], path: Path) -> None:
     curves.legend()
     final.axvline(0, color="grey", lw=0.8)
     final.set(
-        xlabel=f"Δm against {baseline(results)}, %, lower is better "
+        xlabel=f"Δm against {baseline(chosen, results)}, %, lower is better "
         "(dots: seeds, bars: means)"
     )
     final.set_yticks(range(len(results)), list(results))

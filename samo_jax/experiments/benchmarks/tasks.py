@@ -1,6 +1,7 @@
 """What a task is trained on and measured by."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
@@ -21,12 +22,14 @@ class Task(NamedTuple):
         metrics: `metrics(observed)` of the list of observations, as NumPy arrays.
             Shares are in percent.
         higher_is_better: by metric.
+        single_task: by metric, published results of single-task training, where known.
     """
 
     loss: Function
     observe: Callable[[Any, Any], Observed]
     metrics: Callable[[Sequence[Observed]], dict[str, float]]
     higher_is_better: dict[str, bool]
+    single_task: Mapping[str, float] = MappingProxyType({})
 
 
 def averaged(
@@ -66,6 +69,29 @@ CLASSIFICATION = averaged(
     "accuracy",
     lambda logits, classes: 100.0 * (logits.argmax(-1) == classes),
     higher_is_better=True,
+)
+
+
+def _f1(observed):
+    hits, predicted, positive = (
+        sum(int(batch[name]) for batch in observed)
+        for name in ("hits", "predicted", "positive")
+    )
+    return {"f1": 200 * hits / max(predicted + positive, 1)}
+
+
+# Logits (N,); classes (N,), 0 or 1. F1 is 0 where nothing is positive or predicted so.
+DETECTION = Task(
+    lambda logits, positive: optax.sigmoid_binary_cross_entropy(
+        logits, positive
+    ).mean(),
+    lambda logits, positive: {
+        "hits": jnp.sum((logits > 0) & (positive > 0)),
+        "predicted": jnp.sum(logits > 0),
+        "positive": jnp.sum(positive > 0),
+    },
+    _f1,
+    {"f1": True},
 )
 
 

@@ -3,9 +3,11 @@
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import repeat
 from typing import Any, NamedTuple, TypedDict
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -15,6 +17,21 @@ from samo_jax.experiments.benchmarks.looks import Look
 from samo_jax.experiments.benchmarks.methods import Step
 
 Metrics = dict[str, dict[str, float]]  # by task
+
+
+class NetState(NamedTuple):
+    """What a network has besides its parameters.
+
+    Attributes:
+        collections: Flax's, such as "batch_stats".
+        key: of the next step's dropout.
+    """
+
+    collections: dict[str, Any]
+    key: jax.Array | None
+
+
+NO_STATE = NetState({}, None)
 
 
 class Evaluation(TypedDict):
@@ -52,43 +69,91 @@ class Run(NamedTuple):
     looks: Sequence[tuple[int, Look]] = ()
 
 
-def task_losses(benchmark: Benchmark, net: Any, params: Any, batch: Examples) -> Any:
-    """The loss of each task, a dict of scalars."""
-    outputs = net.apply({"params": params}, batch.inputs)
-    return {
+def apply_net(
+    benchmark: Benchmark,
+    net: Any,
+    params: Any,
+    inputs: Any,
+    state: NetState,
+    train: bool,
+) -> tuple[Any, dict[str, Any]]:
+    """The outputs of each task, and the collections that they leave."""
+    variables = {"params": params, **state.collections}
+    if not benchmark.has_modes:
+        return net.apply(variables, inputs), {}
+    if not train:
+        return net.apply(variables, inputs, train=False), state.collections
+    return net.apply(
+        variables,
+        inputs,
+        train=True,
+        rngs={"dropout": state.key},
+        mutable=list(state.collections),
+    )
+
+
+def task_losses(
+    benchmark: Benchmark,
+    net: Any,
+    params: Any,
+    batch: Examples,
+    state: NetState = NO_STATE,
+    train: bool = True,
+) -> tuple[dict[str, jax.Array], dict[str, Any]]:
+    """The loss of each task, a scalar, and the collections that they leave."""
+    outputs, collections = apply_net(benchmark, net, params, batch.inputs, state, train)
+    losses = {
         name: task.loss(outputs[name], batch.labels[name])
         for name, task in benchmark.tasks.items()
     }
+    return losses, collections
 
 
 def make_train_step(
-    losses: Callable[[Any, Examples], Any],
+    losses: Callable[..., Any],
     tx: optax.GradientTransformationExtraArgs,
     extra_args: Callable[[Step], dict[str, Any]],
 ):
     """One jitted step; the same for every method.
 
+    The clean pass alone changes the network's collections: perturbed passes see the
+    same batch and dropout masks, and what they leave is dropped. Probes are in
+    evaluation mode, as in SAMO's code.
+
     Most use `batch` alone; XLA then drops `second`, an independent batch, and `last`,
     that of the step before.
 
     Args:
-        losses: `losses(params, batch)`, of each task.
+        losses: `losses(params, batch, state, train)`, see `task_losses`.
         tx: the optimiser.
         extra_args: what its `update` takes beyond `loss_fn`.
     """
 
-    def losses_on(batch):
-        return lambda params: losses(params, batch)
+    def losses_on(batch, state, train=True):
+        return lambda params: losses(params, batch, state, train)[0]
 
     @jax.jit
-    def train_step(params, opt_state, batch, second, last):
-        loss_fn = losses_on(batch)
-        losses, grads = samo_jax.mean_value_and_grad(loss_fn)(params)
-        extra = extra_args(Step(params, losses, losses_on(second), losses_on(last)))
-        updates, opt_state = tx.update(
-            grads, opt_state, params, loss_fn=loss_fn, **extra
+    def train_step(params, opt_state, batch, second, last, state=NO_STATE):
+        next_key = None
+        if state.key is not None:
+            key, next_key = jax.random.split(state.key)
+            state = state._replace(key=key)
+        clean_pass = samo_jax.mean_value_and_grad(losses, has_aux=True)
+        (values, collections), grads = clean_pass(params, batch, state)
+        new_state = NetState(collections, next_key)
+        extra = extra_args(
+            Step(params, values, losses_on(second, state), losses_on(last, state))
         )
-        return optax.apply_updates(params, updates), opt_state, losses
+        updates, opt_state = tx.update(
+            grads,
+            opt_state,
+            params,
+            loss_fn=losses_on(batch, state),
+            probe_loss_fn=losses_on(batch, new_state, train=False),
+            value=jnp.mean(jnp.stack(jax.tree.leaves(values))),
+            **extra,
+        )
+        return optax.apply_updates(params, updates), opt_state, values, new_state
 
     return train_step
 
@@ -99,22 +164,29 @@ class Trainer:
     def __init__(
         self,
         benchmark: Benchmark,
-        make_tx: Callable[[int], optax.GradientTransformationExtraArgs],
+        make_tx: Callable[..., optax.GradientTransformationExtraArgs],
         extra_args: Callable[[Step], dict[str, Any]],
-        look: Callable[[Any, Any], Look] | None = None,
+        second_batch: bool = True,
+        look: Callable[[Any, Any, NetState], Look] | None = None,
     ):
         """Hold what all seeds share.
 
         Args:
             benchmark: tasks, network and data.
-            make_tx: optimiser from seed.
+            make_tx: optimiser from seed, and any hyperparameters with defaults, which
+                set its state but not its update.
             extra_args: what its `update` takes beyond `loss_fn`.
-            look: at parameters and optimiser state, with every evaluation.
+            second_batch: whether `extra_args` uses an independent batch.
+            look: at parameters, optimiser state and network state, with every
+                evaluation.
         """
-        self.benchmark, self.make_tx, self.look = benchmark, make_tx, look
+        self.benchmark, self.make_tx = benchmark, make_tx
+        self.second_batch, self.look = second_batch, look
         self.net = benchmark.net(tuple(benchmark.tasks))
         losses = partial(task_losses, benchmark, self.net)
         self.train_step = make_train_step(losses, make_tx(0), extra_args)
+        modes = {"train": False} if benchmark.has_modes else {}
+        self.init = jax.jit(partial(self.net.init, **modes))
         self.observe = jax.jit(self._observe)
 
     def run(
@@ -125,21 +197,32 @@ class Trainer:
         on_evaluation: Callable[[Evaluation], None] = lambda _: None,
     ) -> Run:
         """Train from scratch; the seed sets initialisation, batch order and probes."""
+        return self.train(seed, epochs, on_epoch, on_evaluation)[1]
+
+    def train(
+        self,
+        seed: int,
+        epochs: int,
+        on_epoch: Callable[[], None],
+        on_evaluation: Callable[[Evaluation], None] = lambda _: None,
+        **hyperparams: Any,
+    ) -> tuple[Any, Run]:
+        """The final parameters, too; `hyperparams` go to `make_tx`."""
         train, size = self.benchmark.train, self.benchmark.batch_size
-        params = self._init(seed)
-        opt_state = self.make_tx(seed).init(params)
+        params, state = self._start(seed)
+        opt_state = self.make_tx(seed, **hyperparams).init(params)
         rng, second_rng = map(np.random.default_rng, (seed, [seed, 1]))
         last = None
         seconds, loss_curve, metrics_curve, looks, metrics = [], [], [], [], {}
         for epoch in range(1, epochs + 1):
             history = []
             start = time.perf_counter()
-            epoch_batches = zip(
-                train.batches(size, rng), train.batches(size, second_rng), strict=True
+            others = (
+                train.batches(size, second_rng) if self.second_batch else repeat(None)
             )
-            for batch, second in epoch_batches:
-                params, opt_state, losses = self.train_step(
-                    params, opt_state, batch, second, last or batch
+            for batch, second in zip(train.batches(size, rng), others, strict=False):
+                params, opt_state, losses, state = self.train_step(
+                    params, opt_state, batch, second or batch, last or batch, state
                 )
                 history.append(losses)
                 last = batch
@@ -147,9 +230,9 @@ class Trainer:
             seconds.append((time.perf_counter() - start) / len(history))
             loss_curve.append(float(np.mean(jax.tree.leaves(history))))
             if epoch % max(epochs // 10, 1) == 0 or epoch == epochs:
-                metrics = self.evaluate(params)
+                metrics = self.evaluate(params, state)
                 metrics_curve.append((epoch, metrics))
-                look = self.look(params, opt_state) if self.look else None
+                look = self.look(params, opt_state, state) if self.look else None
                 if look:
                     looks.append((epoch, look))
                 loss = jax.tree.map(lambda *steps: float(np.mean(steps)), *history)
@@ -159,27 +242,34 @@ class Trainer:
             on_epoch()
         # The first epoch compiles.
         median = float(np.median(seconds[1:] or seconds))
-        return Run(metrics, metrics_curve, loss_curve, median, looks)
+        return params, Run(metrics, metrics_curve, loss_curve, median, looks)
 
-    def evaluate(self, params: Any) -> Metrics:
+    def evaluate(self, params: Any, state: NetState = NO_STATE) -> Metrics:
         """The metrics of each task."""
-        batches = self.benchmark.evaluation.batches(_EVALUATION_BATCH)
-        observed = [jax.device_get(self.observe(params, batch)) for batch in batches]
+        data, size = self.benchmark.evaluation, self.benchmark.evaluation_batch_size
+        observed = [
+            jax.device_get(self.observe(params, state, batch))
+            for batch in data.batches(size)
+        ]
         return {
-            name: task.metrics([batch[name] for batch in observed])
+            name: task.metrics([batch[name] for batch in observed if name in batch])
             for name, task in self.benchmark.tasks.items()
         }
 
-    def _init(self, seed: int) -> Any:
-        inputs = self.benchmark.train.take(slice(1)).inputs
-        return jax.jit(self.net.init)(jax.random.key(seed), inputs)["params"]
+    def _start(self, seed: int) -> tuple[Any, NetState]:
+        """Parameters and state of a new network."""
+        example = next(iter(self.benchmark.train.batches(1)))
+        key = jax.random.key(seed)
+        collections = dict(self.init(key, example.inputs))
+        params = collections.pop("params")
+        dropout_key = jax.random.fold_in(key, 1) if self.benchmark.has_modes else None
+        return params, NetState(collections, dropout_key)
 
-    def _observe(self, params, batch):
-        outputs: Any = self.net.apply({"params": params}, batch.inputs)
+    def _observe(self, params, state, batch):
+        outputs, _ = apply_net(
+            self.benchmark, self.net, params, batch.inputs, state, train=False
+        )
         return {
-            name: task.observe(outputs[name], batch.labels[name])
-            for name, task in self.benchmark.tasks.items()
+            name: self.benchmark.tasks[name].observe(outputs[name], label)
+            for name, label in batch.labels.items()
         }
-
-
-_EVALUATION_BATCH = 500

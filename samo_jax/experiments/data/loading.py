@@ -1,19 +1,22 @@
 """Batches of a data source that reads its examples one by one."""
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import grain
 import numpy as np
 from grain.sources import RandomAccessDataSource
 
+Source: TypeAlias = Sequence[Any] | RandomAccessDataSource[Any]
+Augment: TypeAlias = Callable[[Any, np.random.Generator], Any]
+
 
 def shuffled_batches(
-    source: Sequence[Any] | RandomAccessDataSource[Any],
+    source: Source,
     batch_size: int,
     *,
     seed: int,
-    augment: Callable[[Any, np.random.Generator], Any] | None = None,
+    augment: Augment | None = None,
     threads: int = 4,
 ) -> Iterator[Any]:
     """Batches for ever, every epoch in another order, read ahead by threads.
@@ -46,6 +49,25 @@ def shuffled_batches(
     dataset = dataset.repeat(reseed_each_epoch=True)
     if augment is not None:
         dataset = dataset.random_map(augment)
+    return _read_ahead(dataset, batch_size, threads)
+
+
+def ordered_batches(
+    source: Source, batch_size: int, *, threads: int = 4
+) -> Iterator[Any]:
+    """Batches of all examples, once and in order, read ahead by threads.
+
+    The last one has what is left.
+
+    >>> [batch.tolist() for batch in ordered_batches(range(5), 2)]
+    [[0, 1], [2, 3], [4]]
+    """
+    return _read_ahead(grain.MapDataset.source(source), batch_size, threads)
+
+
+def _read_ahead(
+    dataset: grain.MapDataset, batch_size: int, threads: int
+) -> Iterator[Any]:
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=4 * threads)
     examples = dataset.to_iter_dataset(options)
     return iter(examples.batch(batch_size))

@@ -1,0 +1,177 @@
+"""Writers of data sets in miniature, in exactly the formats of the real ones."""
+
+import numpy as np
+from PIL import Image
+
+from samo_jax.experiments.data.image_folders import OFFICE_DOMAINS
+
+COUNTS = {"train": 3, "val": 2}
+
+
+def dense_arrays(layout, rng):
+    """What the files of one example hold, in the types they may have."""
+    normals = rng.normal(size=(*layout.size, 3))
+    normals /= np.linalg.norm(normals, axis=-1, keepdims=True)
+    content = {
+        "segmentation": rng.integers(-1, layout.num_classes, layout.size).astype("f4"),
+        "depth": rng.uniform(0, 9, (*layout.size, 1)),
+        "normals": normals,
+    }
+    return {
+        "image": rng.random((*layout.size, 3)),
+        **{layout.folders[task]: content[task] for task in layout.folders},
+    }
+
+
+def write_dense(folder, layout):
+    rng = np.random.default_rng(0)
+    for split, count in COUNTS.items():
+        for index in range(count):
+            for name, array in dense_arrays(layout, rng).items():
+                path = folder / split / name / f"{index}.npy"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                np.save(path, array)
+
+
+HEADER = (
+    "mol_id,A,B,C,mu,alpha,homo,lumo,gap,r2,zpve,u0,u298,h298,g298,cv,"
+    "u0_atom,u298_atom,h298_atom,g298_atom"
+)
+# Methane, the first molecule of the data set.
+METHANE_ROW = (
+    "157.7118,157.70997,157.70699,0.0,13.21,-0.3877,0.1171,0.5048,35.3641,0.044749,"
+    "-40.47893,-40.476062,-40.475117,-40.498597,6.469,"
+    "-395.999594594,-398.643290011,-401.014646522,-372.471772148"
+)
+METHANE_ATOMS = [
+    ("C", (-0.0127, 1.0858, 0.0080)),
+    ("H", (0.0022, -0.0060, 0.0020)),
+    ("H", (1.0117, 1.4638, 0.0003)),
+    ("H", (-0.5408, 1.4475, -0.8766)),
+    ("H", (-0.5238, 1.4379, 0.9064)),
+]
+METHANE_BONDS = [(1, 2, 1), (1, 3, 1), (1, 4, 1), (1, 5, 1)]
+# Hydrogen cyanide, moved far so that the columns touch.
+CYANIDE_ATOMS = [
+    ("C", (-1000.0133, -1001.1325, -1000.0083)),
+    ("N", (0.0023, 0.0192, 0.0019)),
+    ("H", (-0.0278, 2.1989, 0.0042)),
+]
+CYANIDE_BONDS = [(1, 2, 3), (1, 3, 1)]
+LEFT_OUT_HEADER = [
+    "",
+    "=" * 60,
+    "Molecules that failed a consistency check",
+    "of their geometries",
+    "",
+    "",
+    "=" * 60,
+    "#   Index      GDB17 SMILES      SMILES for B3LYP XYZ    D_IJ",
+    "=" * 60,
+]
+
+
+def record(name, atoms, bonds):
+    counts = f"{len(atoms):3d}{len(bonds):3d}  0     0  0  0  0  0  0999 V2000"
+    zeros = "  0" * 12
+    lines = [name, " -OEChem-03231823253D", "", counts]
+    for element, (x, y, z) in atoms:
+        lines.append(f"{x:10.4f}{y:10.4f}{z:10.4f} {element:<3s}{zeros[1:]}")
+    lines += [f"{i:3d}{j:3d}{kind:3d}  0  0  0  0" for i, j, kind in bonds]
+    return [*lines, "M  END", "$$$$"]
+
+
+def write_qm9(folder, count=20, left_out=(3, 5)):
+    """Methane and hydrogen cyanide in turns, alpha the number of the molecule."""
+    raw = folder / "raw"
+    raw.mkdir()
+    structures, table = [], [HEADER]
+    for k in range(1, count + 1):
+        kind = (
+            (CYANIDE_ATOMS, CYANIDE_BONDS)
+            if k % 2 == 0
+            else (
+                METHANE_ATOMS,
+                METHANE_BONDS,
+            )
+        )
+        structures += record(f"gdb_{k}", *kind)
+        row = METHANE_ROW.split(",")
+        row[3:9] = (str(float(word) + k) for word in row[3:9])
+        row[9:] = (str(float(word) * k) for word in row[9:])
+        table.append(
+            ",".join([f"gdb_{k}", *(METHANE_ROW.split(",") if k == 1 else row)])
+        )
+    listed = [f"{k:8d}        C             C        6.036217" for k in left_out]
+    skipped = [*LEFT_OUT_HEADER, *listed, "=" * 60]
+    for name, lines in (
+        ("gdb9.sdf", structures),
+        ("gdb9.sdf.csv", table),
+        ("uncharacterized.txt", skipped),
+    ):
+        (raw / name).write_text("\n".join(lines) + "\n")
+
+
+ATTRIBUTES = ["5_o_Clock_Shadow", "Male", "Young"]
+FACES = {  # part and attributes
+    "000001.jpg": (0, (-1, 1, 1)),
+    "000002.jpg": (1, (1, -1, 1)),
+    "000003.jpg": (0, (1, 1, -1)),
+    "000004.jpg": (2, (-1, -1, -1)),
+}
+CELEBA_LAYOUTS = {
+    "flat": ("img_align_celeba", "", "", "txt"),
+    "distributed": ("Img/img_align_celeba", "Anno", "Eval", "txt"),
+    "csv": ("img_align_celeba/img_align_celeba", "", "", "csv"),
+}
+
+
+def colour(k):
+    """A colour of its own for each image."""
+    return (20 * k, 255 - 30 * k, 100)
+
+
+def write(path, text):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+
+
+def write_image(path, rgb, size=(178, 218)):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size, rgb).save(path, quality=95)
+
+
+def write_celeba(folder, layout="flat"):
+    images, anno, evaluation, suffix = CELEBA_LAYOUTS[layout]
+    for k, name in enumerate(FACES):
+        write_image(folder / images / name, colour(k))
+    if suffix == "txt":
+        attributes = [str(len(FACES)), " ".join(ATTRIBUTES) + " "]
+        attributes += [
+            f"{name} " + " ".join(f"{value:2d}" for value in values)
+            for name, (_, values) in FACES.items()
+        ]
+        parts = [f"{name} {part}" for name, (part, _) in FACES.items()]
+    else:
+        attributes = [",".join(["image_id", *ATTRIBUTES])]
+        attributes += [
+            ",".join([name, *map(str, values)]) for name, (_, values) in FACES.items()
+        ]
+        parts = ["image_id,partition"]
+        parts += [f"{name},{part}" for name, (part, _) in FACES.items()]
+    write(folder / anno / f"list_attr_celeba.{suffix}", "\n".join(attributes) + "\n")
+    write(
+        folder / evaluation / f"list_eval_partition.{suffix}", "\n".join(parts) + "\n"
+    )
+
+
+def write_office(folder, images="office"):
+    for k, domain in enumerate(OFFICE_DOMAINS):
+        for suffix, number in (("train", 1), ("val", 2), ("test", 3)):
+            listed = [
+                f"{domain}/Calendar/0000{number}.jpg 0",
+                f"{domain}/Exit_Sign/0000{number}.jpg 29",
+            ]
+            write(folder / "split" / f"{domain}_{suffix}.txt", "\n".join(listed) + "\n")
+            for line in listed:
+                write_image(folder / images / line.split()[0], colour(k + 1), (60, 40))
