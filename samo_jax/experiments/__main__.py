@@ -11,6 +11,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Parse the command line (None: this process's) and run one experiment."""
     try:
         from samo_jax.experiments import modalities
+        from samo_jax.experiments.ablation import experiment as ablation
         from samo_jax.experiments.benchmarks import compare
         from samo_jax.experiments.benchmarks import experiment as benchmarks
         from samo_jax.experiments.local import experiment as local
@@ -29,6 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         ("compare", compare, "finished runs of a benchmark, compared"),
         ("modalities", modalities, "digits in two halves, two modalities"),
         ("local", local, "SAMO's local parts compared: 2, 11 and 40 tasks"),
+        ("ablation", ablation, "SAMO's parameters, and how sharp its minima are"),
     ):
         command = commands.add_parser(name, help=summary)
         experiment.add_arguments(command)

@@ -75,15 +75,19 @@ def delta_m(columns: list[Column], results: Results) -> dict[str, np.ndarray]:
     else:
         single_task = results[baseline(columns, results)]
         reference = finals(columns, single_task).mean(axis=0)
+    return {m: relative(columns, runs, reference) for m, runs in results.items()}
+
+
+def relative(
+    columns: list[Column], runs: Mapping[int, Run], reference: np.ndarray
+) -> np.ndarray:
+    """Delta m in percent against metrics of shape (columns,), shape (seeds,)."""
     higher_is_better = np.array([column.higher_is_better for column in columns])
-    return {
-        method: np.asarray(
-            samo_jax.delta_m(
-                finals(columns, runs), reference, higher_is_better=higher_is_better
-            )
+    return np.asarray(
+        samo_jax.delta_m(
+            finals(columns, runs), reference, higher_is_better=higher_is_better
         )
-        for method, runs in results.items()
-    }
+    )
 
 
 def _are_published(columns: list[Column]) -> bool:

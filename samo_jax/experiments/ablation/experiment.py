@@ -1,0 +1,110 @@
+"""The ablation: what SAMO's parameters do, and how sharp its minima are."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import Progress
+
+from samo_jax.experiments.ablation import report
+from samo_jax.experiments.ablation.methods import METHODS, PLAIN, SAMO, Setting
+from samo_jax.experiments.ablation.results import Results
+from samo_jax.experiments.ablation.study import Study
+from samo_jax.experiments.command import (
+    epochs_progress,
+    positive_int,
+    results_folder,
+)
+from samo_jax.experiments.tables import terminal_table
+
+DESCRIPTION = """\
+Compares SAMO with its two halves, global and local SAM, with plain training and with
+probes of random sign, each with the radius that is best on validation examples; sweeps
+SAMO's parameters; looks at how sharp the minima are: Hessian eigenvalues, slices of the
+loss, conflicts between the tasks' gradients."""
+
+EPOCHS = {"digits": 20, "scenes": 6}
+SWEEP_SEEDS = {"digits": 3, "scenes": 1}
+RADII = (0.1, 0.25, 0.5, 1.0, 2.5)  # times the benchmark's
+ALPHAS = (0.0, 0.1, 0.3, 0.5, 0.7, 0.9, 1.0)
+MUS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command line."""
+    parser.description = DESCRIPTION
+    parser.add_argument(
+        "--problems",
+        nargs="+",
+        choices=EPOCHS,
+        default=list(EPOCHS),
+        metavar="PROBLEM",
+        help=f"of {', '.join(EPOCHS)} (default: both)",
+    )
+    for option, default, what in (
+        ("--seeds", 5, "seeds of the comparison"),
+        ("--minima", 2, "seeds of the comparison whose minima are looked at"),
+    ):
+        parser.add_argument(
+            option,
+            type=positive_int,
+            default=default,
+            help=f"{what} (default: {default})",
+        )
+    for option, defaults, what in (
+        ("--sweep-seeds", SWEEP_SEEDS, "seeds of the sweeps"),
+        ("--epochs", EPOCHS, "epochs per run"),
+    ):
+        by_problem = ", ".join(f"{name} {value}" for name, value in defaults.items())
+        parser.add_argument(
+            option, type=positive_int, help=f"{what} (default: {by_problem})"
+        )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        help="folder for results (default: runs/ablation-DATE-TIME)",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Investigate each problem; return the exit status."""
+    console = Console(width=None if sys.stdout.isatty() else 160)
+    folder = results_folder(args.out, "ablation")
+    sections = []
+    for name in args.problems:
+        try:
+            with epochs_progress(console, 26) as progress:
+                results = _investigate(name, args, folder / name, progress)
+        except KeyboardInterrupt:
+            console.print(f"Interrupted: the runs that had finished are in {folder}.")
+            return 130
+        sections.append(report.section(results, name))
+        (folder / "table.md").write_text(report.page(sections, args.seeds, args.minima))
+        report.plot(results, folder, name)
+        for rows in (report.comparison(results), report.sharpness(results)):
+            console.print(terminal_table(rows, name))
+    console.print(f"Saved table.md, pictures, and results.json by problem in {folder}")
+    return 0
+
+
+def _investigate(
+    name: str, args: argparse.Namespace, folder: Path, progress: Progress
+) -> Results:
+    """The radius first, which the other parameters are swept with."""
+    epochs = args.epochs or EPOCHS[name]
+    sweep_seeds = args.sweep_seeds or SWEEP_SEEDS[name]
+    folder.mkdir()
+    config = {**vars(args), "out": str(folder), "problem": name}
+    config |= {"epochs": epochs, "sweep_seeds": sweep_seeds}
+    study = Study(name, epochs, folder, config, progress)
+    rhos = [factor * study.test.rho for factor in RADII]
+    radii = {m: [0.0] if m == PLAIN else rhos for m in METHODS}
+    settings = [Setting(method, rho) for method in radii for rho in radii[method]]
+    study.sweep("rho", settings, sweep_seeds)
+    study.results.rhos.update({m: study.results.best_rho(m) for m in METHODS})
+    best = Setting(SAMO, study.results.rhos[SAMO])
+    study.sweep("alpha", [best._replace(alpha=a) for a in ALPHAS], sweep_seeds)
+    study.sweep("mu", [best._replace(mu=mu) for mu in MUS], sweep_seeds)
+    study.compare("comparison", args.seeds, args.minima)
+    return study.results

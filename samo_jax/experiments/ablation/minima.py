@@ -1,0 +1,66 @@
+"""Looking at the minimum that one training run has found."""
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import samo_jax
+from samo_jax.experiments.analysis.sharpness import (
+    hessian_eigenvalues,
+    loss_slice,
+    random_directions,
+)
+from samo_jax.experiments.benchmarks.benchmark import Benchmark
+from samo_jax.experiments.benchmarks.training import task_losses
+
+BATCHES = 4
+EXTENT = 0.5
+_POINTS = 15
+
+
+class Minimum(NamedTuple):
+    """What training examples say, on the shared parameters.
+
+    Attributes:
+        cosine: between the gradients of two tasks, mean over pairs and all batches.
+        conflicts: share of these with a negative one.
+        eigenvalues: the five largest of the Hessian of the mean loss on the first
+            `BATCHES` batches, descending.
+        heights: the same loss on a square around the minimum, of `loss_slice`.
+    """
+
+    cosine: float
+    conflicts: float
+    eigenvalues: list[float]
+    heights: list[list[float]]
+
+
+def look(benchmark: Benchmark, params: Any) -> Minimum:
+    """Look at the trained parameters of a benchmark's network."""
+    examples = benchmark.train.take(slice(BATCHES * benchmark.batch_size))
+    losses = partial(task_losses, benchmark, benchmark.net(tuple(benchmark.tasks)))
+    shared = {name: params[name] for name in params if name not in benchmark.tasks}
+
+    def losses_on(batch):
+        return lambda shared: losses(params | shared, batch)[0]
+
+    def loss_fn(shared):
+        return jnp.mean(jnp.stack(jax.tree.leaves(losses_on(examples)(shared))))
+
+    @jax.jit
+    def gramian(batch):
+        return samo_jax.gramian(samo_jax.task_gradients(losses_on(batch), shared))
+
+    batches = benchmark.train.batches(benchmark.batch_size)
+    gramians = jnp.stack([gramian(batch) for batch in batches])
+    pairs = np.triu_indices(len(benchmark.tasks), 1)
+    directions = random_directions(jax.random.key(0), shared)
+    return Minimum(
+        cosine=float(jnp.mean(samo_jax.gradient_cosines(gramians)[:, *pairs])),
+        conflicts=float(jnp.mean(samo_jax.conflict_rate(gramians))),
+        eigenvalues=hessian_eigenvalues(loss_fn, shared).tolist(),
+        heights=loss_slice(loss_fn, shared, directions, EXTENT, _POINTS).tolist(),
+    )

@@ -1,0 +1,89 @@
+"""The runs of one problem: sweeps on validation, the comparison on test examples."""
+
+from collections.abc import Iterable, Iterator
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+from rich.progress import Progress
+
+from samo_jax.experiments.ablation.methods import Setting, make_optimizer
+from samo_jax.experiments.ablation.minima import look
+from samo_jax.experiments.ablation.results import Results
+from samo_jax.experiments.benchmarks.benchmark import Benchmark
+from samo_jax.experiments.benchmarks.generated import BENCHMARKS
+from samo_jax.experiments.benchmarks.training import Run, Trainer
+from samo_jax.experiments.tables import save
+
+
+class Study:
+    """The runs of one problem, each saved as soon as it has finished."""
+
+    def __init__(
+        self, name: str, epochs: int, folder: Path, config: Any, progress: Progress
+    ):
+        """Load the data.
+
+        Args:
+            name: of the benchmark.
+            epochs: of each run.
+            folder: for `results.json`.
+            config: to be saved with the results.
+            progress: for a bar of each stage.
+        """
+        self.name, self.epochs, self.folder, self.config = name, epochs, folder, config
+        self.progress = progress
+        self.validation, self.test = map(BENCHMARKS[name], ("validation", "test"))
+        self.results = Results(self.test.tasks, {}, {}, {}, {})
+        self.trainer = cache(self._trainer)
+
+    def sweep(self, stage: str, settings: Iterable[Setting], seeds: int) -> None:
+        """Train with settings that are new, on validation examples."""
+        new = [setting for setting in settings if setting not in self.results.sweeps]
+        for setting, seed, _, run in self._runs(self.validation, stage, new, seeds):
+            self.results.sweeps.setdefault(setting, {})[seed] = run
+            self._save()
+
+    def compare(self, stage: str, seeds: int, minima: int) -> None:
+        """Train with every method and its best radius, on test examples.
+
+        Args:
+            stage: a name.
+            seeds: their number.
+            minima: the number of seeds whose minima are looked at.
+        """
+        settings = [Setting(*pair) for pair in self.results.rhos.items()]
+        for setting, seed, params, run in self._runs(self.test, stage, settings, seeds):
+            self.results.finals.setdefault(setting.method, {})[seed] = run
+            if seed < minima:
+                found = look(self.test, params)
+                self.results.minima.setdefault(setting.method, {})[seed] = found
+            self._save()
+
+    def _runs(
+        self, benchmark: Benchmark, stage: str, settings: list[Setting], seeds: int
+    ) -> Iterator[tuple[Setting, int, Any, Run]]:
+        """Setting, seed, parameters and run; the settings take turns."""
+        total = len(settings) * seeds * self.epochs
+        bar = self.progress.add_task(f"{self.name}: {stage}", total=total)
+        for seed in range(seeds):
+            for setting in settings:
+                method, rho, alpha, mu = setting
+                trainer = self.trainer(method)
+                trainer.benchmark = benchmark  # of the same tasks: compiled once
+                params, run = trainer.train(
+                    seed,
+                    self.epochs,
+                    lambda: self.progress.advance(bar),
+                    **{"rho": rho, "alpha": alpha, "mu": mu},
+                )
+                yield setting, seed, params, run
+
+    def _trainer(self, method: str) -> Trainer:
+        tasks, learning_rate = tuple(self.test.tasks), self.test.learning_rate
+        make_tx = partial(make_optimizer, method, tasks, learning_rate)
+        return Trainer(self.test, make_tx, lambda _: {})
+
+    def _save(self) -> None:
+        config = self.config | self.results.document()
+        save(self.folder, config, self.results.finals)

@@ -1,0 +1,285 @@
+"""The ablation: its optimisers, its looks at minima, its tables, a tiny run."""
+
+import json
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.flatten_util import ravel_pytree
+
+import samo_jax
+from samo_jax.experiments.__main__ import main
+from samo_jax.experiments.ablation import report
+from samo_jax.experiments.ablation.experiment import ALPHAS, MUS, RADII
+from samo_jax.experiments.ablation.methods import METHODS, Setting, make_optimizer
+from samo_jax.experiments.ablation.minima import Minimum, look
+from samo_jax.experiments.ablation.results import Results
+from samo_jax.experiments.benchmarks import methods as benchmarks
+from samo_jax.experiments.benchmarks.benchmark import Benchmark, Examples
+from samo_jax.experiments.benchmarks.generated import BENCHMARKS
+from samo_jax.experiments.benchmarks.tasks import CLASSIFICATION
+from samo_jax.experiments.benchmarks.training import Run, Trainer
+from samo_jax.experiments.networks.multitask_net import MultitaskNet
+
+TASKS = ("left", "right")
+
+
+def tiny(split):
+    """Two linear classifications."""
+
+    def examples(count, seed):
+        x = np.random.default_rng(seed).normal(size=(count, 4)).astype("f4")
+        labels = {"left": x[:, 0] > 0, "right": x[:, 0] + x[:, 1] > 0}
+        return Examples(x, {task: of.astype(int) for task, of in labels.items()})
+
+    return Benchmark(
+        dict.fromkeys(TASKS, CLASSIFICATION),
+        lambda tasks: MultitaskNet(dict.fromkeys(tasks, 2), widths=(5,)),
+        examples(100, seed=1),
+        examples(80, seed={"test": 2, "validation": 3}[split]),
+        batch_size=20,
+        epochs=1,
+        learning_rate=0.03,
+        rho=0.2,
+    )
+
+
+def losses(params):
+    x, y = params["Dense_0"], params["left"]
+    return {"left": jnp.sum(x**2) * (1 + y**2), "right": jnp.sum((x - 2) ** 2)}
+
+
+PARAMS = {"Dense_0": jnp.array([1.0, 0.5, -1.0]), "left": jnp.array(0.5)}
+
+
+@pytest.fixture(autouse=True)
+def _compile_fast():
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+def train_step(tx):
+    @jax.jit
+    def step(params, state):
+        grads = samo_jax.mean_value_and_grad(losses)(params)[1]
+        updates, state = tx.update(grads, state, params, loss_fn=losses)
+        return optax.apply_updates(params, updates), state
+
+    return step
+
+
+def test_samo_is_the_benchmarks():
+    """Another's update, which takes radius, alpha and seed from the state."""
+    expected = benchmarks.make_optimizer(
+        "fairgrad+samo",
+        TASKS,
+        rho=0.3,
+        alpha=0.2,
+        seed=7,
+        steps_per_epoch=1,
+        learning_rate=0.1,
+    )
+    state = make_optimizer("SAMO", TASKS, 0.1, 7, rho=0.3, alpha=0.2).init(PARAMS)
+    params, expected_params, expected_state = PARAMS, PARAMS, expected.init(PARAMS)
+    other_step = train_step(make_optimizer("SAMO", TASKS, 0.1, 0))
+    expected_step = train_step(expected)
+    for _ in range(3):
+        params, state = other_step(params, state)
+        expected_params, expected_state = expected_step(expected_params, expected_state)
+    for name, leaf in expected_params.items():
+        np.testing.assert_allclose(params[name], leaf, rtol=1e-5)
+
+
+def test_a_minimum():
+    benchmark = tiny("test")
+    net = benchmark.net(TASKS)
+    params = jax.jit(net.init)(jax.random.key(0), benchmark.train.inputs)["params"]
+    found = look(benchmark, params)
+    shared, unravel = ravel_pytree({"Dense_0": params["Dense_0"]})
+
+    def task_losses_of(shared, batch):
+        outputs = net.apply({"params": params | unravel(shared)}, batch.inputs)
+        return {t: CLASSIFICATION.loss(outputs[t], batch.labels[t]) for t in TASKS}
+
+    def mean_loss(shared):
+        losses = task_losses_of(shared, benchmark.train.take(slice(80)))
+        return (losses["left"] + losses["right"]) / 2
+
+    spectrum = np.linalg.eigvalsh(jax.jit(jax.hessian(mean_loss))(shared))[::-1]
+    np.testing.assert_allclose(found.eigenvalues, spectrum[:5], rtol=1e-3, atol=1e-6)
+    heights = np.array(found.heights)
+    centre = len(heights) // 2
+    np.testing.assert_allclose(heights[centre, centre], mean_loss(shared), rtol=1e-5)
+    gradients = jax.jit(jax.jacobian(task_losses_of))
+    cosines = []
+    for start in range(0, 100, 20):
+        batch = benchmark.train.take(slice(start, start + 20))
+        left, right = map(np.asarray, gradients(shared, batch).values())
+        cosines.append(left @ right / np.linalg.norm(left) / np.linalg.norm(right))
+    np.testing.assert_allclose(found.cosine, np.mean(cosines), rtol=1e-4)
+    np.testing.assert_allclose(found.conflicts, np.mean(np.less(cosines, 0)))
+
+
+def finished(left, right, seconds=0.1, loss=0.5):
+    metrics = {"left": {"accuracy": left}, "right": {"accuracy": right}}
+    return Run(metrics, [(1, metrics)], [1.0, loss], seconds)
+
+
+def results():
+    """By hand."""
+    return Results(
+        dict.fromkeys(TASKS, CLASSIFICATION),
+        sweeps={
+            Setting("plain"): {0: finished(80, 40), 1: finished(80, 60)},
+            Setting("global", 0.2): {0: finished(80, 60), 1: finished(88, 50)},
+            Setting("global", 0.1): {0: finished(80, 50), 1: finished(80, 50)},
+            Setting("SAMO", 0.1): {0: finished(80, 55), 1: finished(80, 55)},
+            Setting("SAMO", 0.2): {0: finished(80, 50), 1: finished(80, 50)},
+            Setting("SAMO", 0.1, 1.0): {0: finished(40, 50), 1: finished(80, 25)},
+            Setting("SAMO", 0.1, 0.5, 1.0): {0: finished(80, 50), 1: finished(80, 60)},
+        },
+        rhos={"plain": 0.0, "global": 0.2, "SAMO": 0.1},
+        finals={
+            "plain": {0: finished(80, 50), 1: finished(80, 50)},
+            "global": {0: finished(88, 50, 0.2), 1: finished(80, 50, 0.2)},
+            "SAMO": {0: finished(96, 50, 0.3, 0.1), 1: finished(80, 60, 0.3, 0.3)},
+        },
+        minima={
+            "plain": {0: Minimum(0.5, 0.0, [8.0, 5, 4, 3, 2], [[1.0, 2], [3, 4]])},
+            "SAMO": {
+                0: Minimum(0.25, 0.5, [3.0, 2, 2, 2, 1], [[1.0, 2], [3, 4]]),
+                1: Minimum(0.75, 0.25, [5.0, 2, 2, 2, 1], [[1.0, 2], [3, 4]]),
+            },
+        },
+    )
+
+
+def test_best_radius():
+    assert results().best_rho("plain") == 0
+    assert results().best_rho("global") == 0.2
+    assert results().best_rho("SAMO") == 0.1
+
+
+def test_tables():
+    assert report.comparison(results()) == [
+        [
+            *("method", "rho", "left accuracy", "right accuracy"),
+            *("Δm %", "to global", "time"),
+        ],
+        ["plain", "0", "80.0 ± 0.0", "50.0 ± 0.0", "0.0 ± 0.0", "2.5 ± 3.5", "1.00"],
+        [
+            "global",
+            "0.2",
+            "84.0 ± 5.7",
+            "50.0 ± 0.0",
+            "-2.5 ± 3.5",
+            "0.0 ± 0.0",
+            "2.00",
+        ],
+        [
+            "SAMO",
+            "0.1",
+            "88.0 ± 11.3",
+            "55.0 ± 7.1",
+            "-10.0 ± 0.0",
+            "-7.5 ± 3.5",
+            "3.00",
+        ],
+    ]
+    assert report.sharpness(results()) == [
+        ["method", "training loss", "λ1", "λ1 / λ5", "cosine", "conflicts %"],
+        ["plain", "0.500 ± 0.000", "8.00", "4.00", "0.500", "0.00"],
+        [
+            *("SAMO", "0.200 ± 0.141", "4.00 ± 1.41", "4.00 ± 1.41"),
+            *("0.500 ± 0.354", "37.5 ± 17.7"),
+        ],
+    ]
+    tables = {
+        parameter: report.sweep_table(parameter, by_method)
+        for parameter, by_method in report.sweeps(results()).items()
+    }
+    assert tables == {
+        "rho": [
+            ["rho", "0.1", "0.2"],
+            ["global", "0.0 ± 0.0", "-7.5 ± 3.5"],
+            ["SAMO", "-5.0 ± 0.0", "0.0 ± 0.0"],
+        ],
+        "alpha": [["alpha", "0.5", "1"], ["SAMO", "-5.0 ± 0.0", "25.0 ± 0.0"]],
+        "mu": [["mu", "0.01", "1"], ["SAMO", "-5.0 ± 0.0", "-5.0 ± 7.1"]],
+    }
+
+
+@pytest.fixture
+def ablation(monkeypatch, tmp_path):
+    """Runs the command on the tiny problem; its exit status and folder."""
+    monkeypatch.setitem(BENCHMARKS, "digits", tiny)
+    monkeypatch.chdir(tmp_path)
+
+    def run(*args):
+        command = ["experiments", "ablation", "--problems", "digits", "--out", "out"]
+        monkeypatch.setattr(sys, "argv", [*command, *args])
+        return main(), tmp_path / "out"
+
+    return run
+
+
+def test_runs_and_reports(ablation):
+    numbers = ["--seeds", "2", "--sweep-seeds", "1", "--minima", "1", "--epochs", "6"]
+    status, out = ablation(*numbers)
+    assert status == 0
+    document = json.loads((out / "digits/results.json").read_text())
+    config, runs = document["config"], document["runs"]
+    assert [(r["method"], r["seed"]) for r in runs] == [
+        (method, seed) for method in METHODS for seed in (0, 1)
+    ]
+    for r in runs:
+        assert r["loss_curve"][-1] < r["loss_curve"][0]
+    assert [m["method"] for m in config["minima"]] == list(METHODS)
+    values = {"rho": set(), "alpha": set(), "mu": set()}
+    accuracies = {}
+    for entry in config["sweeps"]:
+        if entry["method"] == "SAMO":
+            for parameter, seen in values.items():
+                seen.add(entry[parameter])
+        if (entry["alpha"], entry["mu"]) == (0.5, 0.01):
+            accuracy = [of["accuracy"] for of in entry["metrics"].values()]
+            accuracies.setdefault(entry["method"], {})[entry["rho"]] = accuracy
+    assert values == {
+        "rho": {0.2 * factor for factor in RADII},
+        "alpha": set(ALPHAS),
+        "mu": set(MUS),
+    }
+    assert len(config["sweeps"]) == 1 + 4 * len(RADII) + len(ALPHAS) + len(MUS) - 2
+    plain = np.array(accuracies["plain"][0.0])
+    for method, by_rho in accuracies.items():
+        gains = {rho: np.mean(of / plain) for rho, of in by_rho.items()}
+        np.testing.assert_allclose(gains[config["rho"][method]], max(gains.values()))
+    page = (out / "table.md").read_text()
+    assert "over seeds (2)" in page
+    for method in METHODS:
+        assert f"| {method} |" in page
+    pictures = sorted(path.name for path in out.glob("*.png"))
+    assert [name for name in pictures if f"({name})" in page] == pictures
+    assert len(pictures) == 3
+
+
+def test_an_interrupt_keeps_finished_runs(ablation, monkeypatch):
+    calls = []
+
+    def train(*_, **hyperparams):
+        calls.append(hyperparams)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return {}, finished(90, 80)
+
+    monkeypatch.setattr(Trainer, "train", train)
+    status, out = ablation()
+    assert status == 130
+    document = json.loads((out / "digits/results.json").read_text())
+    assert [entry["rho"] for entry in document["config"]["sweeps"]] == [
+        call["rho"] for call in calls[:3]
+    ]
