@@ -248,7 +248,7 @@ Markdown(markdown_table(rows))
 # What a step costs: the mean takes one forward and one backward pass, FairGrad one more
 # backward pass for each of the K tasks. On top of FairGrad's, global SAM takes one
 # forward pass, F-MTL K forward and backward passes, SAMO 3K forward passes. The times
-# here, of all threads and on a busy machine, are a rough guide;
+# here, summed over CPU threads, are a rough guide;
 # [a benchmark](../docs/step_benchmark.md) has better ones.
 
 # %% [markdown]
