@@ -56,8 +56,6 @@ from samo_jax.experiments.toy.landscapes import (
 )
 from samo_jax.experiments.toy.plots import COLORS, plot
 
-# %matplotlib inline
-
 plt.rcParams["axes.prop_cycle"] = plt.cycler(
     color=[
         COLORS[name] for name in ("plain", "global", "samo", "local", "memory", "f-mtl")

@@ -45,8 +45,6 @@ from samo_jax.experiments.data.scenes import draw_scenes
 from samo_jax.experiments.networks.encoder_decoder import EncoderDecoder
 from samo_jax.experiments.tables import markdown_table
 
-# %matplotlib inline
-
 QUICK = "QUICK" in os.environ  # QUICK=1: little data, the first and the last method
 EPOCHS, PICTURES = (1, 16) if QUICK else (8, 128)
 

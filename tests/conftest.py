@@ -8,7 +8,10 @@ os.environ["XLA_FLAGS"] = (
 )
 
 import jax
+import matplotlib
 import pytest
+
+matplotlib.use("Agg")
 
 
 @pytest.fixture

@@ -206,7 +206,7 @@ def test_every_benchmark_learns(name):
     )
     tasks = set(small.tasks)
     trainer = Trainer(small, lambda _: optax.adam(3e-3), extra_args("mean"))
-    finished = trainer.run(0, 8, lambda: None)
+    _, finished = trainer.train(0, 8, lambda: None)
     assert finished.loss_curve[-1] < 0.9 * finished.loss_curve[0]
     for task, of in finished.metrics.items():
         assert set(of) == set(small.tasks[task].higher_is_better)

@@ -10,6 +10,8 @@ from samo_jax.experiments.configuration import FileParser, Parser
 def main(arguments: Sequence[str] | None = None) -> int:
     """Parse the command line (None: this process's) and run one experiment."""
     try:
+        import matplotlib
+
         from samo_jax.experiments import modalities
         from samo_jax.experiments.ablation import experiment as ablation
         from samo_jax.experiments.benchmarks import compare
@@ -20,6 +22,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         raise SystemExit(
             f"{error.name} is missing: pip install 'samo_jax[experiments]'"
         ) from None
+    matplotlib.use("Agg")  # pictures go into files
     parser = Parser(prog="python -m samo_jax.experiments")
     commands = parser.add_subparsers(
         metavar="NAME", required=True, parser_class=FileParser

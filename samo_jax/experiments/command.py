@@ -47,6 +47,15 @@ def share(text: str) -> float:
     return _number(text, "a number in [0, 1]", 0.0, 1.0)
 
 
+def add_out_argument(parser: argparse.ArgumentParser, name: str) -> None:
+    """Declare `--out`, which `results_folder` takes."""
+    parser.add_argument(
+        "--out",
+        type=Path,
+        help=f"folder for results (default: runs/{name}-DATE-TIME)",
+    )
+
+
 def results_folder(out: Path | None, name: str) -> Path:
     """A new or empty folder; where `out` is None, one named by the time."""
     folder = out or Path("runs") / f"{name}-{datetime.now():%Y%m%d-%H%M%S}"

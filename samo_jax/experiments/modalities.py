@@ -3,7 +3,6 @@
 import argparse
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -15,7 +14,11 @@ from rich.console import Console
 from rich.progress import track
 
 import samo_jax
-from samo_jax.experiments.command import positive_int, results_folder
+from samo_jax.experiments.command import (
+    add_out_argument,
+    positive_int,
+    results_folder,
+)
 from samo_jax.experiments.data.halves import (
     MODALITIES,
     Halves,
@@ -228,11 +231,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--epochs", type=positive_int, default=60, help="epochs per run (default: 60)"
     )
-    parser.add_argument(
-        "--out",
-        type=Path,
-        help="folder for results (default: runs/modalities-DATE-TIME)",
-    )
+    add_out_argument(parser, "modalities")
 
 
 def run(args: argparse.Namespace) -> int:

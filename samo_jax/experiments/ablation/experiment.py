@@ -12,6 +12,7 @@ from samo_jax.experiments.ablation.methods import METHODS, PLAIN, SAMO, Setting
 from samo_jax.experiments.ablation.results import Results
 from samo_jax.experiments.ablation.study import Study
 from samo_jax.experiments.command import (
+    add_out_argument,
     epochs_progress,
     positive_int,
     results_folder,
@@ -60,11 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(
             option, type=positive_int, help=f"{what} (default: {by_problem})"
         )
-    parser.add_argument(
-        "--out",
-        type=Path,
-        help="folder for results (default: runs/ablation-DATE-TIME)",
-    )
+    add_out_argument(parser, "ablation")
 
 
 def run(args: argparse.Namespace) -> int:

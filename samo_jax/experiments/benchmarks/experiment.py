@@ -6,7 +6,6 @@ import sys
 from collections.abc import Iterable, Sequence
 from functools import partial
 from itertools import chain
-from pathlib import Path
 from textwrap import fill, indent
 from typing import Any, NamedTuple
 
@@ -34,6 +33,7 @@ from samo_jax.experiments.benchmarks.scores import Results, baseline, columns
 from samo_jax.experiments.benchmarks.tensorboard import event_files, no_events
 from samo_jax.experiments.benchmarks.training import Run, Trainer, task_losses
 from samo_jax.experiments.command import (
+    add_out_argument,
     epochs_progress,
     positive,
     positive_int,
@@ -43,6 +43,8 @@ from samo_jax.experiments.command import (
 )
 from samo_jax.experiments.configuration import add_file_arguments, settings
 from samo_jax.experiments.tables import terminal_table
+
+_ALL_BENCHMARKS = BENCHMARKS | files.BENCHMARKS
 
 DESCRIPTION = """\
 Compares single-task training with mean, MGDA and FairGrad, each plain, with global SAM
@@ -68,7 +70,7 @@ class Experiment(NamedTuple):
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """Declare the command line."""
-        about = inspect.getdoc((BENCHMARKS | files.BENCHMARKS)[self.name])
+        about = inspect.getdoc(_ALL_BENCHMARKS[self.name])
         parser.description = f"{about}\n\n{DESCRIPTION}"
         parser.epilog = EPILOG
         parser.formatter_class = argparse.RawDescriptionHelpFormatter
@@ -110,11 +112,7 @@ class Experiment(NamedTuple):
             help="write events for TensorBoard, too (needs the tensorboard extra)",
         )
         add_file_arguments(parser)
-        parser.add_argument(
-            "--out",
-            type=Path,
-            help=f"folder for results (default: runs/{self.name}-DATE-TIME)",
-        )
+        add_out_argument(parser, self.name)
         if self.name in files.BENCHMARKS:
             _add_data_arguments(parser, self.name)
 
@@ -125,14 +123,11 @@ class Experiment(NamedTuple):
 
 def experiments() -> list[tuple[str, Experiment, str]]:
     """Name, experiment and summary of each benchmark."""
-    return [
-        (name, Experiment(name), _summary(name))
-        for name in BENCHMARKS | files.BENCHMARKS
-    ]
+    return [(name, Experiment(name), _summary(name)) for name in _ALL_BENCHMARKS]
 
 
 def _summary(name: str) -> str:
-    return str((BENCHMARKS | files.BENCHMARKS)[name].__doc__).partition("\n")[0]
+    return str(_ALL_BENCHMARKS[name].__doc__).partition("\n")[0]
 
 
 def _add_data_arguments(parser: argparse.ArgumentParser, name: str) -> None:
@@ -239,12 +234,12 @@ def _train_all(benchmark: Benchmark, records: Records, console: Console) -> None
             part = 1 / len(trainers[method])
             with records.training(method, seed) as on_evaluation:
                 runs = [
-                    trainer.run(
+                    trainer.train(
                         seed,
                         benchmark.epochs,
                         lambda part=part: progress.advance(bar, part),
                         on_evaluation,
-                    )
+                    )[1]
                     for trainer in trainers[method]
                 ]
             records.finished(method, seed, _as_one(runs))

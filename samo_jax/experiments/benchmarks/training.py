@@ -189,16 +189,6 @@ class Trainer:
         self.init = jax.jit(partial(self.net.init, **modes))
         self.observe = jax.jit(self._observe)
 
-    def run(
-        self,
-        seed: int,
-        epochs: int,
-        on_epoch: Callable[[], None],
-        on_evaluation: Callable[[Evaluation], None] = lambda _: None,
-    ) -> Run:
-        """Train from scratch; the seed sets initialisation, batch order and probes."""
-        return self.train(seed, epochs, on_epoch, on_evaluation)[1]
-
     def train(
         self,
         seed: int,
@@ -207,7 +197,11 @@ class Trainer:
         on_evaluation: Callable[[Evaluation], None] = lambda _: None,
         **hyperparams: Any,
     ) -> tuple[Any, Run]:
-        """The final parameters, too; `hyperparams` go to `make_tx`."""
+        """Train from scratch; return the final parameters, and the run.
+
+        The seed sets initialisation, batch order and probes; `hyperparams` go to
+        `make_tx`.
+        """
         train, size = self.benchmark.train, self.benchmark.batch_size
         params, state = self._start(seed)
         opt_state = self.make_tx(seed, **hyperparams).init(params)
@@ -228,6 +222,7 @@ class Trainer:
                 last = batch
             history = jax.block_until_ready(history)
             seconds.append((time.perf_counter() - start) / len(history))
+            history = jax.device_get(history)
             loss_curve.append(float(np.mean(jax.tree.leaves(history))))
             if epoch % max(epochs // 10, 1) == 0 or epoch == epochs:
                 metrics = self.evaluate(params, state)

@@ -9,6 +9,7 @@ from rich.console import Console
 
 from samo_jax.experiments.benchmarks.methods import SINGLE_TASK
 from samo_jax.experiments.command import (
+    add_out_argument,
     epochs_progress,
     positive_int,
     results_folder,
@@ -47,11 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--epochs", type=positive_int, help="epochs per run (default: the problem's)"
     )
-    parser.add_argument(
-        "--out",
-        type=Path,
-        help="folder for results (default: runs/local-DATE-TIME)",
-    )
+    add_out_argument(parser, "local")
 
 
 def run(args: argparse.Namespace) -> int:

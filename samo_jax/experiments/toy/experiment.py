@@ -6,7 +6,6 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import product
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -19,7 +18,7 @@ from rich.progress import track
 
 import samo_jax
 from samo_jax.experiments.benchmarks import methods
-from samo_jax.experiments.command import results_folder
+from samo_jax.experiments.command import add_out_argument, results_folder
 from samo_jax.experiments.tables import markdown_table, save, terminal_table
 from samo_jax.experiments.toy.landscapes import (
     LANDSCAPES,
@@ -211,9 +210,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--seed", type=int, default=0, help="of noise and probes (default: 0)"
     )
-    parser.add_argument(
-        "--out", type=Path, help="folder for results (default: runs/toy-DATE-TIME)"
-    )
+    add_out_argument(parser, "toy")
 
 
 def run(args: argparse.Namespace) -> int:
