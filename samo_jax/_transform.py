@@ -1,6 +1,7 @@
 """The Optax face: state, keys and threading around the pure functions."""
 
 from collections.abc import Sequence
+from functools import partial
 from numbers import Integral
 from typing import Any, NamedTuple, cast
 
@@ -9,6 +10,7 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
+from samo_jax._faults import fill_in, share_out, task_mask_array
 from samo_jax._perturbations import Perturbation, Problem
 from samo_jax._perturbations._base import (
     UNPERTURBED,
@@ -30,7 +32,14 @@ from samo_jax._tasks import (
     label_leaves,
     task_names,
 )
-from samo_jax._tree import PyTree, accumulator_dtype
+from samo_jax._tree import (
+    PyTree,
+    accumulator_dtype,
+    all_finite,
+    keep,
+    keep_if,
+    scale_leaves,
+)
 
 
 class MultitaskState(NamedTuple):
@@ -43,6 +52,7 @@ class MultitaskState(NamedTuple):
             in task order; uniform before the first.
         solver_state: state of the solver.
         perturbation_state: state of the perturbation.
+        skipped: shape (K,), int32, how many updates were made without each task.
     """
 
     step: jax.Array
@@ -50,6 +60,7 @@ class MultitaskState(NamedTuple):
     weights: jax.Array
     solver_state: Any
     perturbation_state: Any
+    skipped: jax.Array
 
 
 def multitask(
@@ -77,6 +88,11 @@ def multitask(
     handed to `loss_fn` in their own dtype: bfloat16 rounds much of a small perturbation
     away.
 
+    Tasks whose loss or gradient is not finite, or of which the batch has no examples
+    (`task_mask`), are left out: their gradients count as zero, and their weights go to
+    the others. Where none is left, or the direction is not finite, it is zero and the
+    solver's state stays.
+
     Args:
         solver: the combiner, such as `fairgrad()`.
         perturbation: the sharpness method, such as `global_sam()`.
@@ -102,13 +118,15 @@ def multitask(
     Returns:
         A `GradientTransformationExtraArgs` whose update is
         `update(updates, state, params, *, loss_fn, probe_loss_fn=None,
-        sample_loss_fns=(), **extra_args)`. `loss_fn` maps params to K losses;
-        `probe_loss_fn` (default: `loss_fn`) is used by forward-only probes, for
+        sample_loss_fns=(), task_mask=None, **extra_args)`. `loss_fn` maps params to K
+        losses; `probe_loss_fn` (default: `loss_fn`) is used by forward-only probes, for
         instance in evaluation mode; `sample_loss_fns` are the losses of independent
         batches, whose gradients the solver gets as `sample_grads` (`modo` and `sdmgrad`
         need one or two; each costs K more passes). None can touch batch statistics:
-        they return losses only. Further extra arguments go to the solver, which also
-        gets `losses` (default: those at the perturbed points).
+        they return losses only. `task_mask` says which tasks the batch has examples of:
+        booleans in the structure of the losses, or of shape (K,). Further extra
+        arguments go to the solver, which also gets `losses` (default: those at the
+        perturbed points).
 
     Raises:
         ValueError: on wrong arguments; in `update`, if `loss_fn` or `params` is
@@ -170,44 +188,56 @@ def multitask(
                     keep_shared(params, label_leaves(params, param_labels)), num_tasks
                 )
             ),
-            perturbation_state=(method.init(params, num_tasks)),
+            perturbation_state=method.init(params, num_tasks),
+            skipped=jnp.zeros(num_tasks, jnp.int32),
         )
 
     def over_devices(tree):
         return tree if axis_name is None else lax.pmean(tree, axis_name)
+
+    def agree(present):
+        return over_devices(present.astype(accumulator_dtype())) == 1
+
+    def solver_args(problem, losses, present):
+        args = {"losses": losses.astype(accumulator_dtype()), **problem.extra_args}
+        return args | {"losses": fill_in(args["losses"], present)}
 
     def by_weights(problem, state):
         losses, gradient = perturbed_weighted_gradient(
             method, problem, state.perturbation_state
         )
         losses = over_devices(losses)
+        present = problem.task_mask & jnp.isfinite(losses)
         weights, solver_state = cast(Solver, solver).update(
             jnp.zeros((num_tasks, num_tasks), losses.dtype),
             state.solver_state,
-            **{"losses": losses, **problem.extra_args},
+            **solver_args(problem, losses, present),
         )
-        gradients = gradient(weights), gradient(jnp.ones_like(weights))
-        return *over_devices(gradients), weights, solver_state, state.perturbation_state
+        weights, _ = share_out(weights, present)
+        gradients = gradient(weights), gradient(present.astype(weights.dtype))
+        states = solver_state, state.perturbation_state
+        return *over_devices(gradients), weights, present, *states
 
     def by_gradients(problem, state):
         labels = problem.labels
-        seen, perturbation_state = perturbed_gradients(
-            method, problem, state.perturbation_state
+        seen, present, perturbation_state = perturbed_gradients(
+            method, problem, state.perturbation_state, agree
         )
         if axis_name is not None:
             seen = lax.pmean(seen, axis_name)
             perturbation_state = _average_floats(perturbation_state, axis_name)
-        losses = seen.losses.astype(accumulator_dtype())
-        solver_args = {"losses": losses, **problem.extra_args}
+        args = solver_args(problem, seen.losses, present)
         if seen.sample_grads:
-            solver_args["sample_grads"] = [
+            args["sample_grads"] = [
                 keep_shared(grads, labels) for grads in seen.sample_grads
             ]
         if seen.clean_grads is not None:
-            solver_args["clean_grads"] = keep_shared(seen.clean_grads, labels)
+            args["clean_grads"] = keep_shared(seen.clean_grads, labels)
         combined, weights, solver_state = combine_gradients(
-            keep_shared(seen.task_grads, labels), state.solver_state, **solver_args
+            keep_shared(seen.task_grads, labels), state.solver_state, **args
         )
+        weights, growth = share_out(weights, present)
+        combined = scale_leaves(combined, lambda _leaf: growth)
         own = jax.tree.map(
             lambda label, grad: (
                 None if label == SHARED else grad[problem.tasks.index(label)]
@@ -215,7 +245,8 @@ def multitask(
             labels,
             seen.task_grads,
         )
-        return combined, own, weights, solver_state, perturbation_state
+        states = solver_state, perturbation_state
+        return combined, own, weights, present, *states
 
     def update(
         updates: PyTree,
@@ -225,6 +256,7 @@ def multitask(
         loss_fn: LossFn | None = None,
         probe_loss_fn: LossFn | None = None,
         sample_loss_fns: Sequence[LossFn] = (),
+        task_mask: Any = None,
         **extra_args: Any,
     ) -> tuple[PyTree, Any]:
         _check_params(params)
@@ -247,27 +279,33 @@ def multitask(
             probe_loss_fn=loss_fn if probe_loss_fn is None else probe_loss_fn,
             sample_loss_fns=tuple(sample_loss_fns),
             params=params,
-            mean_grad=updates,
+            mean_grad=jax.tree.map(lambda g: keep(jnp.isfinite(g), g), updates),
             labels=labels,
             tasks=tasks,
+            task_mask=task_mask_array(task_mask, tasks),
             step=state.step,
             key=None if key is None else jax.random.fold_in(state.key, state.step),
             extra_args=extra_args,
             unroll=unroll,
         )
         step = by_weights if linear and not sample_loss_fns else by_gradients
-        combined, own, weights, solver_state, perturbation_state = step(problem, state)
+        combined, own, weights, present, *states = step(problem, state)
+        solver_state, perturbation_state = states
 
         def pick(label, incoming, shared, own):
             return (shared if label == SHARED else own).astype(incoming.dtype)
 
         direction = jax.tree.map(pick, labels, updates, combined, own)
+        finite = all_finite(direction)
+        present &= finite
+        direction = jax.tree.map(partial(keep, finite), direction)
         return direction, MultitaskState(
             step=jnp.asarray(optax.safe_increment(state.step)),
             key=state.key,
-            weights=weights,
-            solver_state=solver_state,
+            weights=keep(finite, weights),
+            solver_state=keep_if(jnp.any(present), solver_state, state.solver_state),
             perturbation_state=perturbation_state,
+            skipped=state.skipped + (~present).astype(jnp.int32),
         )
 
     return optax.GradientTransformationExtraArgs(init, update)

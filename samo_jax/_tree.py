@@ -1,6 +1,7 @@
 """Float32 (float64 under x64) pytree arithmetic that `optax.tree` lacks."""
 
 from collections.abc import Callable, Hashable
+from functools import partial
 from typing import Any, TypeAlias
 
 import jax
@@ -56,6 +57,17 @@ def scale_leaves(tree: PyTree, factor: Callable[..., ArrayLike], *rest: Any) -> 
 def keep(condition: Any, leaf: jax.Array) -> jax.Array:
     """`leaf` where the condition holds, else zero."""
     return jnp.where(condition, leaf, 0)
+
+
+def keep_if(condition: jax.Array, new: PyTree, old: PyTree) -> PyTree:
+    """`new` where the scalar `condition` holds, else `old`, leaf by leaf."""
+    return jax.tree.map(partial(jnp.where, condition), new, old)
+
+
+def all_finite(tree: PyTree) -> jax.Array:
+    """Whether every entry of every leaf is finite."""
+    parts = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]
+    return jnp.all(jnp.stack(parts)) if parts else jnp.ones((), bool)
 
 
 def scale_tasks(leaf: jax.Array, scales: jax.Array) -> jax.Array:

@@ -19,12 +19,6 @@ def task_norms(task_grads: PyTree, num_tasks: int) -> jax.Array:
     return jax.vmap(leaf_norm)(jnp.stack(parts, axis=1))
 
 
-def all_finite(tree: PyTree) -> jax.Array:
-    """Whether every entry of every leaf is finite."""
-    parts = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]
-    return jnp.all(jnp.stack(parts)) if parts else jnp.ones((), bool)
-
-
 def moving_average(
     average: PyTree, values: PyTree, keep: jax.Array, scales: jax.Array
 ) -> PyTree:

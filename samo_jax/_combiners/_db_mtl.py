@@ -14,8 +14,14 @@ from samo_jax._combiners._base import (
 from samo_jax._gramian import combine
 from samo_jax._hyperparameters import check_nonnegative, check_share
 from samo_jax._solvers import Combiner
-from samo_jax._tree import PyTree, accumulator_dtype, safe_divide, zeros_per_task
-from samo_jax._weightings._base import keep_if, usable_losses
+from samo_jax._tree import (
+    PyTree,
+    accumulator_dtype,
+    keep_if,
+    safe_divide,
+    zeros_per_task,
+)
+from samo_jax._weightings._base import usable_losses
 
 
 class DBMTLState(NamedTuple):

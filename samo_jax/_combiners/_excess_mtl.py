@@ -6,15 +6,20 @@ import jax
 import jax.numpy as jnp
 
 from samo_jax._combiners._base import (
-    all_finite,
     task_norms,
 )
 from samo_jax._gramian import combine
 from samo_jax._hyperparameters import check_nonnegative
 from samo_jax._solvers import Combiner
 from samo_jax._solvers._base import uniform_weights
-from samo_jax._tree import PyTree, accumulator_dtype, safe_divide, zeros_per_task
-from samo_jax._weightings._base import keep_if
+from samo_jax._tree import (
+    PyTree,
+    accumulator_dtype,
+    all_finite,
+    keep_if,
+    safe_divide,
+    zeros_per_task,
+)
 
 
 class ExcessMTLState(NamedTuple):

@@ -16,8 +16,13 @@ from samo_jax._gramian import combine, gramian
 from samo_jax._hyperparameters import check_nonnegative, check_share
 from samo_jax._solvers import Combiner
 from samo_jax._solvers._base import uniform_weights
-from samo_jax._tree import PyTree, accumulator_dtype, safe_divide, zeros_per_task
-from samo_jax._weightings._base import keep_if
+from samo_jax._tree import (
+    PyTree,
+    accumulator_dtype,
+    keep_if,
+    safe_divide,
+    zeros_per_task,
+)
 
 
 class MoCoState(NamedTuple):

@@ -1,14 +1,13 @@
 """From a function of the losses to a solver that never leaves the finite numbers."""
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from samo_jax._solvers._base import Solver, uniform_weights
-from samo_jax._tree import PyTree, accumulator_dtype
+from samo_jax._tree import accumulator_dtype, keep_if
 
 
 class WeightingState(NamedTuple):
@@ -70,11 +69,6 @@ def usable_losses(losses: jax.Array, *, positive: bool) -> jax.Array:
     """Whether all losses are finite (and positive)."""
     usable = jnp.isfinite(losses)
     return jnp.all(usable & (losses > 0) if positive else usable)
-
-
-def keep_if(condition: jax.Array, new: PyTree, old: PyTree) -> PyTree:
-    """`new` where the scalar `condition` holds, else `old`, leaf by leaf."""
-    return jax.tree.map(partial(jnp.where, condition), new, old)
 
 
 def safe_norm(vector: jax.Array) -> jax.Array:

@@ -11,10 +11,9 @@ from samo_jax._hyperparameters import (
     check_positive,
 )
 from samo_jax._solvers import Solver
-from samo_jax._tree import accumulator_dtype
+from samo_jax._tree import accumulator_dtype, keep_if
 from samo_jax._weightings._adam import AdamState, adam_init, adam_step
 from samo_jax._weightings._base import (
-    keep_if,
     usable_losses,
     weighting,
 )

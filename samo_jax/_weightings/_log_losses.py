@@ -7,8 +7,8 @@ import jax.numpy as jnp
 
 from samo_jax._solvers import Solver
 from samo_jax._solvers._base import uniform_weights
-from samo_jax._tree import accumulator_dtype
-from samo_jax._weightings._base import keep_if, usable_losses
+from samo_jax._tree import accumulator_dtype, keep_if
+from samo_jax._weightings._base import usable_losses
 
 
 class LogLossesState(NamedTuple):

@@ -1,0 +1,59 @@
+"""Tasks that a step is better taken without."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from samo_jax._tasks import loss_leaves
+from samo_jax._tree import PyTree, accumulator_dtype, keep, safe_divide
+
+
+def task_mask_array(task_mask: Any, tasks: tuple[str, ...]) -> jax.Array:
+    """The caller's mask (None: all tasks), shape (K,), bool."""
+    if task_mask is None:
+        return jnp.ones(len(tasks), bool)
+    leaves = [jnp.asarray(leaf) for leaf in loss_leaves(task_mask)]
+    if len(leaves) != len(tasks) or any(leaf.ndim for leaf in leaves):
+        raise ValueError(
+            f"`task_mask` must be a pytree like the losses or one ({len(tasks)},) "
+            f"array, of whether the batch has examples of each task; got leaves of "
+            f"shapes {[leaf.shape for leaf in leaves]} for {', '.join(tasks)}."
+        )
+    return jnp.stack(leaves).astype(bool)
+
+
+def finite_tasks(losses: jax.Array, task_grads: PyTree) -> jax.Array:
+    """Whether each task's loss and squared gradient norm are finite, shape (K,)."""
+    finite = jnp.isfinite(losses)
+    for leaf in jax.tree.leaves(task_grads):
+        squares = jnp.square(leaf.astype(accumulator_dtype()))
+        finite &= jnp.isfinite(jnp.sum(squares, axis=range(1, leaf.ndim)))
+    return finite
+
+
+def leave_out(task_grads: PyTree, present: jax.Array) -> PyTree:
+    """Zero gradients for absent tasks; nothing is copied where there are none."""
+
+    def zero_absent(tree):
+        return jax.tree.map(
+            lambda leaf: keep(jnp.expand_dims(present, range(1, leaf.ndim)), leaf), tree
+        )
+
+    return lax.cond(jnp.all(present), lambda tree: tree, zero_absent, task_grads)
+
+
+def fill_in(losses: jax.Array, present: jax.Array) -> jax.Array:
+    """The losses, absent tasks having the mean of the others, shape (K,)."""
+    count = jnp.sum(present, dtype=losses.dtype)
+    mean = safe_divide(jnp.sum(keep(present, losses)), count)
+    return jnp.where(present, losses, mean)
+
+
+def share_out(weights: jax.Array, present: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Weights whose sum the present tasks have alone, and by what they have grown."""
+    kept = keep(present, weights)
+    growth = safe_divide(jnp.sum(weights), jnp.sum(kept))
+    growth = jnp.where(jnp.all(present), 1, growth)
+    return kept * growth, growth
