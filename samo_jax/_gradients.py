@@ -137,14 +137,24 @@ def values_and_gradients_at(
 
         return map_tasks(value_and_gradient, num_tasks, True)
 
+    return map_tasks(value_and_gradient_of(loss_fn, points, index), num_tasks, unroll)
+
+
+def value_and_gradient_of(
+    loss_fn: LossFn, points: Sequence[PyTree], index: jax.Array
+) -> Callable[[jax.Array], tuple[jax.Array, PyTree]]:
+    """A traced `i` to task i's loss and gradient at its own one of P points.
+
+    P forward passes, and a backward pass a call.
+    """
     passes = _forward(lambda p: stack_losses(loss_fn(p)), points)
     one_hot = jnp.diag(jnp.ones_like(passes[0][0]))
 
-    def own_value_and_gradient(i):
+    def value_and_gradient(i):
         losses, pullback = _select(passes, index[i])
         return losses[i], pullback(one_hot[i])[0]
 
-    return map_tasks(own_value_and_gradient, num_tasks, unroll)
+    return value_and_gradient
 
 
 def values_and_weighted_gradient_at(

@@ -24,6 +24,7 @@ def samo(
     param_labels: ParamLabels = None,
     unroll: Unroll = None,
     axis_name: Any = None,
+    gramian_block: int | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """SAMO: sharpness-aware multi-task optimisation, first in an `optax.chain`.
 
@@ -56,6 +57,7 @@ def samo(
         param_labels: see `multitask`.
         unroll: see `multitask`.
         axis_name: see `multitask`.
+        gramian_block: see `multitask`.
 
     Returns:
         A `GradientTransformationExtraArgs`, see `multitask`.
@@ -97,4 +99,5 @@ def samo(
         param_labels=param_labels,
         unroll=unroll,
         axis_name=axis_name,
+        gramian_block=gramian_block,
     )

@@ -3,23 +3,19 @@
 from collections.abc import Sequence
 from functools import partial
 from numbers import Integral
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 from jax import lax
 
-from samo_jax._faults import fill_in, share_out, task_mask_array
+from samo_jax._faults import task_mask_array
 from samo_jax._perturbations import Perturbation, Problem
-from samo_jax._perturbations._base import (
-    UNPERTURBED,
-    has_few_points,
-    perturbed_gradients,
-    perturbed_weighted_gradient,
-)
+from samo_jax._perturbations._base import UNPERTURBED
 from samo_jax._solvers import Combiner, Solver
-from samo_jax._solvers._base import check_combiner, combiner_update, uniform_weights
+from samo_jax._solvers._base import check_combiner, uniform_weights
+from samo_jax._steps import Method, check_gramian_block, take_step
 from samo_jax._tasks import (
     SHARED,
     LossFn,
@@ -34,11 +30,9 @@ from samo_jax._tasks import (
 )
 from samo_jax._tree import (
     PyTree,
-    accumulator_dtype,
     all_finite,
     keep,
     keep_if,
-    scale_leaves,
 )
 
 
@@ -72,6 +66,7 @@ def multitask(
     param_labels: ParamLabels = None,
     unroll: Unroll = None,
     axis_name: Any = None,
+    gramian_block: int | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Any sharpness method with any gradient combiner, first in an `optax.chain`.
 
@@ -114,6 +109,11 @@ def multitask(
             to="varying")`), it is each device's own: m-sharpness. Gradients and probes
             that a perturbation takes itself ("local", `joint_sam`) are each device's
             own; the state is common. None: under `jit` alone everything is global.
+        gramian_block: for models of which K gradients do not fit: an int B holds B + 1
+            at once, in two sweeps over the tasks. The first takes the Gramian, B rows
+            at a time, in K (K / B + 1) / 2 backward passes; the second the weighted
+            sum, in K, or in one per point that tasks share. For a `Solver`, and
+            perturbations without a memory of gradients. None: all K at once, in K.
 
     Returns:
         A `GradientTransformationExtraArgs` whose update is
@@ -163,14 +163,10 @@ def multitask(
             "a typed key, `key=jax.random.key(0)`, or an int."
         )
     check_unroll(unroll)
-    combine_gradients = combiner_update(solver)
-    method = UNPERTURBED if perturbation is None else perturbation
-    linear = (
-        isinstance(solver, Solver)
-        and solver.linear
-        and has_few_points(method)
-        and method.finish is None
-    )
+    if perturbation is None:
+        perturbation = UNPERTURBED
+    method = Method(solver, perturbation, axis_name, gramian_block)
+    check_gramian_block(method, unroll)
     if isinstance(key, Integral):
         key = jax.random.key(int(key))
 
@@ -188,65 +184,9 @@ def multitask(
                     keep_shared(params, label_leaves(params, param_labels)), num_tasks
                 )
             ),
-            perturbation_state=method.init(params, num_tasks),
+            perturbation_state=perturbation.init(params, num_tasks),
             skipped=jnp.zeros(num_tasks, jnp.int32),
         )
-
-    def over_devices(tree):
-        return tree if axis_name is None else lax.pmean(tree, axis_name)
-
-    def agree(present):
-        return over_devices(present.astype(accumulator_dtype())) == 1
-
-    def solver_args(problem, losses, present):
-        args = {"losses": losses.astype(accumulator_dtype()), **problem.extra_args}
-        return args | {"losses": fill_in(args["losses"], present)}
-
-    def by_weights(problem, state):
-        losses, gradient = perturbed_weighted_gradient(
-            method, problem, state.perturbation_state
-        )
-        losses = over_devices(losses)
-        present = problem.task_mask & jnp.isfinite(losses)
-        weights, solver_state = cast(Solver, solver).update(
-            jnp.zeros((num_tasks, num_tasks), losses.dtype),
-            state.solver_state,
-            **solver_args(problem, losses, present),
-        )
-        weights, _ = share_out(weights, present)
-        gradients = gradient(weights), gradient(present.astype(weights.dtype))
-        states = solver_state, state.perturbation_state
-        return *over_devices(gradients), weights, present, *states
-
-    def by_gradients(problem, state):
-        labels = problem.labels
-        seen, present, perturbation_state = perturbed_gradients(
-            method, problem, state.perturbation_state, agree
-        )
-        if axis_name is not None:
-            seen = lax.pmean(seen, axis_name)
-            perturbation_state = _average_floats(perturbation_state, axis_name)
-        args = solver_args(problem, seen.losses, present)
-        if seen.sample_grads:
-            args["sample_grads"] = [
-                keep_shared(grads, labels) for grads in seen.sample_grads
-            ]
-        if seen.clean_grads is not None:
-            args["clean_grads"] = keep_shared(seen.clean_grads, labels)
-        combined, weights, solver_state = combine_gradients(
-            keep_shared(seen.task_grads, labels), state.solver_state, **args
-        )
-        weights, growth = share_out(weights, present)
-        combined = scale_leaves(combined, lambda _leaf: growth)
-        own = jax.tree.map(
-            lambda label, grad: (
-                None if label == SHARED else grad[problem.tasks.index(label)]
-            ),
-            labels,
-            seen.task_grads,
-        )
-        states = solver_state, perturbation_state
-        return combined, own, weights, present, *states
 
     def update(
         updates: PyTree,
@@ -288,23 +228,23 @@ def multitask(
             extra_args=extra_args,
             unroll=unroll,
         )
-        step = by_weights if linear and not sample_loss_fns else by_gradients
-        combined, own, weights, present, *states = step(problem, state)
-        solver_state, perturbation_state = states
+        seen = take_step(method, problem, state)
 
         def pick(label, incoming, shared, own):
             return (shared if label == SHARED else own).astype(incoming.dtype)
 
-        direction = jax.tree.map(pick, labels, updates, combined, own)
+        direction = jax.tree.map(pick, labels, updates, seen.combined, seen.own)
         finite = all_finite(direction)
-        present &= finite
+        present = seen.present & finite
         direction = jax.tree.map(partial(keep, finite), direction)
         return direction, MultitaskState(
             step=jnp.asarray(optax.safe_increment(state.step)),
             key=state.key,
-            weights=keep(finite, weights),
-            solver_state=keep_if(jnp.any(present), solver_state, state.solver_state),
-            perturbation_state=perturbation_state,
+            weights=keep(finite, seen.weights),
+            solver_state=keep_if(
+                jnp.any(present), seen.solver_state, state.solver_state
+            ),
+            perturbation_state=seen.perturbation_state,
             skipped=state.skipped + (~present).astype(jnp.int32),
         )
 
@@ -316,17 +256,6 @@ def _vary(params: PyTree, axis_name: Any) -> PyTree:
     one = lax.pcast(jnp.ones(()), axis_name, to="varying")
     # A product, for pcast refuses what varies already.
     return jax.tree.map(lambda leaf: leaf * one.astype(leaf.dtype), params)
-
-
-def _average_floats(state: Any, axis_name: Any) -> Any:
-    return jax.tree.map(
-        lambda leaf: (
-            lax.pmean(leaf, axis_name)
-            if jnp.issubdtype(leaf.dtype, jnp.floating)
-            else leaf
-        ),
-        state,
-    )
 
 
 def _check_params(params: PyTree | None) -> None:

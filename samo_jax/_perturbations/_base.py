@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -186,7 +186,8 @@ def perturbed_weighted_gradient(
     perturbation: Perturbation, problem: Problem, state: Any
 ) -> tuple[jax.Array, Callable[[jax.Array], PyTree]]:
     """Losses at the few perturbed points, and `w -> sum_i w_i g_i` there."""
-    points, index = _points(perturbation, problem, perturbation.prepare(problem, state))
+    context = perturbation.prepare(problem, state)
+    points, index = points_of(perturbation, problem, context)
     return values_and_weighted_gradient_at(problem.loss_fn, points, index)
 
 
@@ -196,7 +197,7 @@ def has_few_points(perturbation: Perturbation) -> bool:
 
 
 def _at_few_points(perturbation, problem, context):
-    points, index = _points(perturbation, problem, context)
+    points, index = points_of(perturbation, problem, context)
     (losses, task_grads), *samples = [
         values_and_gradients_at(
             loss_fn, points, index, len(problem.tasks), problem.unroll
@@ -206,14 +207,24 @@ def _at_few_points(perturbation, problem, context):
     return losses, task_grads, [grads for _, grads in samples]
 
 
-def _points(perturbation, problem, context):
-    perturbations, index = perturbation.points(context)
+def points_of(
+    perturbation: Perturbation, problem: Problem, context: Any
+) -> tuple[list[PyTree], jax.Array]:
+    """The few perturbed points, and which of them is each task's, shape (K,)."""
+    perturbations, index = cast(Callable, perturbation.points)(context)
     index = jnp.broadcast_to(index, len(problem.tasks))
     return [displace(problem.params, eps) for eps in perturbations], index
 
 
 def _task_by_task(perturbation, problem, context):
-    """Each eps_i lives only inside its pass of the loop."""
+    own_pass = task_pass(perturbation, problem, context)
+    return map_tasks(own_pass, len(problem.tasks), problem.unroll)
+
+
+def task_pass(
+    perturbation: Perturbation, problem: Problem, context: Any
+) -> Callable[[Any], tuple[jax.Array, PyTree, list[PyTree]]]:
+    """`i` to loss, gradient and those of samples; eps_i lives only inside."""
     loss = own_loss if perturbation.loss is None else perturbation.loss
 
     def values_and_gradients(i):
@@ -228,7 +239,7 @@ def _task_by_task(perturbation, problem, context):
         ]
         return *value_and_gradient(point), samples
 
-    return map_tasks(values_and_gradients, len(problem.tasks), problem.unroll)
+    return values_and_gradients
 
 
 def own_leaves(eps: PyTree, problem: Problem, i: int | jax.Array) -> PyTree:
