@@ -23,6 +23,9 @@ def delta_m(
     Returns:
         Delta m in percent, shape (...).
 
+    Raises:
+        ValueError: if `baselines` or `higher_is_better` is not one per metric.
+
     Examples:
         >>> import samo_jax
         >>> m, b = [0.9, 2.0], [1.0, 2.5]
@@ -35,7 +38,18 @@ def delta_m(
         <https://arxiv.org/abs/1904.08918>`_, 2019
     """
     metrics, baselines = jnp.asarray(metrics), jnp.asarray(baselines)
-    sign = jnp.where(jnp.asarray(higher_is_better), -1.0, 1.0)
+    higher_is_better = jnp.asarray(higher_is_better)
+    wanted = metrics.shape[-1:]
+    for name, found, allowed in (
+        ("baselines", baselines.shape, (wanted,)),
+        ("higher_is_better", higher_is_better.shape, (wanted, ())),
+    ):
+        if found not in allowed:
+            raise ValueError(
+                f"`{name}` must be one number per metric, shape {wanted}, got shape "
+                f"{found}. Give its entries in the order of the metrics."
+            )
+    sign = jnp.where(higher_is_better, -1.0, 1.0)
     return 100 * jnp.mean(sign * (metrics - baselines) / baselines, axis=-1)
 
 

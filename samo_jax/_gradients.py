@@ -8,9 +8,11 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from samo_jax._arguments import check_params
 from samo_jax._tasks import (
     LossFn,
     Unroll,
+    check_loss_fn,
     check_unroll,
     is_unrolled,
     map_tasks,
@@ -40,7 +42,8 @@ def mean_value_and_grad(
         `((losses, aux), g0)` with `has_aux`.
 
     Raises:
-        ValueError: when called, if a loss is not a floating-point scalar.
+        ValueError: if `loss_fn` is no function; when called, if a loss is not a
+            floating-point scalar, or a parameter not a floating-point array.
 
     Examples:
         >>> import jax.numpy as jnp, samo_jax
@@ -49,14 +52,25 @@ def mean_value_and_grad(
         >>> print({name: float(loss) for name, loss in losses.items()}, float(grad))
         {'left': 1.0, 'right': 25.0} 6.0
     """
+    if not callable(loss_fn):
+        raise ValueError(
+            f"`loss_fn` must be a function, got {loss_fn!r}. Call what it returns: "
+            "`mean_value_and_grad(loss_fn)(params)`."
+        )
 
     def mean_loss(params, *args, **kwargs):
         output = loss_fn(params, *args, **kwargs)
+        if has_aux and not (isinstance(output, tuple) and len(output) == 2):
+            raise ValueError(
+                "`loss_fn` must return `(losses, aux)` with has_aux=True, got "
+                f"{jax.tree.structure(output)}. Leave `has_aux` out."
+            )
         losses = output[0] if has_aux else output
         task_names(losses)
         return jnp.mean(stack_losses(losses)), output
 
     def value_and_grad(params, *args, **kwargs):
+        check_params(params)
         (_, output), grads = jax.value_and_grad(mean_loss, has_aux=True)(
             params, *args, **kwargs
         )
@@ -77,8 +91,8 @@ def task_gradients(loss_fn: LossFn, params: PyTree, *, unroll: Unroll = None) ->
         A pytree like `params` whose leaves have a leading task axis, shape (K, ...).
 
     Raises:
-        ValueError: if a loss is not a floating-point scalar, or `unroll` is neither
-            None, a bool nor positive.
+        ValueError: if a loss is not a floating-point scalar, a parameter not a
+            floating-point array, or `unroll` neither None, a bool nor positive.
 
     Examples:
         >>> import jax.numpy as jnp, samo_jax
@@ -87,6 +101,8 @@ def task_gradients(loss_fn: LossFn, params: PyTree, *, unroll: Unroll = None) ->
         [ 2. 10.]
     """
     check_unroll(unroll)
+    check_params(params)
+    check_loss_fn("loss_fn", loss_fn)
     num_tasks = len(task_names(jax.eval_shape(loss_fn, params)))
     return task_values_and_gradients(loss_fn, params, num_tasks, unroll)[1]
 

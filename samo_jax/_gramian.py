@@ -70,6 +70,9 @@ def combine(weights: jax.Array, task_grads: PyTree) -> PyTree:
         A pytree without the task axis, in the gradients' dtypes, summed in float32
         (float64 under x64).
 
+    Raises:
+        ValueError: if there is not one weight per task.
+
     Examples:
         >>> import jax.numpy as jnp, samo_jax
         >>> task_grads = {"a": jnp.array([[1.0, 2.0], [0.0, 3.0]])}
@@ -80,6 +83,11 @@ def combine(weights: jax.Array, task_grads: PyTree) -> PyTree:
     weights = jnp.asarray(weights, dtype)
 
     def weighted_sum(leaf):
+        if weights.shape != jnp.shape(leaf)[:1]:
+            raise ValueError(
+                f"`weights` must be one number per task, got shape {weights.shape} for "
+                f"a leaf of shape {jnp.shape(leaf)}. Its leading axis is the tasks'."
+            )
         total = jnp.tensordot(weights, leaf.astype(dtype), axes=1, precision="highest")
         return total.astype(leaf.dtype)
 

@@ -5,7 +5,10 @@ from numbers import Integral, Real
 from typing import Any, TypeAlias, TypeGuard
 
 import jax
+import jax.numpy as jnp
 from jax.typing import ArrayLike
+
+from samo_jax._arguments import check_function
 
 ScalarOrSchedule: TypeAlias = ArrayLike | Callable[[jax.Array], ArrayLike]
 
@@ -15,13 +18,35 @@ def is_number(value: Any) -> TypeGuard[float]:
     return isinstance(value, Real)
 
 
-def resolve(value: ScalarOrSchedule, step: jax.Array) -> ArrayLike:
+def resolve(name: str, value: ScalarOrSchedule, step: jax.Array) -> ArrayLike:
     """The value of a float or a schedule at `step`."""
-    return value(step) if callable(value) else value
+    if not callable(value):
+        return value
+    remedy = "Call the schedule's factory, such as `optax.linear_schedule(0, 1, 100)`."
+    check_function(name, value, "the step", remedy)
+    at_step = value(step)
+    check_scalar(name, at_step, remedy)
+    return at_step
+
+
+def check_scalar(name: str, value: Any, remedy: str) -> None:
+    """Raise unless it is a number, a scalar array or tracer, or a schedule."""
+    if is_number(value) or callable(value):
+        return
+    real = getattr(value, "shape", None) == () and (
+        jnp.issubdtype(value.dtype, jnp.floating)
+        or jnp.issubdtype(value.dtype, jnp.integer)
+    )
+    if not real:
+        raise ValueError(
+            f"`{name}` must be one real number or a schedule that returns one, got "
+            f"{value!r}. {remedy}"
+        )
 
 
 def check_nonnegative(name: str, value: Any, remedy: str) -> None:
     """Raise unless a number is non-negative and finite."""
+    check_scalar(name, value, remedy)
     if is_number(value) and not 0 <= value < float("inf"):
         raise ValueError(
             f"`{name}` must be non-negative and finite, got {value}. {remedy}"
@@ -30,23 +55,27 @@ def check_nonnegative(name: str, value: Any, remedy: str) -> None:
 
 def check_positive(name: str, value: Any, remedy: str) -> None:
     """Raise unless a number is positive and finite."""
+    check_scalar(name, value, remedy)
     if is_number(value) and not 0 < value < float("inf"):
         raise ValueError(f"`{name}` must be positive and finite, got {value}. {remedy}")
 
 
 def check_share(name: str, value: Any, remedy: str) -> None:
     """Raise unless a number is in [0, 1]."""
+    check_scalar(name, value, remedy)
     if is_number(value) and not 0 <= value <= 1:
         raise ValueError(f"`{name}` must be in [0, 1], got {value}. {remedy}")
 
 
-def check_count(name: str, value: Any) -> None:
-    """Raise unless it is a positive int."""
-    if not isinstance(value, Integral) or value < 1:
-        raise ValueError(f"`{name}` must be a positive int, got {value!r}.")
+def check_count(name: str, value: Any, remedy: str, *, least: int = 1) -> None:
+    """Raise unless it is a positive int, or one that is not negative."""
+    whole = isinstance(value, Integral) and not isinstance(value, bool)
+    if not whole or value < least:
+        sign = "positive" if least else "non-negative"
+        raise ValueError(f"`{name}` must be a {sign} int, got {value!r}. {remedy}")
 
 
-def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
+def check_choice(name: str, value: Any, choices: tuple[Any, ...]) -> None:
     """Raise unless it is one of the choices."""
     if value not in choices:
         raise ValueError(f"`{name}` must be one of {choices}, got {value!r}.")
@@ -59,7 +88,11 @@ def check_rho(rho: Any) -> None:
 
 def check_alpha(alpha: Any) -> None:
     """The share of the global gradient."""
-    check_share("alpha", alpha, "It is the share of the global gradient.")
+    check_share(
+        "alpha",
+        alpha,
+        "It is the share of the global gradient.",
+    )
 
 
 def check_mu(mu: Any) -> None:

@@ -1,6 +1,5 @@
 """LookSAM: a sharpness-aware step now and then, and its memory in between."""
 
-from numbers import Integral
 from typing import Any, NamedTuple
 
 import jax
@@ -8,7 +7,12 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from samo_jax._hyperparameters import ScalarOrSchedule, check_nonnegative, resolve
+from samo_jax._hyperparameters import (
+    ScalarOrSchedule,
+    check_count,
+    check_nonnegative,
+    resolve,
+)
 from samo_jax._perturbations import scale_to_radius
 from samo_jax._tasks import SHARED, ParamLabels, label_leaves
 from samo_jax._tree import (
@@ -90,13 +94,14 @@ def look_sam(
         Liu, Mai, Chen, Hsieh and You, `Towards Efficient and Scalable Sharpness-Aware
         Minimization <https://arxiv.org/abs/2203.02714>`_, 2022
     """
-    if not isinstance(every, Integral) or every < 1:
-        raise ValueError(
-            f"`every` must be a positive int, got {every!r}. 1 is `inner` at each step."
-        )
-    if not isinstance(start, Integral) or start < 0:
-        raise ValueError(f"`start` must be a non-negative int, got {start!r}.")
+    check_count("every", every, "1 is `inner` at each step.")
+    check_count("start", start, "0 starts with `inner`.", least=0)
     check_nonnegative("alpha", alpha, "0 keeps no memory.")
+    if not isinstance(inner, optax.GradientTransformation):
+        raise ValueError(
+            f"`inner` must be a transformation, got {inner!r}. Wrap a perturbation: "
+            "`samo_jax.single_task(samo_jax.sam())`."
+        )
     inner = optax.with_extra_args_support(inner)
 
     def init(params):
@@ -124,7 +129,7 @@ def look_sam(
             return d, scale_to_radius(rest, 1.0), inner_state
 
         def reuse():
-            weight = resolve(alpha, step) * length
+            weight = resolve("alpha", alpha, step) * length
             d = jax.tree.map(
                 lambda g, v, update: (g + weight * v).astype(update.dtype),
                 *(g, state.orthogonal, updates),

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from samo_jax._arguments import as_key
 from samo_jax._hyperparameters import check_count
 from samo_jax._tree import PyTree, accumulator_dtype
 
@@ -19,7 +20,7 @@ def shapley_values(
     value_fn: Callable[[jax.Array], PyTree],
     num_modalities: int,
     *,
-    key: jax.Array | None = None,
+    key: jax.Array | int | None = None,
     num_permutations: int = 16,
     subtract_empty: bool = True,
 ) -> PyTree:
@@ -40,7 +41,7 @@ def shapley_values(
             Replace absent inputs, say `jnp.where(present[0], image, 0)`, inside a model
             in evaluation mode, so that coalitions differ in their modalities alone.
         num_modalities: M.
-        key: typed PRNG key of the orders, required beyond 6 modalities.
+        key: typed PRNG key or int, of the orders, required beyond 6 modalities.
         num_permutations: number of orders beyond 6 modalities.
         subtract_empty: the values sum to V(all) - V(none). False: V(none) counts as 0,
             as in AGM, and is not evaluated; they sum to V(all).
@@ -67,16 +68,13 @@ def shapley_values(
         Li, Li, Hu, Lei, Li and Zhou, `Boosting Multi-modal Model Performance with
         Adaptive Gradient Modulation <https://arxiv.org/abs/2308.07686>`_, 2023
     """
-    check_count("num_modalities", num_modalities)
-    check_count("num_permutations", num_permutations)
+    check_count("num_modalities", num_modalities, "It is M of `value_fn`.")
+    check_count("num_permutations", num_permutations, "16 is the default.")
     if num_modalities <= MAX_EXACT:
         coalitions, weights = _all_coalitions(num_modalities)
-    elif key is not None:
-        coalitions, weights = _sampled_coalitions(key, num_modalities, num_permutations)
     else:
-        raise ValueError(
-            f"`key` is required beyond {MAX_EXACT} modalities, where orders are drawn: "
-            "pass a typed key, `key=jax.random.key(0)`."
+        coalitions, weights = _sampled_coalitions(
+            as_key(key), num_modalities, num_permutations
         )
     first = 0 if subtract_empty else 1
     values = lax.map(value_fn, coalitions[first:], batch_size=_CHUNK)

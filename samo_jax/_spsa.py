@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike, DTypeLike
 
+from samo_jax._arguments import as_key, check_like
 from samo_jax._hyperparameters import check_mu
 from samo_jax._tasks import LossFn, LossTree
 from samo_jax._tree import PyTree, accumulator_dtype, displace, scale_leaves
@@ -53,7 +54,7 @@ def directional_difference(
         c, a pytree like `loss_fn`'s output, in float32 (float64 under x64).
 
     Raises:
-        ValueError: if `mu` is not positive.
+        ValueError: if `mu` is not positive, or `direction` not like `params`.
 
     Examples:
         >>> import jax.numpy as jnp, samo_jax
@@ -68,6 +69,8 @@ def directional_difference(
         gradient approximation <https://doi.org/10.1109/9.119632>`_, 1992
     """
     check_mu(mu)
+    remedy = "Each entry of z is one parameter's."
+    check_like("direction", direction, "params", params, remedy)
     dtype = accumulator_dtype()
     step = scale_leaves(direction, lambda _: mu)
     plus = loss_fn(displace(params, step))
@@ -80,7 +83,7 @@ def directional_difference(
 
 
 def spsa_gradient(
-    key: jax.Array, loss_fn: LossFn, params: PyTree, *, mu: ArrayLike
+    key: jax.Array | int, loss_fn: LossFn, params: PyTree, *, mu: ArrayLike
 ) -> PyTree:
     """One-probe SPSA estimate of a gradient, `ghat = c z` with `z ~ N(0, I)`.
 
@@ -88,7 +91,7 @@ def spsa_gradient(
     dimensions its cosine with the gradient is about `sqrt(2 / (pi n))` in magnitude.
 
     Args:
-        key: a typed PRNG key.
+        key: a typed PRNG key or int.
         loss_fn: params to one scalar.
         params: theta.
         mu: step of the central difference, positive.
@@ -111,7 +114,7 @@ def spsa_gradient(
         Spall, `Multivariate stochastic approximation using a simultaneous perturbation
         gradient approximation <https://doi.org/10.1109/9.119632>`_, 1992
     """
-    z = random_direction(key, params)
+    z = random_direction(as_key(key), params)
     differences = jax.tree.leaves(directional_difference(loss_fn, params, z, mu=mu))
     shapes = [jnp.shape(difference) for difference in differences]
     if shapes != [()]:

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from samo_jax._faults import fill_in, share_out
+from samo_jax._hyperparameters import check_count
 from samo_jax._perturbations import Perturbation, Problem
 from samo_jax._perturbations._base import (
     has_few_points,
@@ -83,11 +84,7 @@ def check_gramian_block(method: Method, unroll: Unroll) -> None:
     block = method.gramian_block
     if block is None:
         return
-    if isinstance(block, bool) or not isinstance(block, int) or block < 1:
-        raise ValueError(
-            f"`gramian_block` must be a positive int or None, got {block!r}. It is the "
-            "number of gradients held at once."
-        )
+    check_count("gramian_block", block, "It is the number of gradients held at once.")
     if unroll:
         raise ValueError(
             f"`gramian_block` loops over tasks, got `unroll`={unroll!r}. Leave out one."

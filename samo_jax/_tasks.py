@@ -1,6 +1,7 @@
 """Tasks: their losses, labels, and the loop over them."""
 
 from collections.abc import Callable
+from numbers import Number
 from typing import Any, Protocol, TypeAlias
 
 import jax
@@ -8,6 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.tree_util import keystr
 
+from samo_jax._arguments import check_function
 from samo_jax._convolutions import canonical_convolutions
 from samo_jax._tree import PyTree, accumulator_dtype
 
@@ -46,9 +48,24 @@ def stack_losses(losses: LossTree) -> jax.Array:
     return jnp.stack([jnp.asarray(leaf, dtype) for leaf in loss_leaves(losses)])
 
 
-def task_names(losses: LossTree, num_tasks: int | None = None) -> tuple[str, ...]:
+def check_loss_fn(name: str, loss_fn: Any) -> None:
+    """Raise unless it is a function of the parameters alone."""
+    remedy = "Close it over the batch: `lambda params: losses(params, batch)`."
+    check_function(name, loss_fn, "the parameters", remedy)
+
+
+def task_names(
+    losses: LossTree, num_tasks: int | None = None, argument: str = "loss_fn"
+) -> tuple[str, ...]:
     """Check the losses (arrays or shapes); name each task by its path in the pytree."""
     paths_and_leaves = jax.tree_util.tree_leaves_with_path(losses)
+    for path, leaf in paths_and_leaves:
+        if not (hasattr(leaf, "dtype") or isinstance(leaf, Number)):
+            raise ValueError(
+                f"`{argument}` must return a pytree of scalars, got leaf "
+                f"'{keystr(path, simple=True, separator='/')}' of type {type(leaf)}. "
+                "Return the losses alone, as JAX arrays."
+            )
     names = [keystr(path, simple=True, separator="/") for path, _ in paths_and_leaves]
     shapes = [jnp.shape(leaf) for _, leaf in paths_and_leaves]
     if len(shapes) == 1 and len(shapes[0]) == 1:
@@ -58,22 +75,22 @@ def task_names(losses: LossTree, num_tasks: int | None = None) -> tuple[str, ...
     for name, shape in zip(names, shapes, strict=False):
         if shape:
             raise ValueError(
-                f"`loss_fn` must return a pytree of {wanted} scalars or one "
+                f"`{argument}` must return a pytree of {wanted} scalars or one "
                 f"({wanted},) array; got leaf '{name}' of shape {shape}. Reduce over "
                 "the batch first."
             )
     for name, (_, leaf) in zip(names, paths_and_leaves, strict=False):
         if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
             raise ValueError(
-                f"`loss_fn` must return floating-point losses; got leaf '{name}' of "
+                f"`{argument}` must return floating-point losses; got leaf '{name}' of "
                 f"dtype {jnp.result_type(leaf)}. A count or an accuracy has no "
                 "gradient."
             )
     if len(names) != max(wanted, 1):
         required = f"`num_tasks`={wanted}" if num_tasks else "one or more"
         raise ValueError(
-            f"`loss_fn` must return {required} losses; got {len(names)}: "
-            f"{', '.join(names)}. Change `num_tasks` or the losses."
+            f"`{argument}` must return {required} losses; got {len(names)}: "
+            f"{', '.join(names) or 'none'}. Change `num_tasks` or the losses."
         )
     return tuple(names)
 
@@ -119,7 +136,7 @@ def check_unroll(unroll: Unroll) -> None:
     ):
         raise ValueError(
             "`unroll` must be None, True, False or a positive number of tasks per "
-            f"chunk, got {unroll!r}."
+            f"chunk, got {unroll!r}. None chooses by the number of tasks."
         )
 
 
@@ -129,7 +146,10 @@ def label_leaves(
     """`labels` (all `SHARED` where None), broadcast to a pytree like `params`."""
     if labels is None:
         return jax.tree.map(lambda _: SHARED, params)
-    labels = labels(params) if callable(labels) else labels
+    if callable(labels):
+        remedy = "A function of paths fits under `jax.tree.map_with_path`."
+        check_function(argument, labels, "the parameters", remedy)
+        labels = labels(params)
     try:
         return jax.tree.broadcast(labels, params)
     except ValueError as error:
@@ -139,13 +159,26 @@ def label_leaves(
         ) from error
 
 
+def mask_leaves(params: PyTree, mask: Any, argument: str = "mask") -> Any:
+    """`mask`, a prefix of bools or a function, broadcast to a pytree like `params`."""
+    chosen = label_leaves(params, mask, argument)
+    for leaf in jax.tree.leaves(chosen):
+        if getattr(leaf, "dtype", type(leaf)) not in (bool, jnp.bool_):
+            raise ValueError(
+                f"`{argument}` must be a pytree prefix of bools, got {leaf!r}. True "
+                "marks what to take."
+            )
+    return chosen
+
+
 def check_labels(labels: Any, names: tuple[str, ...]) -> None:
     """Raise if a label is neither `SHARED` nor the name of a task."""
     unknown = sorted({str(x) for x in jax.tree.leaves(labels)} - {SHARED, *names})
     if unknown:
         raise ValueError(
             f"`param_labels` must label every leaf 'shared' or with a task's name "
-            f"({', '.join(names)}); got {', '.join(map(repr, unknown))}."
+            f"({', '.join(names)}); got {', '.join(map(repr, unknown))}. "
+            "Rename the labels or the losses."
         )
 
 

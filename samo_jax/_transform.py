@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from functools import partial
-from numbers import Integral
 from typing import Any, NamedTuple
 
 import jax
@@ -10,10 +9,19 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
+from samo_jax._arguments import (
+    as_key,
+    check_floats,
+    check_key,
+    check_like,
+    check_params,
+)
 from samo_jax._faults import task_mask_array
+from samo_jax._hyperparameters import check_count
 from samo_jax._perturbations import Perturbation, Problem
 from samo_jax._perturbations._base import UNPERTURBED
 from samo_jax._solvers import Combiner, Solver
+from samo_jax._solvers._arguments import per_task
 from samo_jax._solvers._base import check_combiner, uniform_weights
 from samo_jax._steps import Method, check_gramian_block, take_step
 from samo_jax._tasks import (
@@ -23,9 +31,11 @@ from samo_jax._tasks import (
     ParamLabels,
     Unroll,
     check_labels,
+    check_loss_fn,
     check_unroll,
     keep_shared,
     label_leaves,
+    stack_losses,
     task_names,
 )
 from samo_jax._tree import (
@@ -126,7 +136,7 @@ def multitask(
         they return losses only. `task_mask` says which tasks the batch has examples of:
         booleans in the structure of the losses, or of shape (K,). Further extra
         arguments go to the solver, which also gets `losses` (default: those at the
-        perturbed points).
+        perturbed points), in any form.
 
     Raises:
         ValueError: on wrong arguments; in `update`, if `loss_fn` or `params` is
@@ -152,30 +162,24 @@ def multitask(
             f"`perturbation` must be a samo_jax.Perturbation or None, got "
             f"{perturbation!r}. Call the factory: `samo_jax.global_sam(rho=0.05)`."
         )
-    if not isinstance(num_tasks, Integral) or num_tasks < 1:
-        raise ValueError(
-            f"`num_tasks` must be a positive int, got {num_tasks!r}. Under "
-            'optax.inject_hyperparams pass static_args=("num_tasks",).'
-        )
-    if perturbation is not None and perturbation.needs_key and key is None:
-        raise ValueError(
-            "`key` is required: this perturbation draws random numbers; got None. Pass "
-            "a typed key, `key=jax.random.key(0)`, or an int."
-        )
+    check_count(
+        "num_tasks",
+        num_tasks,
+        'Under optax.inject_hyperparams pass static_args=("num_tasks",).',
+    )
+    if key is not None or (perturbation is not None and perturbation.needs_key):
+        check_key(key)
     check_unroll(unroll)
     if perturbation is None:
         perturbation = UNPERTURBED
     method = Method(solver, perturbation, axis_name, gramian_block)
     check_gramian_block(method, unroll)
-    if isinstance(key, Integral):
-        key = jax.random.key(int(key))
 
     def init(params: PyTree) -> Any:
         _check_params(params)
         return MultitaskState(
             step=jnp.zeros((), jnp.int32),
-            # A copy: donating the state must not delete the user's key.
-            key=None if key is None else jnp.copy(key),
+            key=None if key is None else as_key(key),
             weights=uniform_weights(num_tasks),
             solver_state=(
                 solver.init(num_tasks)
@@ -208,9 +212,21 @@ def multitask(
                 "loss_fn=loss_fn). flax's TrainState.apply_gradients drops extra "
                 "arguments: call state.tx.update yourself."
             )
-        tasks = task_names(_trace_losses(loss_fn, params), num_tasks)
+        _check_updates(updates, params)
+        _check_state(state, num_tasks)
+        tasks = _trace_tasks("loss_fn", loss_fn, params, num_tasks)
+        if probe_loss_fn is not None:
+            _check_tasks("probe_loss_fn", probe_loss_fn, params, tasks)
+        if not isinstance(sample_loss_fns, Sequence):
+            raise ValueError(
+                "`sample_loss_fns` must be a sequence of functions, got "
+                f"{sample_loss_fns!r}. Pass `[other_loss_fn]`."
+            )
         for sample_loss_fn in sample_loss_fns:
-            task_names(_trace_losses(sample_loss_fn, params), num_tasks)
+            _check_tasks("sample_loss_fns", sample_loss_fn, params, tasks)
+        if "losses" in extra_args:
+            losses = stack_losses(extra_args["losses"])
+            extra_args["losses"] = per_task("losses", losses, num_tasks, 0)
         labels = label_leaves(params, param_labels)
         check_labels(labels, tasks)
 
@@ -253,6 +269,13 @@ def multitask(
 
 def _vary(params: PyTree, axis_name: Any) -> PyTree:
     """Each device's own `params`: gradients by common ones are summed over devices."""
+    try:
+        lax.axis_index(axis_name)
+    except NameError:
+        raise ValueError(
+            "`axis_name` must be a mesh axis of the jax.shard_map around the update, "
+            f"got {axis_name!r}. Leave it out under jax.jit alone."
+        ) from None
     one = lax.pcast(jnp.ones(()), axis_name, to="varying")
     # A product, for pcast refuses what varies already.
     return jax.tree.map(lambda leaf: leaf * one.astype(leaf.dtype), params)
@@ -264,23 +287,58 @@ def _check_params(params: PyTree | None) -> None:
             "`params` is required, got None: call tx.update(grads, state, params, "
             "loss_fn=loss_fn)."
         )
-    leaves = jax.tree_util.tree_leaves_with_path(
+    leaves = jax.tree.leaves(
         params, is_leaf=lambda node: isinstance(node, optax.MaskedNode)
     )
-    for path, leaf in leaves:
-        if isinstance(leaf, optax.MaskedNode):
-            raise ValueError(
-                "`params` must be the whole parameters, got a masked leaf: "
-                "samo/multitask is inside optax.masked or optax.partition. Chain those "
-                "after it, and tell task heads apart with `param_labels`."
-            )
-        dtype = getattr(leaf, "dtype", type(leaf))
-        if not (hasattr(leaf, "dtype") and jnp.issubdtype(dtype, jnp.floating)):
-            raise ValueError(
-                f"`params` must be floating-point arrays, got leaf "
-                f"'{jax.tree_util.keystr(path)}' of type {dtype}. Keep other state out "
-                "of the parameters."
-            )
+    if any(isinstance(leaf, optax.MaskedNode) for leaf in leaves):
+        raise ValueError(
+            "`params` must be the whole parameters, got a masked leaf: "
+            "samo/multitask is inside optax.masked or optax.partition. Chain those "
+            "after it, and tell task heads apart with `param_labels`."
+        )
+    check_params(params)
+
+
+def _check_updates(updates: PyTree, params: PyTree) -> None:
+    remedy = (
+        "Pass the gradient of the mean loss: "
+        "`samo_jax.mean_value_and_grad(loss_fn)(params)[1]`."
+    )
+    check_like("updates", updates, "params", params, remedy)
+    check_floats("updates", updates, remedy)
+
+
+def _check_state(state: Any, num_tasks: int) -> None:
+    if isinstance(state, MultitaskState) and state.weights.shape == (num_tasks,):
+        return
+    got = (
+        f"that of {state.weights.shape[0]} tasks"
+        if isinstance(state, MultitaskState)
+        else f"{type(state)}"
+    )
+    raise ValueError(
+        f"`state` must be the MultitaskState of `num_tasks`={num_tasks}, got {got}. "
+        "Take it from this transformation's `init(params)`."
+    )
+
+
+def _check_tasks(
+    name: str, loss_fn: LossFn, params: PyTree, tasks: tuple[str, ...]
+) -> None:
+    """Raise unless the losses are those of the same tasks."""
+    found = _trace_tasks(name, loss_fn, params, len(tasks))
+    if found != tasks:
+        raise ValueError(
+            f"`{name}` must return the losses of `loss_fn`, {', '.join(tasks)}; got "
+            f"{', '.join(found)}. Name them alike."
+        )
+
+
+def _trace_tasks(
+    name: str, loss_fn: LossFn, params: PyTree, num_tasks: int
+) -> tuple[str, ...]:
+    check_loss_fn(name, loss_fn)
+    return task_names(_trace_losses(loss_fn, params), num_tasks, name)
 
 
 def _trace_losses(loss_fn: LossFn, params: PyTree) -> LossTree:
@@ -289,7 +347,7 @@ def _trace_losses(loss_fn: LossFn, params: PyTree) -> LossTree:
     except Exception as error:
         if isinstance(params, jax.Array) and params.ndim == 1:
             raise ValueError(
-                f"`loss_fn` fails on `params`, one vector of shape {params.shape}. If "
-                "samo/multitask is inside optax.flatten, chain that after it."
+                f"`loss_fn` fails on `params`, got one vector of shape {params.shape}. "
+                "If samo/multitask is inside optax.flatten, chain that after it."
             ) from error
         raise

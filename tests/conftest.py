@@ -7,11 +7,11 @@ os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 )
 
-import jax
-import matplotlib
-import pytest
+# Before matplotlib, which not all environments have: pictures go into files.
+os.environ["MPLBACKEND"] = "Agg"
 
-matplotlib.use("Agg")
+import jax
+import pytest
 
 
 @pytest.fixture

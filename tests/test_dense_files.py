@@ -1,11 +1,13 @@
 """Folders of NumPy files in the format of MTAN, written here in miniature, and read."""
 
 import pickle
+from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 
+from samo_jax.experiments.data import dense_files
 from samo_jax.experiments.data.dense_files import (
     CITYSCAPES,
     NYU_V2,
@@ -253,3 +255,25 @@ def test_linear_weights(size, new_size):
     values = np.random.default_rng(0).normal(size=size)
     expected = np.interp(np.linspace(0, size - 1, new_size), np.arange(size), values)
     np.testing.assert_allclose(linear_weights(size, new_size) @ values, expected)
+
+
+class Payload:
+    """What writes a file when it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+@pytest.mark.parametrize("kind", ["pickled", "zipped"])
+def test_reading_runs_no_code(tmp_path, kind):
+    harm = tmp_path / "harm"
+    objects = np.array([Payload(harm)], dtype=object)
+    path = tmp_path / "0.npy"
+    with path.open("wb") as file:
+        (np.save if kind == "pickled" else np.savez)(file, objects)
+    with pytest.raises(ValueError, match=r"0\.npy is not a NumPy array of numbers"):
+        dense_files._read(path, (1,))
+    assert not harm.exists()

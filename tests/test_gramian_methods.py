@@ -528,7 +528,7 @@ def test_wrong_shape(name):
             lambda: gradvac_weights(np.eye(2), np.eye(3), jax.random.key(0)),
             "`targets` must have the shape of `gramian`",
         ),
-        (lambda: aligned_mtl("max"), '`scale_mode` must be "min", "median" or "rmse"'),
+        (lambda: aligned_mtl("max"), "`scale_mode` must be one of .*'median'"),
         (
             lambda: aligned_mtl(preference=[-1.0, 1]),
             "`preference` must be finite and non-negative",

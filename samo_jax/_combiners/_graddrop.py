@@ -1,6 +1,5 @@
 """GradDrop: gradient sign dropout."""
 
-from numbers import Integral
 from typing import NamedTuple
 
 import jax
@@ -8,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from samo_jax._arguments import as_key, check_key
 from samo_jax._solvers import Combiner
-from samo_jax._solvers._arguments import Vector, per_task
+from samo_jax._solvers._arguments import Vector, as_numbers, per_task
 from samo_jax._solvers._base import uniform_weights
 from samo_jax._tree import accumulator_dtype, safe_divide
 
@@ -62,13 +62,11 @@ def graddrop(key: jax.Array | int, leak: Vector = 0.0) -> Combiner:
         Sign Dropout <https://arxiv.org/abs/2010.06808>`_, 2020
     """
     _check_leak(leak)
-    if isinstance(key, Integral):
-        key = jax.random.key(int(key))
+    check_key(key)
 
     def init(params, num_tasks):
         del params, num_tasks
-        # A copy: donating the state must not delete the user's key.
-        return GradDropState(jnp.copy(key), jnp.zeros((), jnp.int32))
+        return GradDropState(as_key(key), jnp.zeros((), jnp.int32))
 
     def update(task_grads, state, *, losses, **extra_args):
         del extra_args
@@ -101,7 +99,7 @@ def _drop(key, leaf, leaks):
 def _check_leak(leak):
     if isinstance(leak, jax.core.Tracer):
         return
-    values = np.asarray(leak, float)
+    values = as_numbers("leak", leak)
     if not np.all((values >= 0) & (values <= 1)):
         raise ValueError(
             f"`leak` must be in [0, 1], got {leak}. 0 drops, 1 is the mean gradient."

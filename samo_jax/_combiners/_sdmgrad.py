@@ -6,7 +6,7 @@ from jax import lax
 from samo_jax._combiners._base import project_simplex
 from samo_jax._combiners._double_sampling import double_sampling
 from samo_jax._gramian import combine
-from samo_jax._hyperparameters import check_nonnegative, check_share
+from samo_jax._hyperparameters import check_count, check_nonnegative, check_share
 from samo_jax._solvers import Combiner
 from samo_jax._solvers._arguments import Vector, check_preference, preference_vector
 from samo_jax._solvers._base import uniform_weights
@@ -70,8 +70,7 @@ def sdmgrad(
     check_nonnegative("lam", lam, "0 is stochastic MGDA.")
     check_nonnegative("learning_rate", learning_rate, "0 keeps the weights uniform.")
     check_share("momentum", momentum, "0 switches it off.")
-    if not isinstance(steps, int) or steps < 1:
-        raise ValueError(f"`steps` must be a positive int, got {steps!r}.")
+    check_count("steps", steps, "More bring the weights closer to their limit.")
     check_preference(preference)
 
     def init(params, num_tasks):

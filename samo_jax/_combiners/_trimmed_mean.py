@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 
+from samo_jax._hyperparameters import check_count
 from samo_jax._solvers import Combiner
 from samo_jax._solvers._base import uniform_weights
 from samo_jax._tree import accumulator_dtype
@@ -37,10 +38,7 @@ def trimmed_mean(trim: int) -> Combiner:
         Yin et al., `Byzantine-Robust Distributed Learning: Towards Optimal Statistical
         Rates <https://arxiv.org/abs/1803.01498>`_, 2018
     """
-    if isinstance(trim, bool) or not isinstance(trim, int) or trim < 0:
-        raise ValueError(
-            f"`trim` must be a non-negative int, got {trim!r}. 0 is the mean gradient."
-        )
+    check_count("trim", trim, "0 is the mean gradient.", least=0)
 
     def check(num_tasks):
         if num_tasks < 2 * trim + 1:

@@ -9,7 +9,7 @@ from samo_jax._hyperparameters import ScalarOrSchedule, check_nonnegative, resol
 from samo_jax._perturbations._along import along
 from samo_jax._perturbations._base import Perturbation
 from samo_jax._perturbations._directions import Direction
-from samo_jax._tasks import label_leaves
+from samo_jax._tasks import mask_leaves
 
 
 def adaptive_sam(
@@ -65,11 +65,10 @@ def adaptive_sam(
 
     def stretch(params, p, step):
         del p
-        adapted = jax.tree.map(lambda _: True, params)
-        if adapt is not None:
-            adapted = label_leaves(params, adapt, "adapt")
+        adapted = mask_leaves(params, True if adapt is None else adapt, "adapt")
+        offset = resolve("eta", eta, step)
         return jax.tree.map(
-            lambda adapts, w: jnp.where(adapts, jnp.abs(w) + resolve(eta, step), 1),
+            lambda adapts, w: jnp.where(adapts, jnp.abs(w) + offset, 1),
             adapted,
             params,
         )

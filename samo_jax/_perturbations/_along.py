@@ -16,7 +16,7 @@ from samo_jax._hyperparameters import (
 from samo_jax._perturbations._base import Perturbation, own_leaves, within
 from samo_jax._perturbations._directions import Direction, as_direction
 from samo_jax._perturbations._radius import scale_to_radius
-from samo_jax._tasks import label_leaves
+from samo_jax._tasks import mask_leaves
 from samo_jax._tree import accumulator_dtype, as_floats, keep
 
 Norm: TypeAlias = Literal["separate", "joint", "layerwise"]
@@ -65,11 +65,11 @@ def along(
         if stretch is not None:
             t = stretch(params, p, step)
         if mask is not None:
-            t = jax.tree.map(keep, label_leaves(params, mask, "mask"), t)
+            t = jax.tree.map(keep, mask_leaves(params, mask), t)
 
         def radius(norm):
             factor = 1 if damping is None else damping(norm, step)
-            return jnp.asarray(resolve(rho, step), dtype) * factor
+            return jnp.asarray(resolve("rho", rho, step), dtype) * factor
 
         tp = jax.tree.map(jnp.multiply, t, p)
         eps = scale_to_radius(tp, radius, _groups(problem.labels, norm))

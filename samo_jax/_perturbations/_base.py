@@ -7,6 +7,7 @@ from typing import Any, NamedTuple, cast
 import jax
 import jax.numpy as jnp
 
+from samo_jax._arguments import check_like
 from samo_jax._faults import finite_tasks, leave_out
 from samo_jax._gradients import (
     task_value_and_gradient,
@@ -60,8 +61,8 @@ class Problem(NamedTuple):
         """An extra argument; raise if `update` did not get it."""
         if name not in self.extra_args:
             raise ValueError(
-                f"`{name}` is required by {method}: call tx.update(grads, state, "
-                f"params, loss_fn=loss_fn, {name}=...)."
+                f"`{name}` is required by {method}, got None: call tx.update(grads, "
+                f"state, params, loss_fn=loss_fn, {name}=...)."
             )
         return self.extra_args[name]
 
@@ -228,7 +229,10 @@ def task_pass(
     loss = own_loss if perturbation.loss is None else perturbation.loss
 
     def values_and_gradients(i):
-        eps = own_leaves(perturbation.perturb(context, i), problem, i)
+        eps = perturbation.perturb(context, i)
+        remedy = "`Perturbation.perturb` returns eps_i, with all tasks' heads."
+        check_like("eps", eps, "params", problem.params, remedy)
+        eps = own_leaves(eps, problem, i)
         point = displace(problem.params, eps)
         value_and_gradient = jax.value_and_grad(
             lambda point: loss(problem, context, point, i)

@@ -62,5 +62,5 @@ def as_direction(direction: Direction) -> Perturbation:
         return direction
     raise ValueError(
         '`direction` must be "global", "local" or a samo_jax.Perturbation, got '
-        f"{direction!r}."
+        f"{direction!r}. Make one by `samo_jax.probe()`."
     )

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from samo_jax._hyperparameters import ScalarOrSchedule, is_number
+from samo_jax._hyperparameters import ScalarOrSchedule, check_scalar, is_number
 from samo_jax._perturbations._along import along
 from samo_jax._perturbations._base import Perturbation
 from samo_jax._perturbations._directions import Direction
@@ -67,6 +67,7 @@ def efficient_sam(
         2022
     """
     for name, share in (("beta", beta), ("gamma", gamma)):
+        check_scalar(name, share, "1 takes all.")
         if is_number(share) and not 0 < share <= 1:
             raise ValueError(f"`{name}` must be in (0, 1], got {share}. 1 takes all.")
     ascent = along(direction, rho, mask=mask)

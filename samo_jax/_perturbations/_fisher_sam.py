@@ -55,6 +55,7 @@ def fisher_sam(
 
     def stretch(params, p, step):
         del params
-        return jax.tree.map(lambda p: lax.rsqrt(1 + resolve(eta, step) * p**2), p)
+        strength = resolve("eta", eta, step)
+        return jax.tree.map(lambda p: lax.rsqrt(1 + strength * p**2), p)
 
     return along(direction, rho, stretch=stretch, mask=mask)

@@ -65,7 +65,7 @@ def friendly_sam(
             average,
             problem.mean_grad,
         )
-        share = resolve(sigma, problem.step)
+        share = resolve("sigma", sigma, problem.step)
         direction = jax.tree.map(
             lambda m, g: g.astype(m.dtype) - share * m, average, problem.mean_grad
         )

@@ -10,7 +10,6 @@ import jax.numpy as jnp
 from samo_jax._hyperparameters import (
     ScalarOrSchedule,
     check_alpha,
-    check_choice,
     resolve,
 )
 from samo_jax._perturbations._base import Perturbation, within
@@ -60,14 +59,13 @@ def joint(
     lhat_i is the local direction with every leaf rescaled to the norm of g0's leaf; g0
     is `anchor(context of local)`, or the incoming updates.
     """
-    if isinstance(alpha, str):
-        check_choice("alpha", alpha, ("adaptive",))
+    if isinstance(alpha, str) and alpha == "adaptive":
         return _adaptive(local, anchor)
     check_alpha(alpha)
     prepare = _prepare(local, anchor)
 
     def join(pair, ghat):
-        share = resolve(alpha, pair.problem.step)
+        share = resolve("alpha", alpha, pair.problem.step)
         return mix(share, pair.mean_grad, 1 - share, _rescale(pair, ghat))
 
     def points(local_points, pair):

@@ -133,7 +133,7 @@ def modality_aware_sam(
         <https://arxiv.org/abs/2510.24919>`_, 2025
     """
     check_choice("decompose", decompose, get_args(Decomposition))
-    check_count("num_modalities", num_modalities)
+    check_count("num_modalities", num_modalities, "It is M of `modality_fn`.")
     check_share("decay", decay, "0 takes the batch as it is.")
 
     def init(params, num_tasks):

@@ -58,6 +58,6 @@ def monge_sam(
     check_nonnegative("alpha", alpha, "0 is SAM.")
 
     def damping(norm, step):
-        return 1 / jnp.hypot(1, resolve(alpha, step) * norm)
+        return 1 / jnp.hypot(1, resolve("alpha", alpha, step) * norm)
 
     return along(direction, rho, damping=damping, mask=mask)

@@ -15,7 +15,7 @@ from samo_jax._hyperparameters import (
 from samo_jax._perturbations._base import Perturbation
 from samo_jax._perturbations._radius import scale_to_radius
 from samo_jax._spsa import Distribution, random_direction
-from samo_jax._tasks import SHARED, label_leaves, select_loss, stack_losses
+from samo_jax._tasks import SHARED, mask_leaves, select_loss, stack_losses
 from samo_jax._tree import accumulator_dtype, displace, keep, safe_divide, scale_leaves
 
 Sign: TypeAlias = Literal["estimated", "random"]
@@ -82,7 +82,7 @@ def probe(
         gradient approximation <https://doi.org/10.1109/9.119632>`_, 1992
     """
     check_mu(mu)
-    check_count("num_probes", num_probes)
+    check_count("num_probes", num_probes, "1 is the paper's.")
     check_choice("distribution", distribution, get_args(Distribution))
     check_choice("sign", sign, get_args(Sign))
 
@@ -96,7 +96,7 @@ def probe(
 
     def differences(problem, losses_at, i):
         """`c_ik` for all k along a last axis, up to one factor per task."""
-        length = resolve(mu, problem.step)
+        length = resolve("mu", mu, problem.step)
         clean = None if antithetic else losses_at(problem.params)
 
         def difference(k):
@@ -164,9 +164,8 @@ def probe(
 
 
 def _probed(problem, mask):
-    chosen = True if mask is None else mask
     return jax.tree.map(
         lambda label, chosen: label == SHARED and bool(chosen),
         problem.labels,
-        label_leaves(problem.params, chosen, "mask"),
+        mask_leaves(problem.params, True if mask is None else mask),
     )

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
+from samo_jax._arguments import check_like
 from samo_jax._tasks import SHARED
 from samo_jax._tree import PyTree, group_norms, leaf_norm, safe_divide, scale_leaves
 
@@ -24,6 +25,9 @@ def layerwise_normalize(tree: PyTree, reference: PyTree) -> PyTree:
     Returns:
         A pytree like `tree`, in float32 (float64 under x64).
 
+    Raises:
+        ValueError: if `reference` is not like `tree`.
+
     Examples:
         >>> import jax.numpy as jnp, samo_jax
         >>> tree, reference = jnp.array([3.0, 4.0]), jnp.array([0.0, 10.0])
@@ -35,6 +39,8 @@ def layerwise_normalize(tree: PyTree, reference: PyTree) -> PyTree:
         Multi-Task Optimization with Joint Global-Local Perturbation
         <https://arxiv.org/abs/2507.07883>`_, 2025
     """
+    remedy = "Each of its leaves gives one of `tree` its norm."
+    check_like("reference", reference, "tree", tree, remedy)
     return scale_leaves(
         tree,
         lambda leaf, other: safe_divide(leaf_norm(other), leaf_norm(leaf)),

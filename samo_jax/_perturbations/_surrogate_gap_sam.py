@@ -66,7 +66,7 @@ def surrogate_gap_sam(
 
     def finish(context, task_grads, state):
         problem, clean = context
-        strength = resolve(alpha, problem.step)
+        strength = resolve("alpha", alpha, problem.step)
 
         def narrow(p, q):
             inner_products = group_products(p, q, problem.labels)

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
+from samo_jax._hyperparameters import check_choice
 from samo_jax._solvers._arguments import Vector, check_preference, preference_vector
 from samo_jax._solvers._base import Solver, gramian_solver
 from samo_jax._solvers._correlation import common_scale, direct, spectrum
@@ -63,10 +64,7 @@ def aligned_mtl_weights(
 
 
 def _check_scale_mode(scale_mode):
-    if scale_mode not in get_args(ScaleMode):
-        raise ValueError(
-            f'`scale_mode` must be "min", "median" or "rmse", got {scale_mode!r}.'
-        )
+    check_choice("scale_mode", scale_mode, get_args(ScaleMode))
 
 
 @partial(jax.jit, static_argnames="scale_mode")

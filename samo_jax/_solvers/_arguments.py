@@ -1,7 +1,7 @@
 """Arguments with one number per task."""
 
 from collections.abc import Sequence
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -26,11 +26,22 @@ def per_task(
     return jnp.broadcast_to(vector, (num_tasks,))
 
 
+def as_numbers(name: str, values: Any) -> np.ndarray:
+    """A number or a sequence of them as an array; raise if it is neither."""
+    try:
+        return np.asarray(values, float)
+    except (TypeError, ValueError):
+        raise ValueError(
+            f"`{name}` must be a sequence of numbers, one per task, got {values!r}. "
+            "Give its entries in the order of the losses."
+        ) from None
+
+
 def check_preference(preference: Vector | None) -> None:
     """Raise unless the preference is a direction in the non-negative orthant."""
     if preference is None or isinstance(preference, jax.core.Tracer):
         return
-    values = np.asarray(preference, float)
+    values = as_numbers("preference", preference)
     if not (np.all(np.isfinite(values)) and np.all(values >= 0) and np.any(values > 0)):
         raise ValueError(
             "`preference` must be finite and non-negative with a positive entry, got "

@@ -1,6 +1,6 @@
 """CAGrad: the best worst case within a ball around the mean gradient."""
 
-from typing import Literal, TypeAlias, overload
+from typing import Literal, TypeAlias, get_args, overload
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +8,7 @@ from jax import lax
 from jax.scipy.linalg import solve
 from jax.typing import ArrayLike
 
-from samo_jax._hyperparameters import check_nonnegative
+from samo_jax._hyperparameters import check_choice, check_nonnegative
 from samo_jax._solvers._base import SolveInfo, Solver, gramian_solver
 from samo_jax._solvers._compensated import matvec
 from samo_jax._solvers._equilibrate import Equilibrated, Solution, solve_gramian
@@ -88,8 +88,7 @@ def cagrad_weights(
 
 
 def _check(c, rescale):
-    if rescale not in (0, 1, 2):
-        raise ValueError(f"`rescale` must be 0, 1 or 2, got {rescale!r}.")
+    check_choice("rescale", rescale, get_args(Rescale))
     check_nonnegative("c", c, "0 is the mean.")
 
 

@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 
-from samo_jax._solvers._arguments import Vector, per_task
+from samo_jax._solvers._arguments import Vector, as_numbers, per_task
 from samo_jax._solvers._base import Solver
 
 
@@ -29,10 +29,11 @@ def constant(weights: Vector) -> Solver:
         [0.25 0.75]
     """
     if not isinstance(weights, jax.core.Tracer):
-        values = np.asarray(weights, float)
+        values = as_numbers("weights", weights)
         if values.ndim != 1 or not np.all(np.isfinite(values)):
             raise ValueError(
-                f"`weights` must be a vector of K finite numbers, got {weights!r}."
+                f"`weights` must be a vector of K finite numbers, got {weights!r}. "
+                "`samo_jax.mean()` weights all tasks the same."
             )
 
     def init(num_tasks):

@@ -68,11 +68,13 @@ def fall_back(solution: Solution, solve: Callable[[], Solution]) -> Solution:
 
 def check_gramian(gramian: jax.Array) -> jax.Array:
     """Return a square, symmetric matrix in `accumulator_dtype`."""
+    remedy = "Compute it with `samo_jax.gramian(task_grads)`."
+    if jnp.iscomplexobj(gramian):
+        raise ValueError(f"`gramian` must be real, got {gramian.dtype}. {remedy}")
     gramian = jnp.asarray(gramian, accumulator_dtype())
-    if gramian.ndim != 2 or gramian.shape[0] != gramian.shape[1]:
+    if gramian.ndim != 2 or not gramian.shape[0] == gramian.shape[1] > 0:
         raise ValueError(
-            f"`gramian` must have shape (K, K), got {gramian.shape}. "
-            "Compute it with `samo_jax.gramian(task_grads)`."
+            f"`gramian` must have shape (K, K), got {gramian.shape}. {remedy}"
         )
     return gramian / 2 + gramian.T / 2
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from samo_jax._hyperparameters import is_number
+from samo_jax._hyperparameters import check_scalar, is_number
 from samo_jax._solvers._alpha_fair import alpha_fair
 from samo_jax._solvers._base import SolveInfo, Solver, gramian_solver
 from samo_jax._solvers._equilibrate import Equilibrated, Solution, solve_gramian
@@ -67,6 +67,7 @@ def fairgrad_weights(
 
 
 def _check_alpha(alpha):
+    check_scalar("alpha", alpha, "1 is proportional fairness.")
     if is_number(alpha) and not 0 < alpha < float("inf"):
         raise ValueError(
             f"`alpha` must be positive and finite, got {alpha}. For alpha = 0 (linear "

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
+from samo_jax._arguments import as_key
 from samo_jax._hyperparameters import check_share
 from samo_jax._solvers._base import Solver, SolverState, init_solver, keep_last
 from samo_jax._solvers._correlation import direct
@@ -61,7 +62,7 @@ def gradvac_weights(
         Multi-task Optimization in Massively Multilingual Models
         <https://arxiv.org/abs/2010.05874>`_, 2021
     """
-    weights, cosines, _ = _solve(gramian, targets, key)
+    weights, cosines, _ = _solve(gramian, targets, as_key(key))
     return weights, cosines
 
 
@@ -71,7 +72,7 @@ def _solve(gramian, targets, key):
     if targets.shape != jnp.shape(gramian):
         raise ValueError(
             f"`targets` must have the shape of `gramian`, {jnp.shape(gramian)}, got "
-            f"{targets.shape}."
+            f"{targets.shape}. `jnp.zeros_like(gramian)` is PCGrad."
         )
 
     problem, finite = equilibrate(gramian)

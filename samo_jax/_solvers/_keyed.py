@@ -1,13 +1,13 @@
 """Combiners that draw random numbers."""
 
 from collections.abc import Callable
-from numbers import Integral
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
+from samo_jax._arguments import as_key, check_key
 from samo_jax._solvers._base import Solver
 
 
@@ -31,15 +31,10 @@ def keyed_solver(
     update: Callable[[jax.Array, jax.Array, Any], tuple[jax.Array, Any]],
 ) -> Solver:
     """A `Solver` from `init(num_tasks)` and `update(key, gramian, memory)`."""
-    if key is None:
-        raise ValueError(
-            "`key` is required: this method draws random numbers; got None. Pass a "
-            "typed key, `jax.random.key(0)`, or an int."
-        )
+    check_key(key)
 
     def init_keyed(num_tasks: int) -> KeyedState:
-        typed = jax.random.key(int(key)) if isinstance(key, Integral) else jnp.copy(key)
-        return KeyedState(typed, jnp.zeros((), jnp.int32), init(num_tasks))
+        return KeyedState(as_key(key), jnp.zeros((), jnp.int32), init(num_tasks))
 
     def update_keyed(gramian, state, **extra_args):
         del extra_args

@@ -1,7 +1,6 @@
 """Krum: the gradients that have the closest neighbours."""
 
 from functools import partial
-from numbers import Integral
 
 import jax
 import jax.numpy as jnp
@@ -59,23 +58,20 @@ def krum_weights(
 
 
 def _check_counts(num_byzantine, num_selected):
-    if not isinstance(num_byzantine, Integral) or num_byzantine < 0:
-        raise ValueError(
-            f"`num_byzantine` must be a non-negative int, got {num_byzantine!r}."
-        )
-    check_count("num_selected", num_selected)
+    check_count("num_byzantine", num_byzantine, "0 trusts every task.", least=0)
+    check_count("num_selected", num_selected, "1 is Krum, more is Multi-Krum.")
 
 
 def _check_num_tasks(num_tasks, num_byzantine, num_selected):
     if num_byzantine > max(num_tasks - 3, 0):
         raise ValueError(
             f"`num_byzantine` must be at most max(K - 3, 0), got {num_byzantine} for "
-            f"K = {num_tasks} tasks."
+            f"K = {num_tasks} tasks. Krum needs K - f - 2 neighbours."
         )
     if num_selected > num_tasks:
         raise ValueError(
             f"`num_selected` must be at most K, got {num_selected} for K = {num_tasks} "
-            "tasks."
+            "tasks. K averages all."
         )
 
 

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
 
+from samo_jax._hyperparameters import check_count
 from samo_jax._solvers._base import Solver
 from samo_jax._solvers._fairgrad import fairgrad, fairgrad_weights
 
@@ -73,11 +74,7 @@ def nash_mtl(update_every: int = 1) -> Solver:
         >>> print(weights)
         [1. 1.]
     """
-    if not isinstance(update_every, int) or update_every < 1:
-        raise ValueError(
-            f"`update_every` must be a positive int, got {update_every!r}. 1 solves at "
-            "every step."
-        )
+    check_count("update_every", update_every, "1 solves at every step.")
     inner = fairgrad(1.0)
 
     def init(num_tasks):

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
+from samo_jax._arguments import as_key
 from samo_jax._solvers._base import Solver, init_solver, keep_last
 from samo_jax._solvers._correlation import direct
 from samo_jax._solvers._equilibrate import solve_gramian
@@ -11,7 +12,7 @@ from samo_jax._solvers._keyed import keyed_solver
 from samo_jax._solvers._surgery import operate
 
 
-def pcgrad_weights(gramian: ArrayLike, key: jax.Array) -> jax.Array:
+def pcgrad_weights(gramian: ArrayLike, key: jax.Array | int) -> jax.Array:
     """Weights of the mean of the projected gradients.
 
     For each task i, `h = g_i` is projected for the other tasks j in a random order of
@@ -26,13 +27,13 @@ def pcgrad_weights(gramian: ArrayLike, key: jax.Array) -> jax.Array:
 
     Args:
         gramian: G, shape (K, K), inner products of the task gradients.
-        key: typed PRNG key.
+        key: typed PRNG key or int.
 
     Returns:
         w, shape (K,), non-negative.
 
     Raises:
-        ValueError: if `gramian` is not square.
+        ValueError: if `gramian` is not square or `key` no key.
 
     Examples:
         >>> import jax, jax.numpy as jnp, samo_jax
@@ -44,7 +45,7 @@ def pcgrad_weights(gramian: ArrayLike, key: jax.Array) -> jax.Array:
         Yu, Kumar, Gupta, Levine, Hausman and Finn, `Gradient Surgery for Multi-Task
         Learning <https://arxiv.org/abs/2001.06782>`_, 2020
     """
-    return _solve(gramian, key)[0]
+    return _solve(gramian, as_key(key))[0]
 
 
 @jax.jit

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from samo_jax._hyperparameters import is_number
+from samo_jax._hyperparameters import check_scalar, is_number
 from samo_jax._solvers._base import Solver, uniform_weights
 
 
@@ -58,8 +58,9 @@ def smoothed(solver: Solver, decay: float = 0.9) -> Solver:
             f"`solver` must be a samo_jax.Solver, got {solver!r}. Call the factory: "
             "`samo_jax.mgda()`, not `samo_jax.mgda`."
         )
+    check_scalar("decay", decay, "0 keeps no history.")
     if is_number(decay) and not 0 <= decay < 1:
-        raise ValueError(f"`decay` must be in [0, 1), got {decay}.")
+        raise ValueError(f"`decay` must be in [0, 1), got {decay}. 0 keeps no history.")
 
     def init(num_tasks: int) -> SmoothedState:
         return SmoothedState(

@@ -33,7 +33,9 @@ def adam_step(
     """What to add to the numbers, shape (K,), and the next state."""
     # Beyond this the square would overflow; Adam sees little but the sign.
     gradient = jnp.clip(gradient, -_LARGEST, _LARGEST)
-    rate = jnp.asarray(resolve(learning_rate, state.count), gradient.dtype)
+    rate = jnp.asarray(
+        resolve("learning_rate", learning_rate, state.count), gradient.dtype
+    )
     count = jnp.asarray(optax.safe_increment(state.count))
     mean = _DECAY * state.mean + (1 - _DECAY) * gradient
     square = _SQUARE_DECAY * state.square + (1 - _SQUARE_DECAY) * jnp.square(gradient)

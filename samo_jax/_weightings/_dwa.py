@@ -5,7 +5,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from samo_jax._hyperparameters import check_positive
+from samo_jax._hyperparameters import check_count, check_positive
 from samo_jax._solvers import Solver
 from samo_jax._solvers._base import uniform_weights
 from samo_jax._tree import accumulator_dtype
@@ -63,11 +63,7 @@ def dwa(temperature: float = 2.0, *, window: int) -> Solver:
         <https://arxiv.org/abs/1803.10704>`_, 2019
     """
     check_positive("temperature", temperature, "The paper uses 2.")
-    if isinstance(window, bool) or not isinstance(window, int) or window < 1:
-        raise ValueError(
-            f"`window` must be a positive int, got {window!r}. Pass the number of "
-            "updates in an epoch."
-        )
+    check_count("window", window, "Pass the number of updates in an epoch.")
 
     def init(num_tasks):
         zeros = jnp.zeros((num_tasks,), accumulator_dtype())

@@ -188,7 +188,9 @@ def _numbers(path: Path) -> set[int]:
 
 def _read(path: Path, shape: tuple[int, ...]) -> np.ndarray:
     try:
-        array = np.load(path, allow_pickle=False).astype(np.float32)
+        with path.open("rb") as file:
+            array = np.lib.format.read_array(file, allow_pickle=False)
+        array = array.astype(np.float32)
     except (ValueError, EOFError) as error:
         raise ValueError(
             f"{path} is not a NumPy array of numbers ({error}); unpack the data set "
