@@ -195,7 +195,9 @@ def test_evaluation_uses_running_averages(normalised):
 
 def test_training_with_batch_statistics_learns_and_repeats(normalised):
     one = trainer(normalised._replace(epochs=40), "mean")
-    first, again, other = (one.run(seed, 40, lambda: None) for seed in (0, 0, 1))
+    first, again, other = (
+        one.train(seed, 40, lambda: None)[1] for seed in (0, 0, 1)
+    )
     assert first.loss_curve[-1] < 0.8 * first.loss_curve[0]
     assert first.loss_curve == again.loss_curve
     assert first.loss_curve != other.loss_curve
