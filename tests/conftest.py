@@ -13,6 +13,10 @@ os.environ["MPLBACKEND"] = "Agg"
 import jax
 import pytest
 
+# Compilation takes nearly all the time. XLA's programs stay the same, the machine code
+# made from them is optimised less; commands in processes of their own have users' code.
+jax.config.update("jax_disable_most_optimizations", True)
+
 
 @pytest.fixture
 def key():

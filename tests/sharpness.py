@@ -11,11 +11,6 @@ import samo_jax
 TASKS = ("left", "right", "up")
 SHARED = ("kernel", "bias")
 LABELS = {"kernel": "shared", "bias": "shared"} | {name: name for name in TASKS}
-# Compilation takes nearly all the time.
-COMPILE_FAST = {
-    "xla_backend_optimization_level": 0,
-    "xla_llvm_disable_expensive_passes": True,
-}
 RATE = 0.1
 STEPS = 3
 
@@ -93,7 +88,7 @@ def descend(
 
     step = functools.partial(update, examples=examples)
     if compiled:
-        step = jax.jit(step, static_argnums=0, compiler_options=COMPILE_FAST)
+        step = jax.jit(step, static_argnums=0)
     for t in range(steps):
         direction, state = step(at(t), params, state, batch(t, dtype))
         params = jax.tree.map(lambda w, d: w - RATE * d, params, direction)

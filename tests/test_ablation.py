@@ -55,13 +55,6 @@ def losses(params):
 PARAMS = {"Dense_0": jnp.array([1.0, 0.5, -1.0]), "left": jnp.array(0.5)}
 
 
-@pytest.fixture(autouse=True)
-def _compile_fast():
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 def train_step(tx):
     @jax.jit
     def step(params, state):

@@ -31,24 +31,30 @@ def test_methods_along_one_direction_have_few_points():
     assert not {"local", "joint", "memory", "efficient", "sam-local"} & set(FEW)
 
 
+@functools.cache
+def own_points(name):
+    perturbation = PERTURBATIONS[name]()._replace(points=None)
+    return descend(multitask(perturbation, samo_jax.fairgrad()), "float64", steps=2)
+
+
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("unroll", [True, False, 2])
 @pytest.mark.parametrize("name", FEW)
 def test_few_points_are_the_tasks_own(name, unroll):
-    perturbation = PERTURBATIONS[name]()
-    solver = samo_jax.fairgrad()
+    tx = multitask(PERTURBATIONS[name](), samo_jax.fairgrad(), unroll=unroll)
     chex.assert_trees_all_close(
-        descend(multitask(perturbation, solver, unroll=unroll), "float64", steps=2),
-        descend(
-            multitask(perturbation._replace(points=None), solver), "float64", steps=2
-        ),
-        rtol=1e-9,
+        descend(tx, "float64", steps=2), own_points(name), rtol=1e-9
     )
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("perturbation", [None, "global", "joint-shared", "friendly"])
-@pytest.mark.parametrize("name", LINEAR)
+@pytest.mark.parametrize(
+    ("name", "perturbation"),
+    [
+        *((name, "joint-shared") for name in LINEAR),
+        *(("random", perturbation) for perturbation in (None, "global", "friendly")),
+    ],
+)
 def test_linear_solvers_need_no_task_gradients(name, perturbation):
     solver = LINEAR[name]
     assert solver.linear

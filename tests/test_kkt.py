@@ -32,7 +32,7 @@ def gramian(num_tasks, rank, log_spread, log_scale, copies, seed):
 
 gramians = st.builds(
     gramian,
-    num_tasks=st.sampled_from([2, 3, 5, 8, 20]),
+    num_tasks=st.sampled_from([2, 5, 20]),
     rank=st.integers(1, 40),
     log_spread=st.floats(0, 4),
     log_scale=st.floats(-6, 4),

@@ -1,8 +1,6 @@
 """The local experiment: its data, its looks at directions, its pass counts, a run."""
 
 import json
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +8,9 @@ import numpy as np
 import pytest
 
 import samo_jax
+from samo_jax.experiments.__main__ import main
 from samo_jax.experiments.data.faces import ATTRIBUTES, draw_faces
+from samo_jax.experiments.local import experiment
 from samo_jax.experiments.local.looks import look
 from samo_jax.experiments.local.methods import METHODS, make_optimizer
 from samo_jax.experiments.local.problems import PROBLEMS
@@ -122,19 +122,14 @@ def test_a_radius_needs_no_new_compilation():
     assert [seen.step for seen in small.looks] == [1]
 
 
-def test_learns_and_reports(tmp_path):
-    command = [sys.executable, "-m", "samo_jax.experiments", "local", "--out", "out"]
-    command += ["--problems", "targets", "--methods", "plain", "global"]
-    result = subprocess.run(
-        [*command, "--seeds", "2", "--epochs", "25"],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert result.returncode == 0, result.stderr
-    document = json.loads((tmp_path / "out/targets/results.json").read_text())
-    table = (tmp_path / "out/table.md").read_text()
+def test_learns_and_reports(monkeypatch, tmp_path):
+    monkeypatch.setattr(experiment, "RHOS", (0.03, 0.3))
+    out = tmp_path / "out"
+    arguments = ["--problems", "targets", "--methods", "plain", "global"]
+    arguments += ["--seeds", "2", "--epochs", "25", "--out", str(out)]
+    assert main(["local", *arguments]) == 0
+    document = json.loads((out / "targets/results.json").read_text())
+    table = (out / "table.md").read_text()
     for run in document["runs"]:
         assert np.mean(list(run["error"].values())) < 95
         assert len(run["error"]) == 11
@@ -145,4 +140,4 @@ def test_learns_and_reports(tmp_path):
     units = {name: cost["units"] for name, cost in costs.items()}
     assert units == {"plain": 23, "global": 26}
     assert all(cost["milliseconds"] > 0 for cost in costs.values())
-    assert (tmp_path / "out/local.png").stat().st_size > 10_000
+    assert (out / "local.png").stat().st_size > 10_000

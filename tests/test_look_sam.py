@@ -13,7 +13,6 @@ from jax import lax
 import samo_jax
 
 from sharpness import (
-    COMPILE_FAST,
     LABELS,
     RADIUS,
     SHARED,
@@ -164,7 +163,7 @@ def test_steps_in_between_do_not_run_the_inner_transformation():
         jax.debug.callback(lambda: calls.append("loss"))
         return total_loss(p, data)
 
-    @functools.partial(jax.jit, compiler_options=COMPILE_FAST)
+    @jax.jit
     def step(state):
         grads = jax.grad(total_loss)(params, data)
         return tx.update(grads, state, params, loss_fn=loss_fn)[1]
@@ -186,9 +185,9 @@ def test_types_and_scan(dtype):
         updates, state = update(tx, params, state, data)
         return state, updates
 
-    state, updates = jax.jit(
-        lambda state: lax.scan(step, state, length=3), compiler_options=COMPILE_FAST
-    )(tx.init(params))
+    state, updates = jax.jit(lambda state: lax.scan(step, state, length=3))(
+        tx.init(params)
+    )
     assert jax.tree.map(jax.typeof, state) == jax.tree.map(jax.typeof, tx.init(params))
     assert state.step == 3
     assert optax.tree.get(state.inner_state, "step") == 2

@@ -14,7 +14,6 @@ from jax.sharding import PartitionSpec as P
 import samo_jax
 
 from sharpness import (
-    COMPILE_FAST,
     LABELS,
     RADIUS,
     TASKS,
@@ -62,7 +61,7 @@ def sharded_updates(tx, loss, mesh, averaged, *, steps=1, **options):
     run = jax.shard_map(
         run, mesh=mesh, in_specs=(P(), P(axes)), out_specs=P(), **options
     )
-    return jax.jit(run, compiler_options=COMPILE_FAST)(initial_params(), data)[0]
+    return jax.jit(run)(initial_params(), data)[0]
 
 
 def parts(groups):
@@ -208,7 +207,7 @@ def test_under_jit_alone_everything_is_global(method, axis_type):
         tx = one_task(getattr(samo_jax, method)(RADIUS), None)
     params, data = initial_params(), batch(0, size=2 * DEVICES)
 
-    @functools.partial(jax.jit, compiler_options=COMPILE_FAST)
+    @jax.jit
     def run(params, data):
         def loss_fn(p):
             return total_loss(p, data)
@@ -249,7 +248,7 @@ def test_explicitly_sharded_parameters(name):
     def loss_fn(w):
         return jnp.sum(jnp.cos(w) + w**4)
 
-    @functools.partial(jax.jit, compiler_options=COMPILE_FAST)
+    @jax.jit
     def run(params, state):
         for _ in range(2):
             updates, state = tx.update(

@@ -2,22 +2,21 @@
 
 import argparse
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 
+from samo_jax.experiments import modalities
+from samo_jax.experiments.__main__ import main
 from samo_jax.experiments.data.halves import half_digits, masked
-from samo_jax.experiments.modalities import METHODS, RHOS, train_all
+from samo_jax.experiments.modalities import METHODS, train_all
 
-COMMAND = [sys.executable, "-m", "samo_jax.experiments", "modalities"]
+RHOS = (0.02, 0.2)
 
 
-def run(*args, cwd):
-    return subprocess.run(
-        [*COMMAND, *args], cwd=cwd, capture_output=True, text=True, check=False
-    )
+@pytest.fixture
+def few_radii(monkeypatch):
+    monkeypatch.setattr(modalities, "RHOS", RHOS)
 
 
 def test_data():
@@ -36,16 +35,19 @@ def test_data():
     assert not np.any(upper[:, 1])
 
 
-def test_learns_and_reports(tmp_path):
-    result = run("--seeds", "2", "--epochs", "8", "--out", "out", cwd=tmp_path)
-    assert result.returncode == 0, result.stderr
-    document = json.loads((tmp_path / "out/results.json").read_text())
+@pytest.mark.usefixtures("few_radii")
+def test_learns_and_reports(tmp_path, capsys):
+    out = tmp_path / "out"
+    arguments = ["--seeds", "2", "--epochs", "8", "--out", str(out)]
+    assert main(["modalities", *arguments]) == 0
+    printed = capsys.readouterr().out
+    document = json.loads((out / "results.json").read_text())
     assert document["config"]["epochs"] == 8
     runs = document["runs"]
     assert {(r["method"], r["seed"]) for r in runs} == {
         (m, s) for m in METHODS for s in (0, 1)
     }
-    table = (tmp_path / "out/table.md").read_text()
+    table = (out / "table.md").read_text()
     for r in runs:
         assert r["accuracy"]["both"] > 0.75
         assert r["accuracy"]["both"] > r["accuracy"]["upper"] > r["accuracy"]["lower"]
@@ -54,9 +56,10 @@ def test_learns_and_reports(tmp_path):
         plain = r["method"] in ("plain", "unimodal")
         assert len(scores) == (1 if plain else len(RHOS))
         assert f"| {r['method']} |" in table
-        assert r["method"] in result.stdout
+        assert r["method"] in printed
 
 
+@pytest.mark.usefixtures("few_radii")
 def test_early_fusion_learns():
     runs = train_all("batch", argparse.Namespace(fusion="early", seeds=1, epochs=8))
     assert runs[0].accuracy["both"] > 0.75
@@ -71,9 +74,11 @@ def test_early_fusion_learns():
         (["--out", "."], "--out: . exists and is not an empty folder"),
     ],
 )
-def test_wrong_values_get_one_line(tmp_path, args, message):
+def test_wrong_values_get_one_line(monkeypatch, tmp_path, capsys, args, message):
     (tmp_path / "taken").touch()
-    result = run(*args, cwd=tmp_path)
-    assert result.returncode != 0
-    assert message in result.stderr
-    assert result.stderr.count("\n") == 1
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as exited:
+        main(["modalities", *args])
+    printed = capsys.readouterr().err or f"{exited.value.code}\n"
+    assert message in printed
+    assert printed.count("\n") == 1

@@ -246,8 +246,7 @@ def solve(make, num_tasks, precision):
             return jax.vmap(solve_one, (0, 0, None))(jacs, tasks, h)
         return lax.map(lambda problem: solve_one(*problem, h), (jacs, tasks))
 
-    # Compiling takes most of this file's time.
-    return jax.jit(solve_all, compiler_options={"xla_backend_optimization_level": 0})
+    return jax.jit(solve_all)
 
 
 class Run(NamedTuple):

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from samo_jax.experiments.networks import segnet
 from samo_jax.experiments.networks.segnet import (
     SegNet,
     SegNetMTAN,
@@ -90,12 +91,14 @@ def test_shapes(network):
     assert channels == {8, 16, 32, 64}
 
 
-@pytest.fixture(scope="module", params=[SegNet, SegNetMTAN], ids=["segnet", "mtan"])
-def small(request):
-    """A narrow network, random parameters, fresh statistics, and two images."""
+@pytest.fixture(params=[SegNet, SegNetMTAN], ids=["segnet", "mtan"])
+def small(request, monkeypatch):
+    """A narrow network of two stages, random parameters, fresh statistics, images."""
+    monkeypatch.setattr(segnet, "CHANNELS", (64, 128))
+    monkeypatch.setattr(segnet, "CONVOLUTIONS", (1, 2))
     net = request.param({"segmentation": 3, "depth": 1}, width=1 / 16)
     rng = np.random.default_rng(0)
-    images = rng.random((2, 32, 64, 3), np.float32)
+    images = rng.random((2, 8, 16, 3), np.float32)
     shapes = jax.eval_shape(lambda: net.init(KEY, images, train=True))
     params = jax.tree.map(
         lambda leaf: rng.normal(0, 0.5, leaf.shape).astype(np.float32), shapes["params"]

@@ -11,7 +11,6 @@ import pytest
 import samo_jax
 
 from sharpness import (
-    COMPILE_FAST,
     RATE,
     STEPS,
     TASKS,
@@ -170,8 +169,7 @@ def test_momentum_sam_is_the_official_optimiser_unperturbed(optimizer, official)
     params = initial_params("float64")
     state = tx.init(params)
     step = jax.jit(
-        lambda params, state, data: update(tx, params, state, data, total_examples),
-        compiler_options=COMPILE_FAST,
+        lambda params, state, data: update(tx, params, state, data, total_examples)
     )
     for t, expected in enumerate(official()):
         updates, state = step(params, state, batch(t, "float64"))

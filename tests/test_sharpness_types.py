@@ -9,7 +9,6 @@ from jax import lax
 import samo_jax
 
 from sharpness import (
-    COMPILE_FAST,
     LABELS,
     PERTURBATIONS,
     batch,
@@ -98,9 +97,7 @@ def test_one_compilation_and_scan(name):
         return (params, state), direction
 
     start = (params, tx.init(params))
-    carry, directions = jax.jit(
-        lambda carry: lax.scan(step, carry, chunks), compiler_options=COMPILE_FAST
-    )(start)
+    carry, directions = jax.jit(lambda carry: lax.scan(step, carry, chunks))(start)
     assert types(carry) == types(start)
     compiled = descend(tx, compiled=True)
     scanned = [jax.tree.map(lambda x, t=t: x[t], directions) for t in range(3)]
@@ -111,10 +108,7 @@ def test_one_compilation_and_scan(name):
 @pytest.mark.parametrize("name", ["sam", "momentum", "efficient"])
 def test_one_compiled_function_serves_every_step(name):
     tx, params = METHODS[name], initial_params()
-    step = jax.jit(
-        lambda params, state, data: update(tx, params, state, data),
-        compiler_options=COMPILE_FAST,
-    )
+    step = jax.jit(lambda params, state, data: update(tx, params, state, data))
     state = tx.init(params)
     for t in range(3):
         _, state = step(params, state, batch(t))

@@ -13,7 +13,7 @@ from scipy.optimize import brentq, root
 
 import samo_jax
 
-SIZES = [2, 3, 11, 40, 200]
+SIZES = [2, 3, 5, 40, 200]  # each a compilation: other tests keep to them
 SCALES = [1e-10, 1.0, 1e10]
 ALPHAS = [0.5, 1.0, 2.0]
 
@@ -96,7 +96,7 @@ def brute_force_min_norm(gramian):
     return np.array(best[1])
 
 
-@pytest.mark.parametrize("num_tasks", [1, 2, 3, 5, 8])
+@pytest.mark.parametrize("num_tasks", [1, 2, 3, 5])
 def test_mgda_against_brute_force(num_tasks, x64):  # noqa: ARG001
     for seed in range(5):
         gramian = random_gramian(num_tasks, spread=10, seed=seed).astype(float)
@@ -170,7 +170,7 @@ def test_one_task(method):
 def test_scaling_law(method, factor):
     """Scaling the Gramian by s^2 scales FairGrad by s^(-2 alpha / (1 + alpha))."""
     alpha = 0 if method is mgda_weights else method.keywords["alpha"]
-    gramian = random_gramian(7, spread=1e2)
+    gramian = random_gramian(5, spread=1e2)
     scaled = method((gramian.astype(float) * factor).astype(np.float32))
     expected = np.asarray(method(gramian), float) * factor ** (-alpha / (1 + alpha))
     np.testing.assert_allclose(scaled, expected, rtol=1e-5, atol=1e-7)
@@ -239,7 +239,7 @@ def test_mgda_direction_vanishes_at_stationary_points(name):
 
 
 def test_documented_answers_to_degenerate_gramians(method):
-    np.testing.assert_array_equal(method(np.zeros((4, 4))), [0.25] * 4)
+    np.testing.assert_array_equal(method(np.zeros((2, 2))), [0.5] * 2)
 
     _, gramian = degenerate("zero row")
     weights = np.asarray(method(gramian))
@@ -299,7 +299,7 @@ def test_info(method):
 
 
 def test_vmap_equals_loop(method):
-    gramians = np.stack([random_gramian(4, seed=seed) for seed in range(6)])
+    gramians = np.stack([random_gramian(5, seed=seed) for seed in range(6)])
     np.testing.assert_allclose(
         jax.vmap(method)(gramians), [method(g) for g in gramians], rtol=2e-6
     )
