@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 CONFIG = "config.json"
-_NO_SETTINGS = ("config", "resume", "out", "run")
+_NO_SETTINGS = ("config", "resume", "out", "run", "checkpoint_every")
 
 
 class Parser(argparse.ArgumentParser):

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from functools import partial
 from itertools import chain
+from pathlib import Path
 from textwrap import fill, indent
 from typing import Any, NamedTuple
 
@@ -39,6 +40,7 @@ from samo_jax.experiments.command import (
     positive_int,
     radius,
     results_folder,
+    seconds,
     share,
 )
 from samo_jax.experiments.configuration import add_file_arguments, settings
@@ -110,6 +112,14 @@ class Experiment(NamedTuple):
             action=argparse.BooleanOptionalAction,
             default=False,
             help="write events for TensorBoard, too (needs the tensorboard extra)",
+        )
+        parser.add_argument(
+            "--checkpoint-every",
+            type=seconds,
+            default=60.0,
+            metavar="SECONDS",
+            help="save the state of training after an epoch, if that long ago (0: "
+            "after every one), for --resume (default: 60)",
         )
         add_file_arguments(parser)
         add_out_argument(parser, self.name)
@@ -191,28 +201,38 @@ def run(name: str, args: argparse.Namespace) -> int:
     benchmark = benchmark._replace(
         **{field: config[field] for field in ("epochs", "rho", "alpha")}
     )
-    records = Records(folder, config, columns(benchmark.tasks), events)
-    interrupted = False
+    go_on = f"python -m samo_jax.experiments {name} --resume {folder}"
     try:
-        _train_all(benchmark, records, console)
-    except KeyboardInterrupt:
-        interrupted = True
-    results = records.results
-    if results:
-        against = baseline(columns(benchmark.tasks), results)
-        caption = _caption(config, results, against)
-        about = _summary(name)
-        write_report(folder, results, benchmark.tasks, caption, config, about)
-        rows = summarize(results, benchmark.tasks)
-        console.print(terminal_table(rows, caption))
-        console.print(f"Saved report.html, report.md and results.json in {folder}")
+        records = Records(
+            folder, config, columns(benchmark.tasks), events, args.checkpoint_every
+        )
+        try:
+            _train_all(benchmark, records, console)
+            interrupted = False
+        except KeyboardInterrupt:
+            interrupted = True
+        if records.results:
+            _report(name, benchmark, records, folder, console)
+    except OSError as error:
+        raise SystemExit(f"Stopped: {error}. What was saved stays: {go_on}") from None
     if interrupted:
         console.print(
-            "Interrupted: what there is are the runs that had finished. To go on: "
-            f"python -m samo_jax.experiments {name} --resume {folder}",
+            "Interrupted: what there is are the runs that had finished. "
+            f"To go on: {go_on}",
             soft_wrap=True,
         )
     return 130 if interrupted else 0
+
+
+def _report(
+    name: str, benchmark: Benchmark, records: Records, folder: Path, console: Console
+) -> None:
+    """Print the table, and write the report."""
+    config, results = records.config, records.results
+    caption = _caption(config, results, baseline(columns(benchmark.tasks), results))
+    write_report(folder, results, benchmark.tasks, caption, config, _summary(name))
+    console.print(terminal_table(summarize(results, benchmark.tasks), caption))
+    console.print(f"Saved report.html, report.md and results.json in {folder}")
 
 
 def _train_all(benchmark: Benchmark, records: Records, console: Console) -> None:
@@ -231,7 +251,9 @@ def _train_all(benchmark: Benchmark, records: Records, console: Console) -> None
         bar = progress.add_task("compiling", total=total, completed=done)
         for method, seed in left:
             progress.update(bar, description=f"{method}, seed {seed}")
-            part = 1 / len(trainers[method])
+            networks = trainers[method]
+            part = 1 / len(networks)
+            checkpoints = records.checkpoints.of(method, seed, len(networks))
             with records.training(method, seed) as on_evaluation:
                 runs = [
                     trainer.train(
@@ -239,8 +261,9 @@ def _train_all(benchmark: Benchmark, records: Records, console: Console) -> None
                         benchmark.epochs,
                         lambda part=part: progress.advance(bar, part),
                         on_evaluation,
+                        checkpoint,
                     )[1]
-                    for trainer in trainers[method]
+                    for trainer, checkpoint in zip(networks, checkpoints, strict=True)
                 ]
             records.finished(method, seed, _as_one(runs))
 

@@ -13,6 +13,7 @@ import optax
 
 import samo_jax
 from samo_jax.experiments.benchmarks.benchmark import Benchmark, Examples
+from samo_jax.experiments.benchmarks.checkpoints import Checkpoint
 from samo_jax.experiments.benchmarks.looks import Look
 from samo_jax.experiments.benchmarks.methods import Step
 
@@ -57,7 +58,7 @@ class Run(NamedTuple):
         metrics: of each task, on evaluation examples.
         metrics_curve: about ten `(epoch, metrics)`.
         loss_curve: mean training loss over tasks and batches, of each epoch.
-        seconds_per_step: median over the epochs after the first, which compiles.
+        seconds_per_step: median over the epochs but a process's first, which compiles.
         looks: `(epoch, look)` for each of `metrics_curve`; none of a trainer that
             takes none.
     """
@@ -67,6 +68,32 @@ class Run(NamedTuple):
     loss_curve: list[float]
     seconds_per_step: float
     looks: Sequence[tuple[int, Look]] = ()
+
+
+class Past(NamedTuple):
+    """What a run has behind it, as JSON has it.
+
+    Attributes:
+        losses: of each epoch, mean over tasks and batches.
+        seconds: per step of each epoch, by the processes that trained.
+        evaluations: about ten.
+    """
+
+    losses: list[float]
+    seconds: list[list[float]]
+    evaluations: list[Evaluation]
+
+    def run(self) -> Run:
+        """What it has produced."""
+        # The first epoch of a process compiles.
+        later = [seconds for part in self.seconds for seconds in part[1:]]
+        return Run(
+            metrics=self.evaluations[-1]["metrics"],
+            metrics_curve=[(of["epoch"], of["metrics"]) for of in self.evaluations],
+            loss_curve=self.losses,
+            seconds_per_step=float(np.median(later or self.seconds[0])),
+            looks=[(of["epoch"], of["look"]) for of in self.evaluations if of["look"]],
+        )
 
 
 def apply_net(
@@ -195,20 +222,35 @@ class Trainer:
         epochs: int,
         on_epoch: Callable[[], None],
         on_evaluation: Callable[[Evaluation], None] = lambda _: None,
+        checkpoint: Checkpoint | None = None,
         **hyperparams: Any,
     ) -> tuple[Any, Run]:
-        """Train from scratch; return the final parameters, and the run.
+        """Train from scratch, or go on; return the final parameters, and the run.
 
         The seed sets initialisation, batch order and probes; `hyperparams` go to
-        `make_tx`.
+        `make_tx`. Where `checkpoint` has something, training goes on from there, and
+        `on_epoch` and `on_evaluation` are called for what has been done, too.
         """
         train, size = self.benchmark.train, self.benchmark.batch_size
         params, state = self._start(seed)
         opt_state = self.make_tx(seed, **hyperparams).init(params)
-        rng, second_rng = map(np.random.default_rng, (seed, [seed, 1]))
-        last = None
-        seconds, loss_curve, metrics_curve, looks, metrics = [], [], [], [], {}
-        for epoch in range(1, epochs + 1):
+        rngs = [np.random.default_rng(of) for of in (seed, [seed, 1])]
+        last, past = None, Past([], [], [])
+        if checkpoint and (
+            saved := checkpoint.load(lambda: (params, opt_state, state, self._batch()))
+        ):
+            (*arrays, last), record = saved
+            params, opt_state, state = jax.device_put(arrays)
+            past = Past(**record["past"])
+            for rng, of in zip(rngs, record["rngs"], strict=True):
+                rng.bit_generator.state = of
+        for evaluation in past.evaluations:
+            on_evaluation(evaluation)
+        for _ in past.losses:
+            on_epoch()
+        past.seconds.append([])
+        rng, second_rng = rngs
+        for epoch in range(len(past.losses) + 1, epochs + 1):
             history = []
             start = time.perf_counter()
             others = (
@@ -221,23 +263,27 @@ class Trainer:
                 history.append(losses)
                 last = batch
             history = jax.block_until_ready(history)
-            seconds.append((time.perf_counter() - start) / len(history))
+            past.seconds[-1].append((time.perf_counter() - start) / len(history))
             history = jax.device_get(history)
-            loss_curve.append(float(np.mean(jax.tree.leaves(history))))
+            past.losses.append(float(np.mean(jax.tree.leaves(history))))
             if epoch % max(epochs // 10, 1) == 0 or epoch == epochs:
-                metrics = self.evaluate(params, state)
-                metrics_curve.append((epoch, metrics))
-                look = self.look(params, opt_state, state) if self.look else None
-                if look:
-                    looks.append((epoch, look))
-                loss = jax.tree.map(lambda *steps: float(np.mean(steps)), *history)
-                on_evaluation(
-                    Evaluation(epoch=epoch, loss=loss, metrics=metrics, look=look)
+                evaluation = Evaluation(
+                    epoch=epoch,
+                    loss=jax.tree.map(lambda *steps: float(np.mean(steps)), *history),
+                    metrics=self.evaluate(params, state),
+                    look=self.look(params, opt_state, state) if self.look else None,
                 )
+                past.evaluations.append(evaluation)
+                on_evaluation(evaluation)
             on_epoch()
-        # The first epoch compiles.
-        median = float(np.median(seconds[1:] or seconds))
-        return params, Run(metrics, metrics_curve, loss_curve, median, looks)
+            if checkpoint and checkpoint.due(epoch == epochs):
+                states = [rng.bit_generator.state for rng in rngs]
+                checkpoint.save(
+                    epoch,
+                    (params, opt_state, state, last),
+                    {"rngs": states, "past": past._asdict()},
+                )
+        return params, past.run()
 
     def evaluate(self, params: Any, state: NetState = NO_STATE) -> Metrics:
         """The metrics of each task."""
@@ -250,6 +296,11 @@ class Trainer:
             name: task.metrics([batch[name] for batch in observed if name in batch])
             for name, task in self.benchmark.tasks.items()
         }
+
+    def _batch(self) -> Examples:
+        """Any one, of training."""
+        size, rng = self.benchmark.batch_size, np.random.default_rng(0)
+        return next(iter(self.benchmark.train.batches(size, rng)))
 
     def _start(self, seed: int) -> tuple[Any, NetState]:
         """Parameters and state of a new network."""
