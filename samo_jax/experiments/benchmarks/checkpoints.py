@@ -17,6 +17,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
+
+from samo_jax.experiments.benchmarks.devices import is_chief
 
 CHECKPOINTS = "checkpoints"
 
@@ -42,6 +45,8 @@ class Checkpoint:
     def save(self, epoch: int, arrays: Any, record: dict[str, Any]) -> None:
         """Write the state after an epoch in one piece, then drop that before it.
 
+        Of several processes the first writes.
+
         Args:
             epoch: greater than the last.
             arrays: a pytree.
@@ -50,6 +55,8 @@ class Checkpoint:
         Raises:
             OSError: if it cannot be written; the one before it is still there.
         """
+        if not is_chief():
+            return
         named = {name: leaf for name, leaf in _named(arrays).items() if leaf.size}
         document = {"record": record, "digest": _digest(named, record)}
         items = ocp.args.Composite(
@@ -160,8 +167,9 @@ class Clock:
         self.restart()
 
     def due(self) -> bool:
-        """Whether the time is over."""
-        return time.monotonic() - self._start >= self._every
+        """Whether the time is over, in all processes or in none."""
+        due = np.array(time.monotonic() - self._start >= self._every)
+        return bool(multihost_utils.broadcast_one_to_all(due))
 
     def restart(self) -> None:
         """Begin again."""

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from samo_jax.experiments.benchmarks.checkpoints import Checkpoints
+from samo_jax.experiments.benchmarks.devices import is_chief
 from samo_jax.experiments.benchmarks.scores import Column, Results
 from samo_jax.experiments.benchmarks.tensorboard import Events, Write
 from samo_jax.experiments.benchmarks.training import Run
@@ -50,6 +51,8 @@ class Records:
     ):
         """Begin in an empty folder, or go on in one whose settings are the same.
 
+        Of several processes the first writes; to go on, all read.
+
         Args:
             folder: where the files go.
             config: the settings.
@@ -63,7 +66,8 @@ class Records:
         self.results: Results = {}
         path = folder / CONFIG
         if not path.exists():
-            replace(path, json.dumps(config, indent=1))
+            if is_chief():
+                replace(path, json.dumps(config, indent=1))
             return
         saved = json.loads(path.read_text())
         changed = [key for key in config if config[key] != saved.get(key)]
@@ -74,14 +78,18 @@ class Records:
             )
         if (folder / RESULTS).exists():
             _, self.results = load(folder)
+        if is_chief():
             for method, runs in self.results.items():
                 for seed in runs:
                     self.checkpoints.drop(method, seed)
-        self._drop_unfinished_lines()
+            self._drop_unfinished_lines()
 
     @contextmanager
     def training(self, method: str, seed: int) -> Iterator[Write]:
         """What takes a run's evaluations as they happen."""
+        if not is_chief():
+            yield lambda _: None
+            return
         with self._events(self._folder / "tensorboard" / method / f"seed{seed}") as add:
 
             def write(evaluation):
@@ -95,9 +103,10 @@ class Records:
     def finished(self, method: str, seed: int, run: Run) -> None:
         """Keep a run, in `results.json` too."""
         self.results.setdefault(method, {})[seed] = run
-        config = {**self.config, "columns": self._columns}
-        save(self._folder, config, self.results)
-        self.checkpoints.drop(method, seed)
+        if is_chief():
+            config = {**self.config, "columns": self._columns}
+            save(self._folder, config, self.results)
+            self.checkpoints.drop(method, seed)
 
     def _drop_unfinished_lines(self) -> None:
         """A run that goes on writes its lines again, those of its checkpoint too."""

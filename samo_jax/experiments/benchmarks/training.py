@@ -10,10 +10,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import NamedSharding
 
 import samo_jax
 from samo_jax.experiments.benchmarks.benchmark import Benchmark, Examples
 from samo_jax.experiments.benchmarks.checkpoints import Checkpoint
+from samo_jax.experiments.benchmarks.devices import ONE, Devices
 from samo_jax.experiments.benchmarks.looks import Look
 from samo_jax.experiments.benchmarks.methods import Step
 
@@ -140,6 +142,7 @@ def make_train_step(
     losses: Callable[..., Any],
     tx: optax.GradientTransformationExtraArgs,
     extra_args: Callable[[Step], dict[str, Any]],
+    replicated: NamedSharding | None = None,
 ):
     """One jitted step; the same for every method.
 
@@ -154,12 +157,13 @@ def make_train_step(
         losses: `losses(params, batch, state, train)`, see `task_losses`.
         tx: the optimiser.
         extra_args: what its `update` takes beyond `loss_fn`.
+        replicated: sharding of the outputs; None: as the compiler finds.
     """
 
     def losses_on(batch, state, train=True):
         return lambda params: losses(params, batch, state, train)[0]
 
-    @jax.jit
+    @partial(jax.jit, out_shardings=replicated)
     def train_step(params, opt_state, batch, second, last, state=NO_STATE):
         next_key = None
         if state.key is not None:
@@ -195,6 +199,7 @@ class Trainer:
         extra_args: Callable[[Step], dict[str, Any]],
         second_batch: bool = True,
         look: Callable[[Any, Any, NetState], Look] | None = None,
+        devices: Devices = ONE,
     ):
         """Hold what all seeds share.
 
@@ -206,15 +211,18 @@ class Trainer:
             second_batch: whether `extra_args` uses an independent batch.
             look: at parameters, optimiser state and network state, with every
                 evaluation.
+            devices: where it trains.
         """
         self.benchmark, self.make_tx = benchmark, make_tx
-        self.second_batch, self.look = second_batch, look
+        self.second_batch, self.look, self.devices = second_batch, look, devices
         self.net = benchmark.net(tuple(benchmark.tasks))
         losses = partial(task_losses, benchmark, self.net)
-        self.train_step = make_train_step(losses, make_tx(0), extra_args)
+        self.train_step = make_train_step(
+            losses, make_tx(0), extra_args, devices.replicated
+        )
         modes = {"train": False} if benchmark.has_modes else {}
         self.init = jax.jit(partial(self.net.init, **modes))
-        self.observe = jax.jit(self._observe)
+        self.observe = jax.jit(self._observe, out_shardings=devices.replicated)
 
     def train(
         self,
@@ -234,13 +242,17 @@ class Trainer:
         train, size = self.benchmark.train, self.benchmark.batch_size
         params, state = self._start(seed)
         opt_state = self.make_tx(seed, **hyperparams).init(params)
+        place, gather = self.devices.replicate, self.devices.gather
+        params, opt_state, state = place((params, opt_state, state))
         rngs = [np.random.default_rng(of) for of in (seed, [seed, 1])]
         last, past = None, Past([], [], [])
         if checkpoint and (
-            saved := checkpoint.load(lambda: (params, opt_state, state, self._batch()))
+            saved := checkpoint.load(
+                lambda: gather((params, opt_state, state, self._batch()))
+            )
         ):
             (*arrays, last), record = saved
-            params, opt_state, state = jax.device_put(arrays)
+            (params, opt_state, state), last = place(arrays), self.devices.split(last)
             past = Past(**record["past"])
             for rng, of in zip(rngs, record["rngs"], strict=True):
                 rng.bit_generator.state = of
@@ -280,7 +292,7 @@ class Trainer:
                 states = [rng.bit_generator.state for rng in rngs]
                 checkpoint.save(
                     epoch,
-                    (params, opt_state, state, last),
+                    gather((params, opt_state, state, last)),
                     {"rngs": states, "past": past._asdict()},
                 )
         return params, past.run()
