@@ -3,7 +3,6 @@
 import json
 from functools import partial
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,17 +12,13 @@ from sklearn.metrics import f1_score
 
 from samo_jax.experiments.__main__ import main
 from samo_jax.experiments.benchmarks import files, scores
-from samo_jax.experiments.benchmarks.benchmark import Benchmark, Examples
 from samo_jax.experiments.benchmarks.methods import (
     extra_args,
-    make_optimizer,
-    needs_second_batch,
 )
 from samo_jax.experiments.benchmarks.on_disk import OnDisk, PerTask
-from samo_jax.experiments.benchmarks.tasks import CLASSIFICATION, DETECTION
+from samo_jax.experiments.benchmarks.tasks import DETECTION
 from samo_jax.experiments.benchmarks.training import (
     Run,
-    Trainer,
     apply_net,
     make_train_step,
     task_losses,
@@ -33,6 +28,7 @@ from samo_jax.experiments.networks import celeba_net, resnet, segnet
 from samo_jax.experiments.networks.multi_input import MultiInput
 
 from miniatures import write_celeba, write_dense, write_office, write_qm9
+from small_runs import Normalised, normalised_benchmark, trainer
 from toy import without_keys
 
 WRITE = {
@@ -94,41 +90,9 @@ def test_trains_and_reports(tmp_path, name, args):
         assert first != second
 
 
-class Normalised(nn.Module):
-    """A dense layer, batch norm, dropout and heads."""
-
-    @nn.compact
-    def __call__(self, x, train):
-        x = nn.BatchNorm(use_running_average=not train, momentum=0.9)(nn.Dense(8)(x))
-        x = nn.Dropout(0.5, deterministic=not train)(nn.relu(x))
-        return {task: nn.Dense(2, name=task)(x) for task in ("left", "right")}
-
-
 @pytest.fixture(scope="module")
 def normalised():
-    """A benchmark in memory whose network has batch statistics and dropout."""
-    rng = np.random.default_rng(0)
-    x = rng.normal(1, 2, size=(8, 4)).astype(np.float32)
-    data = Examples(x, {"left": np.int32(x[:, 0] > 1), "right": np.int32(x[:, 1] > 1)})
-    tasks = dict.fromkeys(data.labels, CLASSIFICATION)
-    return Benchmark(
-        tasks, lambda _: Normalised(), data, data, 8, 1, 1e-2, 0.1, has_modes=True
-    )
-
-
-def trainer(benchmark, method):
-    def make_tx(seed):
-        return make_optimizer(
-            method,
-            tuple(benchmark.tasks),
-            rho=benchmark.rho,
-            alpha=benchmark.alpha,
-            seed=seed,
-            steps_per_epoch=benchmark.steps_per_epoch,
-            learning_rate=benchmark.learning_rate,
-        )
-
-    return Trainer(benchmark, make_tx, extra_args(method), needs_second_batch(method))
+    return normalised_benchmark()
 
 
 def test_clean_pass_alone_changes_batch_statistics(normalised):

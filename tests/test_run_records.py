@@ -16,34 +16,17 @@ import pytest
 from tensorboardX.proto.event_pb2 import Event
 
 import samo_jax
-from samo_jax.experiments import __main__
 from samo_jax.experiments.benchmarks import experiment, report
-from samo_jax.experiments.benchmarks.generated import digits
 from samo_jax.experiments.benchmarks.looks import make_look
 from samo_jax.experiments.benchmarks.records import Records, load
 from samo_jax.experiments.benchmarks.tensorboard import no_events
 from samo_jax.experiments.benchmarks.training import Run
 from samo_jax.experiments.benchmarks.training_plot import curves, plot_training
 from samo_jax.experiments.configuration import FileParser, settings
-from samo_jax.experiments.networks.multitask_net import MultitaskNet
+
+from small_runs import main, small_digits
 
 METHODS = ["single-task", "mean", "fairgrad"]
-
-
-def small_digits(split):
-    benchmark = digits(split)
-    return benchmark._replace(
-        net=lambda tasks: MultitaskNet(dict.fromkeys(tasks, 10), widths=(16,)),
-        train=benchmark.train.take(slice(300)),
-        evaluation=benchmark.evaluation.take(slice(100)),
-    )
-
-
-def main(*args):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["experiments", *map(str, args)])
-        patch.setitem(experiment.BENCHMARKS, "digits", small_digits)
-        return __main__.main()
 
 
 @pytest.fixture(scope="module")

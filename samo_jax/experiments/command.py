@@ -37,6 +37,11 @@ def radius(text: str) -> float:
     return _number(text, "a finite non-negative number", 0.0, 1e30)
 
 
+def seconds(text: str) -> float:
+    """An argument type."""
+    return _number(text, "a non-negative number of seconds", 0.0, float("inf"))
+
+
 def positive(text: str) -> float:
     """An argument type."""
     return _number(text, "a finite positive number", 1e-30, 1e30)
@@ -61,7 +66,10 @@ def results_folder(out: Path | None, name: str) -> Path:
     folder = out or Path("runs") / f"{name}-{datetime.now():%Y%m%d-%H%M%S}"
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise SystemExit(f"--out: {folder} exists and is not an empty folder")
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SystemExit(f"--out: {error}") from None
     return folder
 
 

@@ -8,7 +8,10 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 CONFIG = "config.json"
-_NO_SETTINGS = ("config", "resume", "out", "run")
+_NO_SETTINGS = (
+    *("config", "resume", "out", "run"),
+    *("checkpoint_every", "distributed"),
+)
 
 
 class Parser(argparse.ArgumentParser):

@@ -2,10 +2,12 @@
 
 import argparse
 import inspect
+import os
 import sys
 from collections.abc import Iterable, Sequence
 from functools import partial
 from itertools import chain
+from pathlib import Path
 from textwrap import fill, indent
 from typing import Any, NamedTuple
 
@@ -15,6 +17,14 @@ from rich.console import Console
 
 from samo_jax.experiments.benchmarks import files
 from samo_jax.experiments.benchmarks.benchmark import Benchmark
+from samo_jax.experiments.benchmarks.devices import (
+    ONE,
+    Devices,
+    everywhere,
+    is_chief,
+    join,
+    split,
+)
 from samo_jax.experiments.benchmarks.generated import BENCHMARKS
 from samo_jax.experiments.benchmarks.looks import make_look
 from samo_jax.experiments.benchmarks.methods import (
@@ -39,6 +49,7 @@ from samo_jax.experiments.command import (
     positive_int,
     radius,
     results_folder,
+    seconds,
     share,
 )
 from samo_jax.experiments.configuration import add_file_arguments, settings
@@ -111,6 +122,19 @@ class Experiment(NamedTuple):
             default=False,
             help="write events for TensorBoard, too (needs the tensorboard extra)",
         )
+        parser.add_argument(
+            "--checkpoint-every",
+            type=seconds,
+            default=60.0,
+            metavar="SECONDS",
+            help="save the state of training after an epoch, if that long ago (0: "
+            "after every one), for --resume (default: 60)",
+        )
+        parser.add_argument(
+            "--distributed",
+            action="store_true",
+            help="train on all devices of several processes (see README)",
+        )
         add_file_arguments(parser)
         add_out_argument(parser, self.name)
         if self.name in files.BENCHMARKS:
@@ -179,43 +203,67 @@ def selected_methods(selections: Iterable[tuple[str, ...]]) -> list[str]:
 
 def run(name: str, args: argparse.Namespace) -> int:
     """Train every method with every seed; return the exit status."""
-    console = Console(width=None if sys.stdout.isatty() else 160)
     if args.resume and args.out:
         raise SystemExit("--out: drop it, a resumed run stays in its folder")
+    if args.distributed:
+        join()
+    width = None if sys.stdout.isatty() else 160
+    console = Console(width=width, quiet=not is_chief())
     events = event_files() if args.tensorboard else no_events
     benchmark = _benchmark(name, args)
-    folder = args.resume or results_folder(args.out, name)
+    devices = ONE
+    if args.distributed:
+        devices = everywhere()
+        benchmark = split(benchmark, devices)
+    folder = args.resume or _new_folder(args.out, name)
     config = settings(args) | {"methods": selected_methods(args.methods)}
     own = [field for field in benchmark._fields if config.get(field, 0) is None]
     config |= {field: getattr(benchmark, field) for field in own}
     benchmark = benchmark._replace(
         **{field: config[field] for field in ("epochs", "rho", "alpha")}
     )
-    records = Records(folder, config, columns(benchmark.tasks), events)
-    interrupted = False
+    go_on = f"python -m samo_jax.experiments {name} --resume {folder}"
     try:
-        _train_all(benchmark, records, console)
-    except KeyboardInterrupt:
-        interrupted = True
-    results = records.results
-    if results:
-        against = baseline(columns(benchmark.tasks), results)
-        caption = _caption(config, results, against)
-        about = _summary(name)
-        write_report(folder, results, benchmark.tasks, caption, config, about)
-        rows = summarize(results, benchmark.tasks)
-        console.print(terminal_table(rows, caption))
-        console.print(f"Saved report.html, report.md and results.json in {folder}")
+        records = Records(
+            folder, config, columns(benchmark.tasks), events, args.checkpoint_every
+        )
+        try:
+            _train_all(benchmark, devices, records, console)
+            interrupted = False
+        except KeyboardInterrupt:
+            interrupted = True
+        if records.results and is_chief():
+            _report(name, benchmark, records, folder, console)
+    except OSError as error:
+        raise SystemExit(f"Stopped: {error}. What was saved stays: {go_on}") from None
     if interrupted:
         console.print(
-            "Interrupted: what there is are the runs that had finished. To go on: "
-            f"python -m samo_jax.experiments {name} --resume {folder}",
+            "Interrupted: what there is are the runs that had finished. "
+            f"To go on: {go_on}",
             soft_wrap=True,
         )
     return 130 if interrupted else 0
 
 
-def _train_all(benchmark: Benchmark, records: Records, console: Console) -> None:
+def _new_folder(out: Path | None, name: str) -> Path:
+    """For results, of the one process that writes them."""
+    return results_folder(out, name) if is_chief() else Path(os.devnull)
+
+
+def _report(
+    name: str, benchmark: Benchmark, records: Records, folder: Path, console: Console
+) -> None:
+    """Print the table, and write the report."""
+    config, results = records.config, records.results
+    caption = _caption(config, results, baseline(columns(benchmark.tasks), results))
+    write_report(folder, results, benchmark.tasks, caption, config, _summary(name))
+    console.print(terminal_table(summarize(results, benchmark.tasks), caption))
+    console.print(f"Saved report.html, report.md and results.json in {folder}")
+
+
+def _train_all(
+    benchmark: Benchmark, devices: Devices, records: Records, console: Console
+) -> None:
     """Every method with every seed, but those that have finished."""
     methods, seeds = records.config["methods"], range(records.config["seeds"])
     left = [
@@ -224,14 +272,16 @@ def _train_all(benchmark: Benchmark, records: Records, console: Console) -> None
         for method in methods
         if seed not in records.results.get(method, {})
     ]
-    trainers = _trainers(benchmark, methods)
+    trainers = _trainers(benchmark, devices, methods)
     with epochs_progress(console, max(map(len, methods)) + 8) as progress:
         total = len(methods) * len(seeds) * benchmark.epochs
         done = total - len(left) * benchmark.epochs
         bar = progress.add_task("compiling", total=total, completed=done)
         for method, seed in left:
             progress.update(bar, description=f"{method}, seed {seed}")
-            part = 1 / len(trainers[method])
+            networks = trainers[method]
+            part = 1 / len(networks)
+            checkpoints = records.checkpoints.of(method, seed, len(networks))
             with records.training(method, seed) as on_evaluation:
                 runs = [
                     trainer.train(
@@ -239,13 +289,16 @@ def _train_all(benchmark: Benchmark, records: Records, console: Console) -> None
                         benchmark.epochs,
                         lambda part=part: progress.advance(bar, part),
                         on_evaluation,
+                        checkpoint,
                     )[1]
-                    for trainer in trainers[method]
+                    for trainer, checkpoint in zip(networks, checkpoints, strict=True)
                 ]
             records.finished(method, seed, _as_one(runs))
 
 
-def _trainers(benchmark: Benchmark, methods: Sequence[str]) -> dict[str, list[Trainer]]:
+def _trainers(
+    benchmark: Benchmark, devices: Devices, methods: Sequence[str]
+) -> dict[str, list[Trainer]]:
     """Those of each method's networks (single-task: one a task)."""
     look = make_look(
         partial(task_losses, benchmark, benchmark.net(tuple(benchmark.tasks))),
@@ -270,6 +323,7 @@ def _trainers(benchmark: Benchmark, methods: Sequence[str]) -> dict[str, list[Tr
             extra_args(method),
             needs_second_batch(method),
             look,
+            devices,
         )
 
     return {

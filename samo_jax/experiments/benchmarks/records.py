@@ -1,7 +1,8 @@
 """The files of a run folder that training writes, and reading them back.
 
 `config.json` has the settings, `results.json` every finished training run, and
-`metrics.jsonl` a line an evaluation, as it happens.
+`metrics.jsonl` a line an evaluation, as it happens; `checkpoints` has the state of the
+runs that have not finished.
 """
 
 import json
@@ -10,6 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from samo_jax.experiments.benchmarks.checkpoints import Checkpoints
+from samo_jax.experiments.benchmarks.devices import is_chief
 from samo_jax.experiments.benchmarks.scores import Column, Results
 from samo_jax.experiments.benchmarks.tensorboard import Events, Write
 from samo_jax.experiments.benchmarks.training import Run
@@ -35,6 +38,7 @@ class Records:
     Attributes:
         config: the settings.
         results: of the runs that have finished, also before an interrupt.
+        checkpoints: of those that have not.
     """
 
     def __init__(
@@ -43,21 +47,27 @@ class Records:
         config: dict[str, Any],
         columns: list[Column],
         events: Events,
+        checkpoint_every: float = 60.0,
     ):
         """Begin in an empty folder, or go on in one whose settings are the same.
+
+        Of several processes the first writes; to go on, all read.
 
         Args:
             folder: where the files go.
             config: the settings.
             columns: the metrics of all tasks.
             events: for TensorBoard.
+            checkpoint_every: seconds between two checkpoints.
         """
         self.config = config
+        self.checkpoints = Checkpoints(folder, checkpoint_every)
         self._folder, self._columns, self._events = folder, columns, events
         self.results: Results = {}
         path = folder / CONFIG
         if not path.exists():
-            replace(path, json.dumps(config, indent=1))
+            if is_chief():
+                replace(path, json.dumps(config, indent=1))
             return
         saved = json.loads(path.read_text())
         changed = [key for key in config if config[key] != saved.get(key)]
@@ -68,11 +78,18 @@ class Records:
             )
         if (folder / RESULTS).exists():
             _, self.results = load(folder)
-        self._drop_unfinished_lines()
+        if is_chief():
+            for method, runs in self.results.items():
+                for seed in runs:
+                    self.checkpoints.drop(method, seed)
+            self._drop_unfinished_lines()
 
     @contextmanager
     def training(self, method: str, seed: int) -> Iterator[Write]:
         """What takes a run's evaluations as they happen."""
+        if not is_chief():
+            yield lambda _: None
+            return
         with self._events(self._folder / "tensorboard" / method / f"seed{seed}") as add:
 
             def write(evaluation):
@@ -86,11 +103,13 @@ class Records:
     def finished(self, method: str, seed: int, run: Run) -> None:
         """Keep a run, in `results.json` too."""
         self.results.setdefault(method, {})[seed] = run
-        config = {**self.config, "columns": self._columns}
-        save(self._folder, config, self.results)
+        if is_chief():
+            config = {**self.config, "columns": self._columns}
+            save(self._folder, config, self.results)
+            self.checkpoints.drop(method, seed)
 
     def _drop_unfinished_lines(self) -> None:
-        """Runs that an interrupt cut short start anew, and write theirs again."""
+        """A run that goes on writes its lines again, those of its checkpoint too."""
         path = self._folder / LINES
         if path.exists():
             # An interrupt may have torn the last line, which is of an unfinished run.

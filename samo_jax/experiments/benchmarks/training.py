@@ -10,9 +10,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import NamedSharding
 
 import samo_jax
 from samo_jax.experiments.benchmarks.benchmark import Benchmark, Examples
+from samo_jax.experiments.benchmarks.checkpoints import Checkpoint
+from samo_jax.experiments.benchmarks.devices import ONE, Devices
 from samo_jax.experiments.benchmarks.looks import Look
 from samo_jax.experiments.benchmarks.methods import Step
 
@@ -57,7 +60,7 @@ class Run(NamedTuple):
         metrics: of each task, on evaluation examples.
         metrics_curve: about ten `(epoch, metrics)`.
         loss_curve: mean training loss over tasks and batches, of each epoch.
-        seconds_per_step: median over the epochs after the first, which compiles.
+        seconds_per_step: median over the epochs but a process's first, which compiles.
         looks: `(epoch, look)` for each of `metrics_curve`; none of a trainer that
             takes none.
     """
@@ -67,6 +70,32 @@ class Run(NamedTuple):
     loss_curve: list[float]
     seconds_per_step: float
     looks: Sequence[tuple[int, Look]] = ()
+
+
+class Past(NamedTuple):
+    """What a run has behind it, as JSON has it.
+
+    Attributes:
+        losses: of each epoch, mean over tasks and batches.
+        seconds: per step of each epoch, by the processes that trained.
+        evaluations: about ten.
+    """
+
+    losses: list[float]
+    seconds: list[list[float]]
+    evaluations: list[Evaluation]
+
+    def run(self) -> Run:
+        """What it has produced."""
+        # The first epoch of a process compiles.
+        later = [seconds for part in self.seconds for seconds in part[1:]]
+        return Run(
+            metrics=self.evaluations[-1]["metrics"],
+            metrics_curve=[(of["epoch"], of["metrics"]) for of in self.evaluations],
+            loss_curve=self.losses,
+            seconds_per_step=float(np.median(later or self.seconds[0])),
+            looks=[(of["epoch"], of["look"]) for of in self.evaluations if of["look"]],
+        )
 
 
 def apply_net(
@@ -113,6 +142,7 @@ def make_train_step(
     losses: Callable[..., Any],
     tx: optax.GradientTransformationExtraArgs,
     extra_args: Callable[[Step], dict[str, Any]],
+    replicated: NamedSharding | None = None,
 ):
     """One jitted step; the same for every method.
 
@@ -127,12 +157,13 @@ def make_train_step(
         losses: `losses(params, batch, state, train)`, see `task_losses`.
         tx: the optimiser.
         extra_args: what its `update` takes beyond `loss_fn`.
+        replicated: sharding of the outputs; None: as the compiler finds.
     """
 
     def losses_on(batch, state, train=True):
         return lambda params: losses(params, batch, state, train)[0]
 
-    @jax.jit
+    @partial(jax.jit, out_shardings=replicated)
     def train_step(params, opt_state, batch, second, last, state=NO_STATE):
         next_key = None
         if state.key is not None:
@@ -168,6 +199,7 @@ class Trainer:
         extra_args: Callable[[Step], dict[str, Any]],
         second_batch: bool = True,
         look: Callable[[Any, Any, NetState], Look] | None = None,
+        devices: Devices = ONE,
     ):
         """Hold what all seeds share.
 
@@ -179,15 +211,18 @@ class Trainer:
             second_batch: whether `extra_args` uses an independent batch.
             look: at parameters, optimiser state and network state, with every
                 evaluation.
+            devices: where it trains.
         """
         self.benchmark, self.make_tx = benchmark, make_tx
-        self.second_batch, self.look = second_batch, look
+        self.second_batch, self.look, self.devices = second_batch, look, devices
         self.net = benchmark.net(tuple(benchmark.tasks))
         losses = partial(task_losses, benchmark, self.net)
-        self.train_step = make_train_step(losses, make_tx(0), extra_args)
+        self.train_step = make_train_step(
+            losses, make_tx(0), extra_args, devices.replicated
+        )
         modes = {"train": False} if benchmark.has_modes else {}
         self.init = jax.jit(partial(self.net.init, **modes))
-        self.observe = jax.jit(self._observe)
+        self.observe = jax.jit(self._observe, out_shardings=devices.replicated)
 
     def train(
         self,
@@ -195,20 +230,39 @@ class Trainer:
         epochs: int,
         on_epoch: Callable[[], None],
         on_evaluation: Callable[[Evaluation], None] = lambda _: None,
+        checkpoint: Checkpoint | None = None,
         **hyperparams: Any,
     ) -> tuple[Any, Run]:
-        """Train from scratch; return the final parameters, and the run.
+        """Train from scratch, or go on; return the final parameters, and the run.
 
         The seed sets initialisation, batch order and probes; `hyperparams` go to
-        `make_tx`.
+        `make_tx`. Where `checkpoint` has something, training goes on from there, and
+        `on_epoch` and `on_evaluation` are called for what has been done, too.
         """
         train, size = self.benchmark.train, self.benchmark.batch_size
         params, state = self._start(seed)
         opt_state = self.make_tx(seed, **hyperparams).init(params)
-        rng, second_rng = map(np.random.default_rng, (seed, [seed, 1]))
-        last = None
-        seconds, loss_curve, metrics_curve, looks, metrics = [], [], [], [], {}
-        for epoch in range(1, epochs + 1):
+        place, gather = self.devices.replicate, self.devices.gather
+        params, opt_state, state = place((params, opt_state, state))
+        rngs = [np.random.default_rng(of) for of in (seed, [seed, 1])]
+        last, past = None, Past([], [], [])
+        if checkpoint and (
+            saved := checkpoint.load(
+                lambda: gather((params, opt_state, state, self._batch()))
+            )
+        ):
+            (*arrays, last), record = saved
+            (params, opt_state, state), last = place(arrays), self.devices.split(last)
+            past = Past(**record["past"])
+            for rng, of in zip(rngs, record["rngs"], strict=True):
+                rng.bit_generator.state = of
+        for evaluation in past.evaluations:
+            on_evaluation(evaluation)
+        for _ in past.losses:
+            on_epoch()
+        past.seconds.append([])
+        rng, second_rng = rngs
+        for epoch in range(len(past.losses) + 1, epochs + 1):
             history = []
             start = time.perf_counter()
             others = (
@@ -221,23 +275,27 @@ class Trainer:
                 history.append(losses)
                 last = batch
             history = jax.block_until_ready(history)
-            seconds.append((time.perf_counter() - start) / len(history))
+            past.seconds[-1].append((time.perf_counter() - start) / len(history))
             history = jax.device_get(history)
-            loss_curve.append(float(np.mean(jax.tree.leaves(history))))
+            past.losses.append(float(np.mean(jax.tree.leaves(history))))
             if epoch % max(epochs // 10, 1) == 0 or epoch == epochs:
-                metrics = self.evaluate(params, state)
-                metrics_curve.append((epoch, metrics))
-                look = self.look(params, opt_state, state) if self.look else None
-                if look:
-                    looks.append((epoch, look))
-                loss = jax.tree.map(lambda *steps: float(np.mean(steps)), *history)
-                on_evaluation(
-                    Evaluation(epoch=epoch, loss=loss, metrics=metrics, look=look)
+                evaluation = Evaluation(
+                    epoch=epoch,
+                    loss=jax.tree.map(lambda *steps: float(np.mean(steps)), *history),
+                    metrics=self.evaluate(params, state),
+                    look=self.look(params, opt_state, state) if self.look else None,
                 )
+                past.evaluations.append(evaluation)
+                on_evaluation(evaluation)
             on_epoch()
-        # The first epoch compiles.
-        median = float(np.median(seconds[1:] or seconds))
-        return params, Run(metrics, metrics_curve, loss_curve, median, looks)
+            if checkpoint and checkpoint.due(epoch == epochs):
+                states = [rng.bit_generator.state for rng in rngs]
+                checkpoint.save(
+                    epoch,
+                    gather((params, opt_state, state, last)),
+                    {"rngs": states, "past": past._asdict()},
+                )
+        return params, past.run()
 
     def evaluate(self, params: Any, state: NetState = NO_STATE) -> Metrics:
         """The metrics of each task."""
@@ -250,6 +308,11 @@ class Trainer:
             name: task.metrics([batch[name] for batch in observed if name in batch])
             for name, task in self.benchmark.tasks.items()
         }
+
+    def _batch(self) -> Examples:
+        """Any one, of training."""
+        size, rng = self.benchmark.batch_size, np.random.default_rng(0)
+        return next(iter(self.benchmark.train.batches(size, rng)))
 
     def _start(self, seed: int) -> tuple[Any, NetState]:
         """Parameters and state of a new network."""

@@ -1,0 +1,131 @@
+"""Where arrays are in training: on one device, or on all of several processes."""
+
+import os
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from samo_jax.experiments.benchmarks.benchmark import Benchmark, Data, Examples
+
+_AXIS = "examples"
+
+
+class Devices(NamedTuple):
+    """What a trainer must know of them.
+
+    Attributes:
+        replicated: sharding of what all devices have; None: one device's.
+        replicate: a pytree's arrays, the same in all processes, to all devices.
+        split: a batch, the same in all processes, over the devices by examples.
+        gather: a pytree, of whatever sharding, to all devices.
+    """
+
+    replicated: NamedSharding | None
+    replicate: Callable[[Any], Any]
+    split: Callable[[Examples], Examples]
+    gather: Callable[[Any], Any]
+
+
+ONE = Devices(None, jax.device_put, lambda batch: batch, lambda tree: tree)
+
+
+def join() -> None:
+    """Make this process one of several.
+
+    JAX itself reads `JAX_COORDINATOR_ADDRESS`, and the rest from clusters it knows
+    (SLURM, Open MPI, TPU pods, Kubernetes).
+
+    Raises:
+        SystemExit: if it is not said which.
+    """
+    try:
+        jax.distributed.initialize(
+            num_processes=_number("JAX_NUM_PROCESSES"),
+            process_id=_number("JAX_PROCESS_ID"),
+        )
+    except (ValueError, TypeError) as error:
+        raise SystemExit(
+            f"--distributed: {error} Set JAX_COORDINATOR_ADDRESS (HOST:PORT of process "
+            "0), JAX_NUM_PROCESSES and JAX_PROCESS_ID, or start the processes in a "
+            "cluster that JAX knows, such as SLURM"
+        ) from None
+
+
+def _number(variable: str) -> int | None:
+    text = os.environ.get(variable)
+    if text is None:
+        return None
+    if not text.isdigit():
+        raise SystemExit(f"{variable}: must be a non-negative integer, got {text!r}")
+    return int(text)
+
+
+def is_chief() -> bool:
+    """Whether this is the process that writes and prints."""
+    return jax.process_index() == 0
+
+
+def everywhere() -> Devices:
+    """All devices of all processes, on one axis."""
+    mesh = Mesh(np.array(jax.devices()), (_AXIS,))
+    replicated, by_example = NamedSharding(mesh, P()), NamedSharding(mesh, P(_AXIS))
+    gather = jax.jit(lambda tree: tree, out_shardings=replicated)
+
+    def placed(leaf: np.ndarray) -> jax.Array:
+        whole = len(leaf) % mesh.size  # what is left at the end of an evaluation
+        return jax.make_array_from_callback(
+            leaf.shape, replicated if whole else by_example, lambda index: leaf[index]
+        )
+
+    return Devices(replicated, gather, partial(jax.tree.map, placed), gather)
+
+
+class Split(NamedTuple):
+    """Data whose batches are split over devices.
+
+    Attributes:
+        data: in every process.
+        devices: of all processes.
+    """
+
+    data: Data
+    devices: Devices
+
+    @property
+    def num_examples(self) -> int:
+        """Their number."""
+        return self.data.num_examples
+
+    def only(self, tasks: Any) -> "Split":
+        """With these tasks alone."""
+        return Split(self.data.only(tasks), self.devices)
+
+    def batches(
+        self, batch_size: int, rng: np.random.Generator | None = None
+    ) -> Iterator[Examples]:
+        """As those of the data."""
+        return map(self.devices.split, self.data.batches(batch_size, rng))
+
+
+def split(benchmark: Benchmark, devices: Devices) -> Benchmark:
+    """With data that are split, in batches that can be.
+
+    Raises:
+        SystemExit: if those of training cannot.
+    """
+    count, size = jax.device_count(), benchmark.batch_size
+    if size % count:
+        raise SystemExit(
+            f"--distributed: {count} devices cannot share batches of {size} examples "
+            f"equally: take a number of devices that divides {size}"
+        )
+    return benchmark._replace(
+        train=Split(benchmark.train, devices),
+        evaluation=Split(benchmark.evaluation, devices),
+        evaluation_batch_size=-(-benchmark.evaluation_batch_size // count) * count,
+    )

@@ -1,0 +1,76 @@
+"""Short runs: `digits` with few examples and a small network; a benchmark in memory."""
+
+import sys
+
+import flax.linen as nn
+import numpy as np
+import pytest
+
+from samo_jax.experiments import __main__
+from samo_jax.experiments.benchmarks import experiment
+from samo_jax.experiments.benchmarks.benchmark import Benchmark, Examples
+from samo_jax.experiments.benchmarks.generated import digits
+from samo_jax.experiments.benchmarks.methods import (
+    extra_args,
+    make_optimizer,
+    needs_second_batch,
+)
+from samo_jax.experiments.benchmarks.tasks import CLASSIFICATION
+from samo_jax.experiments.benchmarks.training import Trainer
+from samo_jax.experiments.networks.multitask_net import MultitaskNet
+
+
+def small_digits(split):
+    benchmark = digits(split)
+    return benchmark._replace(
+        net=lambda tasks: MultitaskNet(dict.fromkeys(tasks, 10), widths=(16,)),
+        train=benchmark.train.take(slice(300)),
+        evaluation=benchmark.evaluation.take(slice(100)),
+    )
+
+
+def main(*args):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["experiments", *map(str, args)])
+        patch.setitem(experiment.BENCHMARKS, "digits", small_digits)
+        return __main__.main()
+
+
+class Normalised(nn.Module):
+    """A dense layer, batch norm, dropout and heads."""
+
+    @nn.compact
+    def __call__(self, x, train):
+        x = nn.BatchNorm(use_running_average=not train, momentum=0.9)(nn.Dense(8)(x))
+        x = nn.Dropout(0.5, deterministic=not train)(nn.relu(x))
+        return {task: nn.Dense(2, name=task)(x) for task in ("left", "right")}
+
+
+def normalised_benchmark():
+    """A benchmark in memory whose network has batch statistics and dropout."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(1, 2, size=(8, 4)).astype(np.float32)
+    data = Examples(x, {"left": np.int32(x[:, 0] > 1), "right": np.int32(x[:, 1] > 1)})
+    tasks = dict.fromkeys(data.labels, CLASSIFICATION)
+    return Benchmark(
+        tasks, lambda _: Normalised(), data, data, 8, 1, 1e-2, 0.1, has_modes=True
+    )
+
+
+def trainer(benchmark, method):
+    def make_tx(seed):
+        return make_optimizer(
+            method,
+            tuple(benchmark.tasks),
+            rho=benchmark.rho,
+            alpha=benchmark.alpha,
+            seed=seed,
+            steps_per_epoch=benchmark.steps_per_epoch,
+            learning_rate=benchmark.learning_rate,
+        )
+
+    return Trainer(benchmark, make_tx, extra_args(method), needs_second_batch(method))
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))
