@@ -18,8 +18,8 @@ def task_mask_array(task_mask: Any, tasks: tuple[str, ...]) -> jax.Array:
     if len(leaves) != len(tasks) or any(leaf.ndim for leaf in leaves):
         raise ValueError(
             f"`task_mask` must be a pytree like the losses or one ({len(tasks)},) "
-            f"array, of whether the batch has examples of each task; got leaves of "
-            f"shapes {[leaf.shape for leaf in leaves]} for {', '.join(tasks)}."
+            f"array, got leaves of shapes {[leaf.shape for leaf in leaves]} for "
+            f"{', '.join(tasks)}. Say of each task whether the batch has examples of it."
         )
     return jnp.stack(leaves).astype(bool)
 

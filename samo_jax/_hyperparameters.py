@@ -86,13 +86,9 @@ def check_rho(rho: Any) -> None:
     check_nonnegative("rho", rho, "0 switches the perturbation off.")
 
 
-def check_alpha(alpha: Any) -> None:
+def check_alpha(alpha: Any, otherwise: str = "") -> None:
     """The share of the global gradient."""
-    check_share(
-        "alpha",
-        alpha,
-        "It is the share of the global gradient.",
-    )
+    check_share("alpha", alpha, f"It is the share of the global gradient{otherwise}.")
 
 
 def check_mu(mu: Any) -> None:

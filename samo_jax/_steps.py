@@ -96,8 +96,8 @@ def check_gramian_block(method: Method, unroll: Unroll) -> None:
         )
     if method.perturbation.finish is not None:
         raise ValueError(
-            "`gramian_block` is not for perturbations that change or keep gradients "
-            f"(`finish`), got {method.perturbation!r:.60}... Leave it out."
+            "`gramian_block` is for perturbations that leave the gradients alone, got "
+            "one with `finish`, such as `memory_sam`'s. Leave it out."
         )
 
 

@@ -220,12 +220,12 @@ def test_adaptive_alpha_leaves_an_unreliable_estimate_out():
         (lambda: samo_jax.memory_sam(alpha=2), r"`alpha` must be in \[0, 1\], got 2"),
         (
             lambda: samo_jax.memory_sam(alpha="best"),
-            r"`alpha` must be one of \('adaptive',\), got 'best'",
+            "got 'best'. It is the share of .*, or \"adaptive\".",
         ),
         (lambda: samo_jax.memory_sam(decay=1.5), r"`decay` must be in \[0, 1\]"),
         (
             lambda: samo_jax.joint_sam(alpha="learned"),
-            r"`alpha` must be one of \('adaptive',\), got 'learned'",
+            "got 'learned'. It is the share of .*, or \"adaptive\".",
         ),
     ],
 )

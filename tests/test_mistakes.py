@@ -103,6 +103,13 @@ LIBRARY = {
     "True tasks": lambda: samo(num_tasks=True),
     "unroll in words": lambda: samo(unroll="yes"),
     "chunks of no task": lambda: samo(unroll=0),
+    "no gradient at a time": lambda: samo(gramian_block=0),
+    "unrolled and streamed": lambda: samo(gramian_block=1, unroll=True),
+    "full gradients, streamed": lambda: multitask(samo_jax.moco(), gramian_block=1),
+    "a memory, streamed": lambda: multitask(
+        MEAN, samo_jax.memory_sam(), gramian_block=1
+    ),
+    "one mask for two tasks": lambda: update(samo(), task_mask=[True]),
     "an unknown norm": lambda: samo_jax.sam(norm="layer"),
     "an unknown direction": lambda: samo_jax.sam(direction="locale"),
     "LookSAM every zero steps": lambda: samo_jax.look_sam(samo(), every=0),

@@ -130,7 +130,7 @@ def test_devices_have_the_gramian_of_the_whole_batch():
         ),
         (
             {"gramian_block": 2, "perturbation": samo_jax.memory_sam()},
-            "`gramian_block` is not for perturbations that",
+            "`gramian_block` is for perturbations that leave",
         ),
     ],
 )

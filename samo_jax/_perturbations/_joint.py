@@ -61,7 +61,7 @@ def joint(
     """
     if isinstance(alpha, str) and alpha == "adaptive":
         return _adaptive(local, anchor)
-    check_alpha(alpha)
+    check_alpha(alpha, ', or "adaptive"')
     prepare = _prepare(local, anchor)
 
     def join(pair, ghat):
