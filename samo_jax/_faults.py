@@ -19,7 +19,8 @@ def task_mask_array(task_mask: Any, tasks: tuple[str, ...]) -> jax.Array:
         raise ValueError(
             f"`task_mask` must be a pytree like the losses or one ({len(tasks)},) "
             f"array, got leaves of shapes {[leaf.shape for leaf in leaves]} for "
-            f"{', '.join(tasks)}. Say of each task whether the batch has examples of it."
+            f"{', '.join(tasks)}. Say of each task whether the batch has examples of "
+            "it."
         )
     return jnp.stack(leaves).astype(bool)
 
