@@ -53,7 +53,7 @@ class Method(NamedTuple):
         """The mean over the devices of `axis_name`."""
         return tree if self.axis_name is None else lax.pmean(tree, self.axis_name)
 
-    def agree(self, present: jax.Array) -> jax.Array:
+    def everywhere(self, present: jax.Array) -> jax.Array:
         """Whether a task is present on all devices."""
         return self.over_devices(present.astype(accumulator_dtype())) == 1
 
@@ -101,11 +101,13 @@ def check_gramian_block(method: Method, unroll: Unroll) -> None:
         )
 
 
-def take_step(method: Method, problem: Problem, state: Any) -> Outcome:
+def take_step(
+    method: Method, problem: Problem, state: Any, task_mask: jax.Array
+) -> Outcome:
     """The cheapest way of a step that gives the method's direction."""
     solver, perturbation = method.solver, method.perturbation
     if method.gramian_block is not None:
-        return _by_blocks(method, problem, state)
+        return _by_blocks(method, problem, state, task_mask)
     if (
         isinstance(solver, Solver)
         and solver.linear
@@ -113,15 +115,20 @@ def take_step(method: Method, problem: Problem, state: Any) -> Outcome:
         and perturbation.finish is None
         and not problem.sample_loss_fns
     ):
-        return _by_weights(method, problem, state)
-    return _by_gradients(method, problem, state)
+        return _by_weights(method, problem, state, task_mask)
+    return _by_gradients(method, problem, state, task_mask)
 
 
-def _by_gradients(method: Method, problem: Problem, state: Any) -> Outcome:
+def _by_gradients(
+    method: Method, problem: Problem, state: Any, task_mask: jax.Array
+) -> Outcome:
     """All K gradients first."""
     labels = problem.labels
     seen, present, perturbation_state = perturbed_gradients(
-        method.perturbation, problem, state.perturbation_state, method.agree
+        method.perturbation,
+        problem,
+        state.perturbation_state,
+        lambda finite: method.everywhere(task_mask & finite),
     )
     seen = method.over_devices(seen)
     if method.axis_name is not None:
@@ -148,13 +155,15 @@ def _by_gradients(method: Method, problem: Problem, state: Any) -> Outcome:
     return Outcome(combined, own, weights, present, solver_state, perturbation_state)
 
 
-def _by_weights(method: Method, problem: Problem, state: Any) -> Outcome:
+def _by_weights(
+    method: Method, problem: Problem, state: Any, task_mask: jax.Array
+) -> Outcome:
     """The weights first, then one backward pass for all tasks at a point."""
     losses, gradient = perturbed_weighted_gradient(
         method.perturbation, problem, state.perturbation_state
     )
     losses = method.over_devices(losses)
-    present = problem.task_mask & jnp.isfinite(losses)
+    present = task_mask & jnp.isfinite(losses)
     no_gramian = jnp.zeros((len(losses), len(losses)), losses.dtype)
     weights, solver_state = method.weigh(problem, state, no_gramian, losses, present)
     gradients = gradient(weights), gradient(present.astype(weights.dtype))
@@ -164,7 +173,9 @@ def _by_weights(method: Method, problem: Problem, state: Any) -> Outcome:
     )
 
 
-def _by_blocks(method: Method, problem: Problem, state: Any) -> Outcome:
+def _by_blocks(
+    method: Method, problem: Problem, state: Any, task_mask: jax.Array
+) -> Outcome:
     """The Gramian from a few gradients at a time, then their weighted sum."""
     if problem.sample_loss_fns:
         raise ValueError(
@@ -178,7 +189,7 @@ def _by_blocks(method: Method, problem: Problem, state: Any) -> Outcome:
         method.over_devices,
     )
     losses = method.over_devices(seen.losses)
-    present = method.agree(problem.task_mask & seen.finite)
+    present = method.everywhere(task_mask & seen.finite)
     both = present[:, None] & present[None, :]
     weights, solver_state = method.weigh(
         problem, state, jnp.where(both, seen.gramian, 0), losses, present

@@ -238,13 +238,12 @@ def multitask(
             mean_grad=jax.tree.map(lambda g: keep(jnp.isfinite(g), g), updates),
             labels=labels,
             tasks=tasks,
-            task_mask=task_mask_array(task_mask, tasks),
             step=state.step,
             key=None if key is None else jax.random.fold_in(state.key, state.step),
             extra_args=extra_args,
             unroll=unroll,
         )
-        seen = take_step(method, problem, state)
+        seen = take_step(method, problem, state, task_mask_array(task_mask, tasks))
 
         def pick(label, incoming, shared, own):
             return (shared if label == SHARED else own).astype(incoming.dtype)
@@ -325,9 +324,9 @@ def _check_state(state: Any, num_tasks: int) -> None:
 def _check_tasks(
     name: str, loss_fn: LossFn, params: PyTree, tasks: tuple[str, ...]
 ) -> None:
-    """Raise unless the losses are those of the same tasks."""
+    """Raise unless the losses are those of the same tasks, or have no names."""
     found = _trace_tasks(name, loss_fn, params, len(tasks))
-    if found != tasks:
+    if found not in (tasks, tuple(str(i) for i in range(len(tasks)))):
         raise ValueError(
             f"`{name}` must return the losses of `loss_fn`, {', '.join(tasks)}; got "
             f"{', '.join(found)}. Name them alike."

@@ -18,6 +18,13 @@ import pytest
 jax.config.update("jax_disable_most_optimizations", True)
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _few_programs():
+    """Thousands of compiled programs are more than a process can map."""
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture
 def key():
     """A seeded PRNG key."""

@@ -57,16 +57,14 @@ def test_data(split):
 def test_learns_and_reports(tmp_path):
     methods = ["single-task", "fairgrad+samo"]
     result = run(
-        *["--seeds", "2", "--epochs", "6", "--out", "out", "--methods", *methods],
+        *["--seeds", "1", "--epochs", "6", "--out", "out", "--methods", *methods],
         cwd=tmp_path,
     )
     assert result.returncode == 0, result.stderr
     document = json.loads((tmp_path / "out/results.json").read_text())
     assert document["config"]["epochs"] == 6
     runs = document["runs"]
-    assert {(r["method"], r["seed"]) for r in runs} == {
-        (m, s) for m in methods for s in (0, 1)
-    }
+    assert {(r["method"], r["seed"]) for r in runs} == {(m, 0) for m in methods}
     for r in runs:
         assert set(r["metrics"]) == {"left", "right"}
         assert np.mean([of["accuracy"] for of in r["metrics"].values()]) > 75

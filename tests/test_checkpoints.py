@@ -1,6 +1,7 @@
 """Training that is cut short goes on as if nothing had happened."""
 
 import json
+import os
 import resource
 import shutil
 import signal
@@ -58,6 +59,8 @@ def killed(args, folder, after):
     """A process that has ended by SIGKILL, a moment after so many lines."""
     child = subprocess.Popen(
         [sys.executable, small_runs.__file__, "digits", *map(str, args)],
+        # As this process has it: other machine code rounds otherwise.
+        env=os.environ | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "true"},
         stdout=subprocess.DEVNULL,
     )
     try:

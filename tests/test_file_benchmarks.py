@@ -120,10 +120,10 @@ def test_clean_pass_alone_changes_batch_statistics(normalised):
 
 @pytest.mark.parametrize("method", ["mean+global", "mean+samo"])
 def test_probes_alone_are_in_evaluation_mode(normalised, method):
-    modes = set()
+    modes = []
 
     def losses(params, batch, state, train=True):
-        modes.add(train)
+        modes.append(train)
         return task_losses(normalised, one.net, params, batch, state, train)
 
     one = trainer(normalised, method)
@@ -131,7 +131,8 @@ def test_probes_alone_are_in_evaluation_mode(normalised, method):
     params, state = one._start(0)
     step = make_train_step(losses, tx, extra_args(method))
     jax.eval_shape(step, params, tx.init(params), batch, batch, batch, state)
-    assert modes == ({True, False} if method == "mean+samo" else {True})
+    looked_at_once = 1  # for its tasks
+    assert (modes.count(False) > looked_at_once) == (method == "mean+samo")
 
 
 def test_evaluation_uses_running_averages(normalised):

@@ -37,7 +37,6 @@ class Problem(NamedTuple):
         labels: a pytree like `params` of "shared" or a task's name. Leaves with one
             label are one norm group.
         tasks: the K task names, in task order.
-        task_mask: which tasks the batch has, shape (K,), bool.
         step: shape (), int32, for schedules.
         key: this step's PRNG key, or None.
         extra_args: the further extra arguments of `update`, for what a method needs.
@@ -51,7 +50,6 @@ class Problem(NamedTuple):
     mean_grad: PyTree
     labels: Any
     tasks: tuple[str, ...]
-    task_mask: jax.Array
     step: jax.Array
     key: jax.Array | None
     extra_args: Mapping[str, Any]
@@ -163,19 +161,18 @@ def perturbed_gradients(
     perturbation: Perturbation,
     problem: Problem,
     state: Any,
-    agree: Callable[[jax.Array], jax.Array],
+    which_present: Callable[[jax.Array], jax.Array],
 ) -> tuple[Gradients, jax.Array, Any]:
     """Losses and gradients at `theta + eps_i`, and the perturbation's new state.
 
-    Between them which tasks are present, shape (K,): the batch has them, and what they
-    gave is finite. The gradients of the others are zero. `agree` makes it common to all
-    devices.
+    Between them which tasks are present, shape (K,): what `which_present` makes of
+    those that gave finite numbers. The gradients of the others are zero.
     """
     context = perturbation.prepare(problem, state)
     evaluate = _at_few_points if has_few_points(perturbation) else _task_by_task
     losses, *grads = evaluate(perturbation, problem, context)
     grads.append(perturbation.clean_gradients(context))
-    present = agree(problem.task_mask & finite_tasks(losses, grads))
+    present = which_present(finite_tasks(losses, grads))
     task_grads, samples, clean = leave_out(grads, present)
     if perturbation.finish is not None:
         samples = [perturbation.finish(context, grads, state)[0] for grads in samples]

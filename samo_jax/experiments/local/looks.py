@@ -52,7 +52,6 @@ def look(
         step=state.step,
         key=None if state.key is None else jax.random.fold_in(state.key, state.step),
         extra_args={},
-        task_mask=jnp.ones(len(tasks), bool),
         unroll=None,
     )
 
