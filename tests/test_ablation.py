@@ -1,6 +1,7 @@
 """The ablation: its optimisers, its looks at minima, its tables, a tiny run."""
 
 import json
+import shutil
 import sys
 
 import jax
@@ -12,7 +13,7 @@ from jax.flatten_util import ravel_pytree
 
 import samo_jax
 from samo_jax.experiments.__main__ import main
-from samo_jax.experiments.ablation import report
+from samo_jax.experiments.ablation import report, study
 from samo_jax.experiments.ablation.experiment import ALPHAS, MUS, RADII
 from samo_jax.experiments.ablation.methods import METHODS, Setting, make_optimizer
 from samo_jax.experiments.ablation.minima import Minimum, look
@@ -260,19 +261,37 @@ def test_runs_and_reports(ablation):
     assert len(pictures) == 3
 
 
-def test_an_interrupt_keeps_finished_runs(ablation, monkeypatch):
-    calls = []
+def test_interrupted_and_resumed_as_uninterrupted(ablation, monkeypatch):
+    calls, interrupts = [], []
 
-    def train(*_, **hyperparams):
-        calls.append(hyperparams)
-        if len(calls) == 4:
+    def train(_trainer, seed, _epochs, _on_epoch, **hyperparams):
+        calls.append((seed, hyperparams))
+        if len(calls) in interrupts:
             raise KeyboardInterrupt
-        return {}, finished(90, 80)
+        accuracy = 90 - seed - abs(hyperparams["rho"] - 0.1) + hyperparams["alpha"]
+        return {}, finished(accuracy, 80)
 
+    minimum = Minimum(0.1, 0.2, [5.0, 4, 3, 2, 1], [[1.0, 2.0], [3.0, 4.0]])
     monkeypatch.setattr(Trainer, "train", train)
+    monkeypatch.setattr(study, "look", lambda *_: minimum)
+    status, out = ablation()
+    assert status == 0
+    results, page = out / "digits/results.json", out / "table.md"
+    expected, uninterrupted, wanted = results.read_text(), len(calls), page.read_text()
+    shutil.rmtree(out)
+
+    calls.clear()
+    interrupts += [4, uninterrupted - 3]  # in the first sweep, in the comparison
     status, out = ablation()
     assert status == 130
-    document = json.loads((out / "digits/results.json").read_text())
-    assert [entry["rho"] for entry in document["config"]["sweeps"]] == [
-        call["rho"] for call in calls[:3]
-    ]
+    assert len(json.loads(results.read_text())["config"]["sweeps"]) == 3
+    arguments = ["experiments", "ablation", "--resume", str(out)]
+    for status in (130, 0):
+        monkeypatch.setattr(sys, "argv", arguments)
+        assert main() == status
+    assert len(calls) == uninterrupted + len(interrupts)
+    assert results.read_text() == expected
+    assert page.read_text() == wanted
+    monkeypatch.setattr(sys, "argv", [*arguments, "--seeds", "4"])
+    with pytest.raises(SystemExit, match="has seeds 5, not 4"):
+        main()

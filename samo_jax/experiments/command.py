@@ -61,6 +61,12 @@ def add_out_argument(parser: argparse.ArgumentParser, name: str) -> None:
     )
 
 
+def check_folder(args: argparse.Namespace) -> None:
+    """Raise where there are both `--resume` and `--out`."""
+    if args.resume and args.out:
+        raise SystemExit("--out: drop it, a resumed run stays in its folder")
+
+
 def results_folder(out: Path | None, name: str) -> Path:
     """A new or empty folder; where `out` is None, one named by the time."""
     folder = out or Path("runs") / f"{name}-{datetime.now():%Y%m%d-%H%M%S}"

@@ -7,6 +7,8 @@ import tomllib
 from pathlib import Path
 from typing import Any, NoReturn
 
+from samo_jax.experiments.tables import replace
+
 CONFIG = "config.json"
 _NO_SETTINGS = (
     *("config", "resume", "out", "run"),
@@ -88,6 +90,32 @@ def settings(args: argparse.Namespace) -> dict[str, Any]:
         for key, value in vars(args).items()
         if key not in _NO_SETTINGS
     }
+
+
+def goes_on(folder: Path, config: dict[str, Any], writes: bool = True) -> bool:
+    """Whether a run has begun in this folder; if not, write `config.json`.
+
+    Args:
+        folder: of the run.
+        config: its settings.
+        writes: whether this process is one that does.
+
+    Raises:
+        SystemExit: if it has begun with other settings.
+    """
+    path = folder / CONFIG
+    if not path.exists():
+        if writes:
+            replace(path, json.dumps(config, indent=1))
+        return False
+    saved = json.loads(path.read_text())
+    changed = [key for key in config if config[key] != saved.get(key)]
+    if changed:
+        raise SystemExit(
+            f"--resume: {path} has {changed[0]} {saved.get(changed[0])!r}, "
+            f"not {config[changed[0]]!r}: drop the options beside --resume"
+        )
+    return True
 
 
 def arguments(key: str, value: Any) -> list[str]:

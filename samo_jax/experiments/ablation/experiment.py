@@ -13,10 +13,12 @@ from samo_jax.experiments.ablation.results import Results
 from samo_jax.experiments.ablation.study import Study
 from samo_jax.experiments.command import (
     add_out_argument,
+    check_folder,
     epochs_progress,
     positive_int,
     results_folder,
 )
+from samo_jax.experiments.configuration import add_file_arguments, goes_on, settings
 from samo_jax.experiments.tables import terminal_table
 
 DESCRIPTION = """\
@@ -61,20 +63,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(
             option, type=positive_int, help=f"{what} (default: {by_problem})"
         )
+    add_file_arguments(parser)
     add_out_argument(parser, "ablation")
 
 
 def run(args: argparse.Namespace) -> int:
     """Investigate each problem; return the exit status."""
     console = Console(width=None if sys.stdout.isatty() else 160)
-    folder = results_folder(args.out, "ablation")
+    check_folder(args)
+    folder = args.resume or results_folder(args.out, "ablation")
+    goes_on(folder, settings(args))
     sections = []
     for name in args.problems:
         try:
             with epochs_progress(console, 26) as progress:
                 results = _investigate(name, args, folder / name, progress)
         except KeyboardInterrupt:
-            console.print(f"Interrupted: the runs that had finished are in {folder}.")
+            console.print(
+                "Interrupted. To go on after the runs that had finished: "
+                f"python -m samo_jax.experiments ablation --resume {folder}",
+                soft_wrap=True,
+            )
             return 130
         sections.append(report.section(results, name))
         (folder / "table.md").write_text(report.page(sections, args.seeds, args.minima))
@@ -91,14 +100,14 @@ def _investigate(
     """The radius first, which the other parameters are swept with."""
     epochs = args.epochs or EPOCHS[name]
     sweep_seeds = args.sweep_seeds or SWEEP_SEEDS[name]
-    folder.mkdir()
-    config = {**vars(args), "out": str(folder), "problem": name}
+    folder.mkdir(exist_ok=True)
+    config = settings(args) | {"problem": name}
     config |= {"epochs": epochs, "sweep_seeds": sweep_seeds}
     study = Study(name, epochs, folder, config, progress)
     rhos = [factor * study.test.rho for factor in RADII]
     radii = {m: [0.0] if m == PLAIN else rhos for m in METHODS}
-    settings = [Setting(method, rho) for method in radii for rho in radii[method]]
-    study.sweep("rho", settings, sweep_seeds)
+    by_rho = [Setting(method, rho) for method in radii for rho in radii[method]]
+    study.sweep("rho", by_rho, sweep_seeds)
     study.results.rhos.update({m: study.results.best_rho(m) for m in METHODS})
     best = Setting(SAMO, study.results.rhos[SAMO])
     study.sweep("alpha", [best._replace(alpha=a) for a in ALPHAS], sweep_seeds)

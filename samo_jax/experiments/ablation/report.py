@@ -155,8 +155,8 @@ def plot(results: Results, folder: Path, name: str) -> None:
 
 def section(results: Results, name: str) -> str:
     """The page's part of one problem."""
-    runs = results.sweeps[Setting(PLAIN)]
-    epochs, seeds = len(runs[0].loss_curve), len(runs)
+    epochs = len(results.finals[PLAIN][0].loss_curve)
+    seeds = len(results.sweeps[Setting(PLAIN)])
     return _join(
         f"## {name}, {len(results.tasks)} tasks, {epochs} epochs",
         markdown_table(comparison(results)),

@@ -1,12 +1,14 @@
 """The results of one problem, and what is computed of them."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from samo_jax.experiments.ablation.methods import PLAIN, Setting
 from samo_jax.experiments.ablation.minima import Minimum
+from samo_jax.experiments.benchmarks.records import RESULTS, load
 from samo_jax.experiments.benchmarks.scores import columns, finals, relative
 from samo_jax.experiments.benchmarks.tasks import Task
 from samo_jax.experiments.benchmarks.training import Run
@@ -28,6 +30,25 @@ class Results(NamedTuple):
     rhos: dict[str, float]
     finals: dict[str, dict[int, Run]]
     minima: dict[str, dict[int, Minimum]]
+
+    @classmethod
+    def of(cls, tasks: dict[str, Task], folder: Path) -> "Results":
+        """What `results.json` in a folder has; nothing if there is none."""
+        results = cls(tasks, {}, {}, {}, {})
+        if not (folder / RESULTS).exists():
+            return results
+        document, finals = load(folder)
+        results.finals.update(finals)
+        results.rhos.update(document["rho"])
+        for run in document["sweeps"]:
+            seed, metrics = run.pop("seed"), run.pop("metrics")
+            results.sweeps.setdefault(Setting(**run), {})[seed] = Run(
+                metrics, [], [], float("nan")
+            )
+        for minimum in document["minima"]:
+            method, seed = minimum.pop("method"), minimum.pop("seed")
+            results.minima.setdefault(method, {})[seed] = Minimum(**minimum)
+        return results
 
     def delta_m(
         self, runs: Mapping[int, Run], reference: Mapping[int, Run]

@@ -1,6 +1,6 @@
 """The runs of one problem: sweeps on validation, the comparison on test examples."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -34,14 +34,15 @@ class Study:
         self.name, self.epochs, self.folder, self.config = name, epochs, folder, config
         self.progress = progress
         self.validation, self.test = map(BENCHMARKS[name], ("validation", "test"))
-        self.results = Results(self.test.tasks, {}, {}, {}, {})
+        self.results = Results.of(self.test.tasks, folder)
         self.trainer = cache(self._trainer)
 
     def sweep(self, stage: str, settings: Iterable[Setting], seeds: int) -> None:
         """Train with settings that are new, on validation examples."""
-        new = [setting for setting in settings if setting not in self.results.sweeps]
-        for setting, seed, _, run in self._runs(self.validation, stage, new, seeds):
-            self.results.sweeps.setdefault(setting, {})[seed] = run
+        done = self.results.sweeps
+        new = _new(settings, seeds, done)
+        for setting, seed, _, run in self._runs(self.validation, stage, new):
+            done.setdefault(setting, {})[seed] = run
             self._save()
 
     def compare(self, stage: str, seeds: int, minima: int) -> None:
@@ -53,7 +54,10 @@ class Study:
             minima: the number of seeds whose minima are looked at.
         """
         settings = [Setting(*pair) for pair in self.results.rhos.items()]
-        for setting, seed, params, run in self._runs(self.test, stage, settings, seeds):
+        finals = self.results.finals
+        done = {at: finals.get(at.method, {}) for at in settings}
+        new = _new(settings, seeds, done)
+        for setting, seed, params, run in self._runs(self.test, stage, new):
             self.results.finals.setdefault(setting.method, {})[seed] = run
             if seed < minima:
                 found = look(self.test, params)
@@ -61,23 +65,22 @@ class Study:
             self._save()
 
     def _runs(
-        self, benchmark: Benchmark, stage: str, settings: list[Setting], seeds: int
+        self, benchmark: Benchmark, stage: str, runs: list[tuple[Setting, int]]
     ) -> Iterator[tuple[Setting, int, Any, Run]]:
-        """Setting, seed, parameters and run; the settings take turns."""
-        total = len(settings) * seeds * self.epochs
+        """Setting, seed, parameters and run of each setting and seed."""
+        total = len(runs) * self.epochs
         bar = self.progress.add_task(f"{self.name}: {stage}", total=total)
-        for seed in range(seeds):
-            for setting in settings:
-                method, rho, alpha, mu = setting
-                trainer = self.trainer(method)
-                trainer.benchmark = benchmark  # of the same tasks: compiled once
-                params, run = trainer.train(
-                    seed,
-                    self.epochs,
-                    lambda: self.progress.advance(bar),
-                    **{"rho": rho, "alpha": alpha, "mu": mu},
-                )
-                yield setting, seed, params, run
+        for setting, seed in runs:
+            method, rho, alpha, mu = setting
+            trainer = self.trainer(method)
+            trainer.benchmark = benchmark  # of the same tasks: compiled once
+            params, run = trainer.train(
+                seed,
+                self.epochs,
+                lambda: self.progress.advance(bar),
+                **{"rho": rho, "alpha": alpha, "mu": mu},
+            )
+            yield setting, seed, params, run
 
     def _trainer(self, method: str) -> Trainer:
         tasks, learning_rate = tuple(self.test.tasks), self.test.learning_rate
@@ -87,3 +90,16 @@ class Study:
     def _save(self) -> None:
         config = self.config | self.results.document()
         save(self.folder, config, self.results.finals)
+
+
+def _new(
+    settings: Iterable[Setting], seeds: int, done: Mapping[Setting, Mapping[int, Run]]
+) -> list[tuple[Setting, int]]:
+    """Those that have not been done; the settings take turns."""
+    settings = list(settings)
+    return [
+        (setting, seed)
+        for seed in range(seeds)
+        for setting in settings
+        if seed not in done.get(setting, {})
+    ]

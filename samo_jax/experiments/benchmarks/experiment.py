@@ -44,6 +44,7 @@ from samo_jax.experiments.benchmarks.tensorboard import event_files, no_events
 from samo_jax.experiments.benchmarks.training import Run, Trainer, task_losses
 from samo_jax.experiments.command import (
     add_out_argument,
+    check_folder,
     epochs_progress,
     positive,
     positive_int,
@@ -203,8 +204,7 @@ def selected_methods(selections: Iterable[tuple[str, ...]]) -> list[str]:
 
 def run(name: str, args: argparse.Namespace) -> int:
     """Train every method with every seed; return the exit status."""
-    if args.resume and args.out:
-        raise SystemExit("--out: drop it, a resumed run stays in its folder")
+    check_folder(args)
     if args.distributed:
         join()
     width = None if sys.stdout.isatty() else 160

@@ -16,7 +16,7 @@ from samo_jax.experiments.benchmarks.devices import is_chief
 from samo_jax.experiments.benchmarks.scores import Column, Results
 from samo_jax.experiments.benchmarks.tensorboard import Events, Write
 from samo_jax.experiments.benchmarks.training import Run
-from samo_jax.experiments.configuration import CONFIG
+from samo_jax.experiments.configuration import goes_on
 from samo_jax.experiments.tables import replace, save
 
 RESULTS, LINES = "results.json", "metrics.jsonl"
@@ -64,18 +64,8 @@ class Records:
         self.checkpoints = Checkpoints(folder, checkpoint_every)
         self._folder, self._columns, self._events = folder, columns, events
         self.results: Results = {}
-        path = folder / CONFIG
-        if not path.exists():
-            if is_chief():
-                replace(path, json.dumps(config, indent=1))
+        if not goes_on(folder, config, writes=is_chief()):
             return
-        saved = json.loads(path.read_text())
-        changed = [key for key in config if config[key] != saved.get(key)]
-        if changed:
-            raise SystemExit(
-                f"--resume: {path} has {changed[0]} {saved.get(changed[0])!r}, "
-                f"not {config[changed[0]]!r}: drop the options beside --resume"
-            )
         if (folder / RESULTS).exists():
             _, self.results = load(folder)
         if is_chief():
