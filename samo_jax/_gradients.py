@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +21,9 @@ from samo_jax._tasks import (
     task_names,
 )
 from samo_jax._tree import PyTree, keep
+
+# Values and pullback at each point.
+Passes: TypeAlias = list[tuple[jax.Array, Callable[..., Any]]]
 
 
 def mean_value_and_grad(
@@ -153,17 +156,22 @@ def values_and_gradients_at(
 
         return map_tasks(value_and_gradient, num_tasks, True)
 
-    return map_tasks(value_and_gradient_of(loss_fn, points, index), num_tasks, unroll)
+    own = value_and_gradient_of(forward_passes(loss_fn, points), index)
+    return map_tasks(own, num_tasks, unroll)
+
+
+def forward_passes(loss_fn: LossFn, points: Sequence[PyTree]) -> Passes:
+    """All losses, shape (K,), and the pullback, at each of P points."""
+    return _forward(lambda p: stack_losses(loss_fn(p)), points)
 
 
 def value_and_gradient_of(
-    loss_fn: LossFn, points: Sequence[PyTree], index: jax.Array
+    passes: Passes, index: jax.Array
 ) -> Callable[[jax.Array], tuple[jax.Array, PyTree]]:
     """A traced `i` to task i's loss and gradient at its own one of P points.
 
-    P forward passes, and a backward pass a call.
+    A backward pass a call.
     """
-    passes = _forward(lambda p: stack_losses(loss_fn(p)), points)
     one_hot = jnp.diag(jnp.ones_like(passes[0][0]))
 
     def value_and_gradient(i):
@@ -173,14 +181,13 @@ def value_and_gradient_of(
     return value_and_gradient
 
 
-def values_and_weighted_gradient_at(
-    loss_fn: LossFn, points: Sequence[PyTree], index: jax.Array
+def values_and_weighted_gradient(
+    passes: Passes, index: jax.Array
 ) -> tuple[jax.Array, Callable[[jax.Array], PyTree]]:
     """Each task's loss at its own one of P points, and `w -> sum_i w_i g_i` there.
 
-    P forward passes, and P backward passes a call.
+    P backward passes a call.
     """
-    passes = _forward(lambda p: stack_losses(loss_fn(p)), points)
     losses = lax.select_n(index, *(losses for losses, _ in passes))
     # Each device's own, inside `jax.shard_map`.
     ones = jnp.ones_like(losses)
@@ -195,7 +202,7 @@ def values_and_weighted_gradient_at(
     return losses, weighted_gradient
 
 
-def _forward(function: Callable, points: Sequence[PyTree]) -> list[tuple[Any, Any]]:
+def _forward(function: Callable, points: Sequence[PyTree]) -> Passes:
     forward = partial(jax.vjp, function)
     if len(points) > 1:
         # Traced once for all points, so that their pullbacks have one structure.

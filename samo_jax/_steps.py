@@ -106,8 +106,6 @@ def take_step(
 ) -> Outcome:
     """The cheapest way of a step that gives the method's direction."""
     solver, perturbation = method.solver, method.perturbation
-    if method.gramian_block is not None:
-        return _by_blocks(method, problem, state, task_mask)
     if (
         isinstance(solver, Solver)
         and solver.linear
@@ -116,6 +114,8 @@ def take_step(
         and not problem.sample_loss_fns
     ):
         return _by_weights(method, problem, state, task_mask)
+    if method.gramian_block is not None:
+        return _by_blocks(method, problem, state, task_mask)
     return _by_gradients(method, problem, state, task_mask)
 
 

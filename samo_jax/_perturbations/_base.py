@@ -10,9 +10,10 @@ import jax.numpy as jnp
 from samo_jax._arguments import check_like
 from samo_jax._faults import finite_tasks, leave_out
 from samo_jax._gradients import (
+    forward_passes,
     task_value_and_gradient,
     values_and_gradients_at,
-    values_and_weighted_gradient_at,
+    values_and_weighted_gradient,
 )
 from samo_jax._tasks import (
     SHARED,
@@ -186,7 +187,7 @@ def perturbed_weighted_gradient(
     """Losses at the few perturbed points, and `w -> sum_i w_i g_i` there."""
     context = perturbation.prepare(problem, state)
     points, index = points_of(perturbation, problem, context)
-    return values_and_weighted_gradient_at(problem.loss_fn, points, index)
+    return values_and_weighted_gradient(forward_passes(problem.loss_fn, points), index)
 
 
 def has_few_points(perturbation: Perturbation) -> bool:

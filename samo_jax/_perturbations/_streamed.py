@@ -10,8 +10,9 @@ from jax import lax
 from samo_jax._convolutions import canonical_convolutions
 from samo_jax._faults import finite_tasks
 from samo_jax._gradients import (
+    forward_passes,
     value_and_gradient_of,
-    values_and_weighted_gradient_at,
+    values_and_weighted_gradient,
 )
 from samo_jax._gramian import gramian
 from samo_jax._perturbations._base import (
@@ -58,8 +59,9 @@ def streamed_gramian(
     context = perturbation.prepare(problem, state)
     if has_few_points(perturbation):
         points, index = points_of(perturbation, problem, context)
-        value_and_gradient = value_and_gradient_of(problem.loss_fn, points, index)
-        _, gradient = values_and_weighted_gradient_at(problem.loss_fn, points, index)
+        passes = forward_passes(problem.loss_fn, points)
+        value_and_gradient = value_and_gradient_of(passes, index)
+        _, gradient = values_and_weighted_gradient(passes, index)
 
         def weighted(weights, present):
             return gradient(weights), gradient(present.astype(weights.dtype))
