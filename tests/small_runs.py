@@ -36,6 +36,16 @@ def main(*args):
         return __main__.main()
 
 
+def last_line(capsys, *args):
+    """What a command says that ends the process with an error: one line."""
+    with pytest.raises(SystemExit) as ended:
+        __main__.main(list(args))
+    assert ended.value.code
+    printed = capsys.readouterr().err or f"{ended.value.code}\n"
+    assert printed.count("\n") == 1
+    return printed
+
+
 class Normalised(nn.Module):
     """A dense layer, batch norm, dropout and heads."""
 

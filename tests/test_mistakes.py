@@ -11,7 +11,8 @@ import pytest
 from flax.training.train_state import TrainState
 
 import samo_jax
-from samo_jax.experiments import __main__
+
+import small_runs
 
 PAGE = Path(__file__).parent.parent / "docs" / "mistakes.md"
 PARAMS = {"w": jnp.arange(3.0), "v": jnp.ones(3)}
@@ -300,12 +301,7 @@ def test_library(mistake):
 def test_command_line(command, capsys, tmp_path, monkeypatch):
     """One line that ends the process, and names the option."""
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(SystemExit) as end:
-        __main__.main(command.split())
-    assert end.value.code
-    told = capsys.readouterr().err or end.value.code
-    assert told.strip().count("\n") == 0
-    assert_told(f"`{command}`", told)
+    assert_told(f"`{command}`", small_runs.last_line(capsys, *command.split()))
     assert not list(tmp_path.iterdir())
 
 
