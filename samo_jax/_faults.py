@@ -4,7 +4,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
 from samo_jax._tasks import loss_leaves
 from samo_jax._tree import PyTree, accumulator_dtype, keep, safe_divide
@@ -25,24 +24,13 @@ def task_mask_array(task_mask: Any, tasks: tuple[str, ...]) -> jax.Array:
     return jnp.stack(leaves).astype(bool)
 
 
-def finite_tasks(losses: jax.Array, task_grads: PyTree) -> jax.Array:
-    """Whether each task's loss and squared gradient norm are finite, shape (K,)."""
-    finite = jnp.isfinite(losses)
-    for leaf in jax.tree.leaves(task_grads):
+def is_finite(loss: jax.Array, grads: PyTree) -> jax.Array:
+    """Whether a task's loss and the squared norms of its gradients are, shape ()."""
+    finite = jnp.isfinite(loss)
+    for leaf in jax.tree.leaves(grads):
         squares = jnp.square(leaf.astype(accumulator_dtype()))
-        finite &= jnp.isfinite(jnp.sum(squares, axis=range(1, leaf.ndim)))
+        finite &= jnp.isfinite(jnp.sum(squares))
     return finite
-
-
-def leave_out(task_grads: PyTree, present: jax.Array) -> PyTree:
-    """Zero gradients for absent tasks; nothing is copied where there are none."""
-
-    def zero_absent(tree):
-        return jax.tree.map(
-            lambda leaf: keep(jnp.expand_dims(present, range(1, leaf.ndim)), leaf), tree
-        )
-
-    return lax.cond(jnp.all(present), lambda tree: tree, zero_absent, task_grads)
 
 
 def fill_in(losses: jax.Array, present: jax.Array) -> jax.Array:

@@ -24,6 +24,8 @@ from samo_jax._tree import PyTree, keep
 
 # Values and pullback at each point.
 Passes: TypeAlias = list[tuple[jax.Array, Callable[..., Any]]]
+# Of one task, by its index.
+ValueAndGradient: TypeAlias = Callable[[Any], tuple[jax.Array, PyTree]]
 
 
 def mean_value_and_grad(
@@ -122,17 +124,14 @@ def task_values_and_gradients(
 ) -> tuple[jax.Array, PyTree]:
     """Losses, shape (K,), and gradients with a leading task axis, all at `params`."""
     index = jnp.zeros(num_tasks, jnp.int32)
-    return values_and_gradients_at(loss_fn, [params], index, num_tasks, unroll)
+    own = value_and_gradient_at(loss_fn, [params], index, unroll)
+    return map_tasks(own, num_tasks, unroll)
 
 
-def values_and_gradients_at(
-    loss_fn: LossFn,
-    points: Sequence[PyTree],
-    index: jax.Array,
-    num_tasks: int,
-    unroll: Unroll,
-) -> tuple[jax.Array, PyTree]:
-    """Each task's loss and gradient at its own one of P points.
+def value_and_gradient_at(
+    loss_fn: LossFn, points: Sequence[PyTree], index: jax.Array, unroll: Unroll
+) -> ValueAndGradient:
+    """`i` to task i's loss and gradient at its own one of P points.
 
     P forward and K backward passes: what a backward pass needs is selected at run time.
 
@@ -140,24 +139,18 @@ def values_and_gradients_at(
         loss_fn: params to K losses.
         points: P pytrees like params.
         index: which point is each task's, shape (K,), int.
-        num_tasks: K.
-        unroll: see `multitask`.
-
-    Returns:
-        Losses, shape (K,), and gradients with a leading task axis.
+        unroll: of the loop over tasks in which the function is to be called.
     """
-    if is_unrolled(unroll, num_tasks):
+    if not is_unrolled(unroll, len(index)):
+        return value_and_gradient_of(forward_passes(loss_fn, points), index)
 
-        def value_and_gradient(i):
-            loss, pullback = _select(
-                _forward(lambda p: select_loss(loss_fn(p), i), points), index[i]
-            )
-            return loss, pullback(jnp.ones_like(loss))[0]
+    def value_and_gradient(i):
+        loss, pullback = _select(
+            _forward(lambda p: select_loss(loss_fn(p), i), points), index[i]
+        )
+        return loss, pullback(jnp.ones_like(loss))[0]
 
-        return map_tasks(value_and_gradient, num_tasks, True)
-
-    own = value_and_gradient_of(forward_passes(loss_fn, points), index)
-    return map_tasks(own, num_tasks, unroll)
+    return value_and_gradient
 
 
 def forward_passes(loss_fn: LossFn, points: Sequence[PyTree]) -> Passes:
@@ -165,9 +158,7 @@ def forward_passes(loss_fn: LossFn, points: Sequence[PyTree]) -> Passes:
     return _forward(lambda p: stack_losses(loss_fn(p)), points)
 
 
-def value_and_gradient_of(
-    passes: Passes, index: jax.Array
-) -> Callable[[jax.Array], tuple[jax.Array, PyTree]]:
+def value_and_gradient_of(passes: Passes, index: jax.Array) -> ValueAndGradient:
     """A traced `i` to task i's loss and gradient at its own one of P points.
 
     A backward pass a call.

@@ -128,7 +128,7 @@ def _by_gradients(
         method.perturbation,
         problem,
         state.perturbation_state,
-        lambda finite: method.everywhere(task_mask & finite),
+        lambda finite, i: method.everywhere(task_mask[i] & finite),
     )
     seen = method.over_devices(seen)
     if method.axis_name is not None:

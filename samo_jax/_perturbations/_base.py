@@ -2,17 +2,17 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, TypeAlias, cast
 
 import jax
 import jax.numpy as jnp
 
 from samo_jax._arguments import check_like
-from samo_jax._faults import finite_tasks, leave_out
+from samo_jax._faults import is_finite
 from samo_jax._gradients import (
     forward_passes,
     task_value_and_gradient,
-    values_and_gradients_at,
+    value_and_gradient_at,
     values_and_weighted_gradient,
 )
 from samo_jax._tasks import (
@@ -22,7 +22,7 @@ from samo_jax._tasks import (
     map_tasks,
     select_loss,
 )
-from samo_jax._tree import PyTree, displace
+from samo_jax._tree import PyTree, displace, keep
 
 
 class Problem(NamedTuple):
@@ -142,6 +142,9 @@ UNPERTURBED = common(
 )
 
 
+TaskPass: TypeAlias = Callable[[Any], tuple[jax.Array, PyTree, list[PyTree]]]
+
+
 class Gradients(NamedTuple):
     """What a step has seen.
 
@@ -162,19 +165,29 @@ def perturbed_gradients(
     perturbation: Perturbation,
     problem: Problem,
     state: Any,
-    which_present: Callable[[jax.Array], jax.Array],
+    is_present: Callable[[jax.Array, Any], jax.Array],
 ) -> tuple[Gradients, jax.Array, Any]:
     """Losses and gradients at `theta + eps_i`, and the perturbation's new state.
 
-    Between them which tasks are present, shape (K,): what `which_present` makes of
-    those that gave finite numbers. The gradients of the others are zero.
+    Between them which tasks are present, shape (K,): `is_present` of whether a task
+    gave finite numbers, and its index. The gradients of the others are zero.
     """
     context = perturbation.prepare(problem, state)
-    evaluate = _at_few_points if has_few_points(perturbation) else _task_by_task
-    losses, *grads = evaluate(perturbation, problem, context)
-    grads.append(perturbation.clean_gradients(context))
-    present = which_present(finite_tasks(losses, grads))
-    task_grads, samples, clean = leave_out(grads, present)
+    clean = perturbation.clean_gradients(context)
+    own_pass = task_pass(perturbation, problem, context)
+
+    def keep_present(present, grads):
+        return jax.tree.map(partial(keep, present), grads)
+
+    def without_faults(i):
+        loss, *grads = own_pass(i)
+        grads.append(jax.tree.map(lambda leaf: leaf[i], clean))
+        present = is_present(is_finite(loss, grads), i)
+        return loss, present, *keep_present(present, grads)
+
+    losses, present, task_grads, samples, clean = map_tasks(
+        without_faults, len(problem.tasks), problem.unroll
+    )
     if perturbation.finish is not None:
         samples = [perturbation.finish(context, grads, state)[0] for grads in samples]
         task_grads, state = perturbation.finish(context, task_grads, state)
@@ -195,17 +208,6 @@ def has_few_points(perturbation: Perturbation) -> bool:
     return perturbation.points is not None and perturbation.loss is None
 
 
-def _at_few_points(perturbation, problem, context):
-    points, index = points_of(perturbation, problem, context)
-    (losses, task_grads), *samples = [
-        values_and_gradients_at(
-            loss_fn, points, index, len(problem.tasks), problem.unroll
-        )
-        for loss_fn in (problem.loss_fn, *problem.sample_loss_fns)
-    ]
-    return losses, task_grads, [grads for _, grads in samples]
-
-
 def points_of(
     perturbation: Perturbation, problem: Problem, context: Any
 ) -> tuple[list[PyTree], jax.Array]:
@@ -215,15 +217,23 @@ def points_of(
     return [displace(problem.params, eps) for eps in perturbations], index
 
 
-def _task_by_task(perturbation, problem, context):
-    own_pass = task_pass(perturbation, problem, context)
-    return map_tasks(own_pass, len(problem.tasks), problem.unroll)
+def task_pass(perturbation: Perturbation, problem: Problem, context: Any) -> TaskPass:
+    """`i` to loss, gradient and those of samples."""
+    own_pass = _few_points_pass if has_few_points(perturbation) else _own_point_pass
+    return own_pass(perturbation, problem, context)
 
 
-def task_pass(
-    perturbation: Perturbation, problem: Problem, context: Any
-) -> Callable[[Any], tuple[jax.Array, PyTree, list[PyTree]]]:
-    """`i` to loss, gradient and those of samples; eps_i lives only inside."""
+def _few_points_pass(perturbation, problem, context):
+    points, index = points_of(perturbation, problem, context)
+    own, *samples = [
+        value_and_gradient_at(loss_fn, points, index, problem.unroll)
+        for loss_fn in (problem.loss_fn, *problem.sample_loss_fns)
+    ]
+    return lambda i: (*own(i), [sample(i)[1] for sample in samples])
+
+
+def _own_point_pass(perturbation, problem, context):
+    """eps_i lives only inside."""
     loss = own_loss if perturbation.loss is None else perturbation.loss
 
     def values_and_gradients(i):

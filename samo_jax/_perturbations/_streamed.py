@@ -8,8 +8,9 @@ import jax.numpy as jnp
 from jax import lax
 
 from samo_jax._convolutions import canonical_convolutions
-from samo_jax._faults import finite_tasks
+from samo_jax._faults import is_finite
 from samo_jax._gradients import (
+    ValueAndGradient,
     forward_passes,
     value_and_gradient_of,
     values_and_weighted_gradient,
@@ -25,7 +26,6 @@ from samo_jax._perturbations._base import (
 from samo_jax._tasks import SHARED, keep_shared
 from samo_jax._tree import PyTree, accumulator_dtype, keep, zeros_like_params
 
-ValueAndGradient = Callable[[jax.Array], tuple[jax.Array, PyTree]]
 # (weights, present) to gradients whose shared leaves, and whose heads' leaves, count.
 WeightedGradient = Callable[[jax.Array, jax.Array], tuple[PyTree, PyTree]]
 
@@ -100,6 +100,7 @@ def _gramian_by_blocks(
     def upper_rows(start):
         tasks = jnp.minimum(start + jnp.arange(block), num_tasks - 1)
         losses, grads = lax.map(value_and_gradient, tasks)
+        finite = jax.vmap(is_finite)(losses, grads)
         held = keep_shared(grads, problem.labels)
 
         def add_column(j, rows):
@@ -109,7 +110,7 @@ def _gramian_by_blocks(
         rows = jnp.zeros((block, padded), accumulator_dtype())
         rows = lax.dynamic_update_slice(rows, gramian(held), (0, start))
         rows = lax.fori_loop(start + block, num_tasks, add_column, rows)
-        return losses, finite_tasks(losses, grads), rows
+        return losses, finite, rows
 
     losses, finite, rows = jax.tree.map(
         lambda parts: parts.reshape(padded, *parts.shape[2:])[:num_tasks],
