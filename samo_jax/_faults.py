@@ -26,11 +26,11 @@ def task_mask_array(task_mask: Any, tasks: tuple[str, ...]) -> jax.Array:
 
 def is_finite(loss: jax.Array, grads: PyTree) -> jax.Array:
     """Whether a task's loss and the squared norms of its gradients are, shape ()."""
-    finite = jnp.isfinite(loss)
-    for leaf in jax.tree.leaves(grads):
-        squares = jnp.square(leaf.astype(accumulator_dtype()))
-        finite &= jnp.isfinite(jnp.sum(squares))
-    return finite
+    squares = [
+        jnp.sum(jnp.square(leaf.astype(accumulator_dtype())))
+        for leaf in jax.tree.leaves(grads)
+    ]
+    return jnp.isfinite(loss) & jnp.isfinite(sum(squares))
 
 
 def fill_in(losses: jax.Array, present: jax.Array) -> jax.Array:

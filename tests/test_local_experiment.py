@@ -11,10 +11,10 @@ import samo_jax
 from samo_jax.experiments.__main__ import main
 from samo_jax.experiments.data.faces import ATTRIBUTES, draw_faces
 from samo_jax.experiments.local import experiment
-from samo_jax.experiments.local.looks import look
+from samo_jax.experiments.local.looks import Look, look
 from samo_jax.experiments.local.methods import METHODS, make_optimizer
 from samo_jax.experiments.local.problems import PROBLEMS
-from samo_jax.experiments.local.training import Trainer
+from samo_jax.experiments.local.training import Cost, Run, Trainer
 
 from passes import NUM_TASKS, operations
 
@@ -141,3 +141,44 @@ def test_learns_and_reports(monkeypatch, tmp_path):
     assert units == {"plain": 23, "global": 26}
     assert all(cost["milliseconds"] > 0 for cost in costs.values())
     assert (out / "local.png").stat().st_size > 10_000
+
+
+def test_interrupted_and_resumed_as_uninterrupted(monkeypatch, tmp_path):
+    """Radii already tried and runs that had finished are not trained again."""
+    calls, interrupts = [], []
+
+    class Fake:
+        def __init__(self, *_args):
+            pass
+
+        def run(self, problem, rho, seed, _on_epoch):
+            calls.append((rho, seed))
+            if len(calls) in interrupts:
+                raise KeyboardInterrupt
+            error = abs(rho - 0.2) + seed % 10
+            looks = [Look(1, 0.1, 0.2, 0.3, 0.4, 0.5)]
+            return Run(dict.fromkeys(problem.tasks, error), 1.0, rho, looks)
+
+        def seconds(self):
+            return 1.0
+
+        def cost(self, milliseconds):
+            return Cost(5, 2**20, milliseconds)
+
+    monkeypatch.setattr(experiment, "Trainer", Fake)
+    monkeypatch.setattr(experiment, "SingleTaskTrainer", Fake)
+    arguments = ["local", "--problems", "digits", "--methods", "global", "SAMO"]
+    whole, part = tmp_path / "whole", tmp_path / "part"
+    assert main([*arguments, "--out", str(whole)]) == 0
+    uninterrupted = len(calls)
+
+    calls.clear()
+    interrupts += [9, uninterrupted - 1]  # among the radii, among the seeds
+    with pytest.raises(SystemExit, match="130"):
+        main([*arguments, "--out", str(part)])
+    with pytest.raises(SystemExit, match="130"):
+        main(["local", "--resume", str(part)])
+    assert main(["local", "--resume", str(part)]) == 0
+    assert len(calls) == uninterrupted + len(interrupts)
+    for file in ("digits/results.json", "table.md"):
+        assert (part / file).read_text() == (whole / file).read_text()

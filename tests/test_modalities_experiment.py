@@ -9,7 +9,7 @@ import pytest
 from samo_jax.experiments import modalities
 from samo_jax.experiments.__main__ import main
 from samo_jax.experiments.data.halves import half_digits, masked
-from samo_jax.experiments.modalities import METHODS, train_all
+from samo_jax.experiments.modalities import METHODS, Run, train_all
 
 import small_runs
 
@@ -80,3 +80,24 @@ def test_wrong_values_get_one_line(monkeypatch, tmp_path, capsys, args, message)
     (tmp_path / "taken").touch()
     monkeypatch.chdir(tmp_path)
     assert message in small_runs.last_line(capsys, "modalities", *args)
+
+
+def test_interrupted_and_resumed_as_uninterrupted(monkeypatch, tmp_path):
+    calls = []
+
+    def train(method, args):
+        calls.append(method)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        accuracy = {"both": 0.9, "upper": 0.8, "lower": len(method) / 10}
+        run = Run(accuracy, accuracy, 0.1, {"0.1": 0.8})
+        return dict.fromkeys(range(args.seeds), run)
+
+    monkeypatch.setattr(modalities, "train_all", train)
+    with pytest.raises(SystemExit, match="130"):
+        main(["modalities", "--out", str(tmp_path / "out")])
+    assert main(["modalities", "--resume", str(tmp_path / "out")]) == 0
+    methods = list(METHODS)
+    assert calls == [*methods[:3], *methods[2:]]
+    table = (tmp_path / "out/table.md").read_text().splitlines()
+    assert [line.split(" | ")[0][2:] for line in table[2:9]] == methods

@@ -18,11 +18,12 @@ from tensorboardX.proto.event_pb2 import Event
 import samo_jax
 from samo_jax.experiments.benchmarks import experiment, report
 from samo_jax.experiments.benchmarks.looks import make_look
-from samo_jax.experiments.benchmarks.records import Records, load
+from samo_jax.experiments.benchmarks.records import Records
 from samo_jax.experiments.benchmarks.tensorboard import no_events
 from samo_jax.experiments.benchmarks.training import Run
 from samo_jax.experiments.benchmarks.training_plot import curves, plot_training
 from samo_jax.experiments.configuration import FileParser, settings
+from samo_jax.experiments.tables import load
 
 from small_runs import main, small_digits
 
@@ -104,7 +105,7 @@ def test_a_line_an_evaluation(folder):
     found = {}
     for line in lines(folder):
         found.setdefault((line["method"], line["seed"]), []).append(line)
-    _, results = load(folder)
+    _, results = load(folder, Run)
     assert set(found) == {(m, s) for m in METHODS for s in (0, 1)}
     for method in METHODS[1:]:
         for seed, run in results[method].items():
@@ -313,7 +314,7 @@ def test_report_stands_alone(folder):
         assert picture.startswith(prefix)
         data = base64.b64decode(picture.removeprefix(prefix))
         assert data == (folder / name).read_bytes()
-    _, results = load(folder)
+    _, results = load(folder, Run)
     rows = report.summarize(results, small_digits("test").tasks)
     assert page.cells == [cell for row in rows for cell in row]
     text = (folder / "report.md").read_text()

@@ -4,9 +4,12 @@ import argparse
 import copy
 import json
 import tomllib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
+from samo_jax.experiments.command import check_folder, results_folder
 from samo_jax.experiments.tables import replace
 
 CONFIG = "config.json"
@@ -116,6 +119,22 @@ def goes_on(folder: Path, config: dict[str, Any], writes: bool = True) -> bool:
             f"not {config[changed[0]]!r}: drop the options beside --resume"
         )
     return True
+
+
+@contextmanager
+def resumable(args: argparse.Namespace, name: str) -> Iterator[Path]:
+    """The folder of a new run, or of `--resume`; on Ctrl-C, say how to go on."""
+    check_folder(args)
+    folder = args.resume or results_folder(args.out, name)
+    goes_on(folder, settings(args))
+    try:
+        yield folder
+    except KeyboardInterrupt:
+        print(
+            "Interrupted. To go on after the runs that had finished: "
+            f"python -m samo_jax.experiments {name} --resume {folder}"
+        )
+        raise SystemExit(130) from None
 
 
 def arguments(key: str, value: Any) -> list[str]:

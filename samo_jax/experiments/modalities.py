@@ -17,7 +17,11 @@ import samo_jax
 from samo_jax.experiments.command import (
     add_out_argument,
     positive_int,
-    results_folder,
+)
+from samo_jax.experiments.configuration import (
+    add_file_arguments,
+    resumable,
+    settings,
 )
 from samo_jax.experiments.data.halves import (
     MODALITIES,
@@ -28,6 +32,7 @@ from samo_jax.experiments.data.halves import (
     masked,
 )
 from samo_jax.experiments.tables import (
+    load,
     markdown_table,
     save,
     spread,
@@ -231,20 +236,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--epochs", type=positive_int, default=60, help="epochs per run (default: 60)"
     )
+    add_file_arguments(parser)
     add_out_argument(parser, "modalities")
 
 
 def run(args: argparse.Namespace) -> int:
     """Train with every method; return the exit status."""
     console = Console()
-    folder = results_folder(args.out, "modalities")
-
     methods = [name for name in METHODS if args.fusion == "late" or name != "encoder"]
-    config = {**vars(args), "out": str(folder)}
-    results: Results = {}
-    for method in track(methods, "methods", console=console):
-        results[method] = train_all(method, args)
-        save(folder, config, results)
+    with resumable(args, "modalities") as folder:
+        _, results = load(folder, Run)
+        new = [method for method in methods if method not in results]
+        for method in track(new, "methods", console=console):
+            results[method] = train_all(method, args)
+            save(folder, settings(args), results)
 
     rows = summarize(results)
     caption = (

@@ -4,12 +4,15 @@ import json
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from rich import box
 from rich.table import Table
 from scipy.special import stdtrit
+
+RESULTS = "results.json"
+T = TypeVar("T")
 
 
 def decimals_of(value: float) -> int:
@@ -86,7 +89,7 @@ def replace(path: Path, text: str) -> None:
 def save(
     folder: Path, config: dict[str, Any], results: Mapping[str, Mapping[int, Any]]
 ) -> None:
-    """Write `results.json`."""
+    """Write `results.json`: settings, and runs by method and seed."""
     document = {
         "config": config,
         "runs": [
@@ -95,4 +98,19 @@ def save(
             for seed, run in runs.items()
         ],
     }
-    replace(folder / "results.json", json.dumps(document, indent=1))
+    replace(folder / RESULTS, json.dumps(document, indent=1))
+
+
+def load(
+    folder: Path, make_run: Callable[..., T]
+) -> tuple[dict[str, Any], dict[str, dict[int, T]]]:
+    """What `save` has written, nothing where it has not."""
+    path = folder / RESULTS
+    if not path.exists():
+        return {}, {}
+    document = json.loads(path.read_text())
+    results: dict[str, dict[int, T]] = {}
+    for run in document["runs"]:
+        method, seed = run.pop("method"), run.pop("seed")
+        results.setdefault(method, {})[seed] = make_run(**run)
+    return document["config"], results

@@ -13,12 +13,14 @@ from samo_jax.experiments.ablation.results import Results
 from samo_jax.experiments.ablation.study import Study
 from samo_jax.experiments.command import (
     add_out_argument,
-    check_folder,
     epochs_progress,
     positive_int,
-    results_folder,
 )
-from samo_jax.experiments.configuration import add_file_arguments, goes_on, settings
+from samo_jax.experiments.configuration import (
+    add_file_arguments,
+    resumable,
+    settings,
+)
 from samo_jax.experiments.tables import terminal_table
 
 DESCRIPTION = """\
@@ -70,26 +72,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Investigate each problem; return the exit status."""
     console = Console(width=None if sys.stdout.isatty() else 160)
-    check_folder(args)
-    folder = args.resume or results_folder(args.out, "ablation")
-    goes_on(folder, settings(args))
     sections = []
-    for name in args.problems:
-        try:
+    with resumable(args, "ablation") as folder:
+        for name in args.problems:
             with epochs_progress(console, 26) as progress:
                 results = _investigate(name, args, folder / name, progress)
-        except KeyboardInterrupt:
-            console.print(
-                "Interrupted. To go on after the runs that had finished: "
-                f"python -m samo_jax.experiments ablation --resume {folder}",
-                soft_wrap=True,
-            )
-            return 130
-        sections.append(report.section(results, name))
-        (folder / "table.md").write_text(report.page(sections, args.seeds, args.minima))
-        report.plot(results, folder, name)
-        for rows in (report.comparison(results), report.sharpness(results)):
-            console.print(terminal_table(rows, name))
+            sections.append(report.section(results, name))
+            page = report.page(sections, args.seeds, args.minima)
+            (folder / "table.md").write_text(page)
+            report.plot(results, folder, name)
+            for rows in (report.comparison(results), report.sharpness(results)):
+                console.print(terminal_table(rows, name))
     console.print(f"Saved table.md, pictures, and results.json by problem in {folder}")
     return 0
 

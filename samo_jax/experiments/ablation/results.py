@@ -8,10 +8,10 @@ import numpy as np
 
 from samo_jax.experiments.ablation.methods import PLAIN, Setting
 from samo_jax.experiments.ablation.minima import Minimum
-from samo_jax.experiments.benchmarks.records import RESULTS, load
 from samo_jax.experiments.benchmarks.scores import columns, finals, relative
 from samo_jax.experiments.benchmarks.tasks import Task
 from samo_jax.experiments.benchmarks.training import Run
+from samo_jax.experiments.tables import load
 
 
 class Results(NamedTuple):
@@ -35,9 +35,9 @@ class Results(NamedTuple):
     def of(cls, tasks: dict[str, Task], folder: Path) -> "Results":
         """What `results.json` in a folder has; nothing if there is none."""
         results = cls(tasks, {}, {}, {}, {})
-        if not (folder / RESULTS).exists():
+        document, finals = load(folder, Run)
+        if not document:
             return results
-        document, finals = load(folder)
         results.finals.update(finals)
         results.rhos.update(document["rho"])
         for run in document["sweeps"]:

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from samo_jax.experiments.benchmarks.records import RESULTS, load
 from samo_jax.experiments.benchmarks.scores import (
     Column,
     Results,
@@ -19,11 +18,13 @@ from samo_jax.experiments.benchmarks.scores import (
     finals,
     grouped,
 )
+from samo_jax.experiments.benchmarks.training import Run
 from samo_jax.experiments.command import results_folder
 from samo_jax.experiments.configuration import run_folder
 from samo_jax.experiments.tables import (
     decimals_of,
     interval,
+    load,
     markdown_table,
     terminal_table,
 )
@@ -84,11 +85,11 @@ def gather(folders: Sequence[Path]) -> tuple[dict[str, Any], Results]:
         raise SystemExit("RUN: a folder is given twice; give each once")
     loaded = {}
     for folder in folders:
-        if not (folder / RESULTS).exists():
+        loaded[folder] = load(folder, Run)
+        if not loaded[folder][1]:
             raise SystemExit(
                 f"{folder}: no run has finished; go on with it: --resume {folder}"
             )
-        loaded[folder] = load(folder)
     first, (config, _) = next(iter(loaded.items()))
     for folder, (other, _) in loaded.items():
         for key in _ALIKE:

@@ -17,19 +17,9 @@ from samo_jax.experiments.benchmarks.scores import Column, Results
 from samo_jax.experiments.benchmarks.tensorboard import Events, Write
 from samo_jax.experiments.benchmarks.training import Run
 from samo_jax.experiments.configuration import goes_on
-from samo_jax.experiments.tables import replace, save
+from samo_jax.experiments.tables import load, replace, save
 
-RESULTS, LINES = "results.json", "metrics.jsonl"
-
-
-def load(folder: Path) -> tuple[dict[str, Any], Results]:
-    """What `results.json` has: the settings, and the finished runs."""
-    document = json.loads((folder / RESULTS).read_text())
-    results: Results = {}
-    for run in document["runs"]:
-        method, seed = run.pop("method"), run.pop("seed")
-        results.setdefault(method, {})[seed] = Run(**run)
-    return document["config"], results
+LINES = "metrics.jsonl"
 
 
 class Records:
@@ -66,8 +56,7 @@ class Records:
         self.results: Results = {}
         if not goes_on(folder, config, writes=is_chief()):
             return
-        if (folder / RESULTS).exists():
-            _, self.results = load(folder)
+        _, self.results = load(folder, Run)
         if is_chief():
             for method, runs in self.results.items():
                 for seed in runs:

@@ -12,13 +12,23 @@ from samo_jax.experiments.command import (
     add_out_argument,
     epochs_progress,
     positive_int,
-    results_folder,
+)
+from samo_jax.experiments.configuration import (
+    add_file_arguments,
+    resumable,
+    settings,
 )
 from samo_jax.experiments.local.methods import METHODS, PLAIN
 from samo_jax.experiments.local.problems import PROBLEMS
 from samo_jax.experiments.local.report import Results, plot, summarize
-from samo_jax.experiments.local.training import Cost, Run, SingleTaskTrainer, Trainer
-from samo_jax.experiments.tables import markdown_table, save, terminal_table
+from samo_jax.experiments.local.training import (
+    Cost,
+    Run,
+    SingleTaskTrainer,
+    Trainer,
+    finished_run,
+)
+from samo_jax.experiments.tables import load, markdown_table, save, terminal_table
 
 DESCRIPTION = """\
 Train small networks with 2, 11 and 40 tasks with FairGrad and every local part of
@@ -48,23 +58,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--epochs", type=positive_int, help="epochs per run (default: the problem's)"
     )
+    add_file_arguments(parser)
     add_out_argument(parser, "local")
 
 
 def run(args: argparse.Namespace) -> int:
     """Train every problem with every method and seed; return the exit status."""
     console = Console(width=None if sys.stdout.isatty() else 120)
-    folder = results_folder(args.out, "local")
     results: Results = {}
     pages = []
-    for name in args.problems:
-        (folder / name).mkdir()
-        title, *results[title] = _train(name, args, folder / name, console)
-        rows = summarize(*results[title])
-        pages.append(f"## {title}\n\n{markdown_table(rows)}")
-        (folder / "table.md").write_text("\n".join([*pages, _caption(args), ""]))
-        plot(results, folder / "local.png")
-        console.print(terminal_table(rows, title))
+    with resumable(args, "local") as folder:
+        for name in args.problems:
+            (folder / name).mkdir(exist_ok=True)
+            title, *results[title] = _train(name, args, folder / name, console)
+            rows = summarize(*results[title])
+            pages.append(f"## {title}\n\n{markdown_table(rows)}")
+            (folder / "table.md").write_text("\n".join([*pages, _caption(args), ""]))
+            plot(results, folder / "local.png")
+            console.print(terminal_table(rows, title))
     console.print(_caption(args))
     console.print(f"Saved table.md, local.png and results.json by problem in {folder}")
     return 0
@@ -73,29 +84,34 @@ def run(args: argparse.Namespace) -> int:
 def _train(
     name: str, args: argparse.Namespace, folder: Path, console: Console
 ) -> tuple[str, dict[str, dict[int, Run]], dict[str, Cost]]:
-    """Title, runs and costs of one problem."""
+    """Title, runs and costs of one problem; what the folder has is not run again."""
     validation, test = (
         problem._replace(epochs=args.epochs or problem.epochs)
         for problem in map(PROBLEMS[name], ("validation", "test"))
     )
-    config = {**vars(args), "out": str(folder), "problem": name, "rhos": RHOS}
+    saved, runs = load(folder, finished_run)
+    scores: dict[str, dict[str, float]] = saved.get("validation_error", {})
+    config = {**settings(args), "problem": name, "rhos": RHOS}
+    config["validation_error"] = scores
     methods = [SINGLE_TASK, *args.methods]
-    runs: dict[str, dict[int, Run]] = {}
     trainers: dict[str, Trainer] = {}
-    scores: dict[str, dict[float, float]] = {}
     with epochs_progress(console, max(map(len, methods)) + 20) as progress:
-        radii = {method: _radii(method) for method in methods}
-        tuned = sum(len(rhos) for rhos in radii.values() if len(rhos) > 1)
-        total = (tuned + len(methods) * args.seeds) * test.epochs
-        bar = progress.add_task("", total=total)
+        count = len(RHOS) * sum(map(_has_radius, methods)) + len(methods) * args.seeds
+        count -= sum(map(len, [*scores.values(), *runs.values()]))
+        bar = progress.add_task("", total=count * test.epochs)
 
         def train(trainer, problem, rho, seed, method):
             progress.update(bar, description=f"{method}, rho {rho:g}, seed {seed}")
             return trainer.run(problem, rho, seed, lambda: progress.advance(bar))
 
-        def score(trainer, rho, method):
-            error = train(trainer, validation, rho, _TUNING_SEED, method).error
-            return float(np.mean(list(error.values())))
+        def tune(trainer, method):
+            errors = scores.setdefault(method, {})
+            for rho in RHOS:
+                if str(rho) not in errors:
+                    error = train(trainer, validation, rho, _TUNING_SEED, method).error
+                    errors[str(rho)] = float(np.mean(list(error.values())))
+                    save(folder, config, runs)
+            return min(RHOS, key=lambda rho: errors[str(rho)])
 
         for method in methods:
             progress.update(bar, description=f"{method}, compiling")
@@ -103,14 +119,12 @@ def _train(
                 trainer = SingleTaskTrainer(test)
             else:
                 trainer = trainers[method] = Trainer(method, test)
-            rho, *others = radii[method]
-            if others:
-                errors = {rho: score(trainer, rho, method) for rho in radii[method]}
-                rho, scores[method] = min(errors, key=errors.__getitem__), errors
+            rho = tune(trainer, method) if _has_radius(method) else 0.0
+            done = runs.setdefault(method, {})
             for seed in range(args.seeds):
-                finished = train(trainer, test, rho, seed, method)
-                runs.setdefault(method, {})[seed] = finished
-                save(folder, config | {"validation_error": scores}, runs)
+                if seed not in done:
+                    done[seed] = train(trainer, test, rho, seed, method)
+                    save(folder, config, runs)
         progress.update(bar, description="timing")
         seconds = [
             [trainer.seconds() for trainer in trainers.values()]
@@ -124,12 +138,12 @@ def _train(
         )
     }
     measured = {method: cost._asdict() for method, cost in costs.items()}
-    save(folder, config | {"validation_error": scores, "costs": measured}, runs)
+    save(folder, config | {"costs": measured}, runs)
     return f"{name}, {len(test.tasks)} tasks", runs, costs
 
 
-def _radii(method: str) -> tuple[float, ...]:
-    return (0.0,) if method in (SINGLE_TASK, PLAIN) else RHOS
+def _has_radius(method: str) -> bool:
+    return method not in (SINGLE_TASK, PLAIN)
 
 
 def _caption(args: argparse.Namespace) -> str:

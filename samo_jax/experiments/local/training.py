@@ -35,6 +35,11 @@ class Run(NamedTuple):
     looks: list[Look]
 
 
+def finished_run(looks: list[list[float]], **others: Any) -> Run:
+    """A run, as JSON has it."""
+    return Run(looks=[Look(*seen) for seen in looks], **others)
+
+
 class Cost(NamedTuple):
     """What one step costs.
 
