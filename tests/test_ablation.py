@@ -20,7 +20,6 @@ from samo_jax.experiments.ablation.minima import Minimum, look
 from samo_jax.experiments.ablation.results import Results
 from samo_jax.experiments.benchmarks import methods as benchmarks
 from samo_jax.experiments.benchmarks.benchmark import Benchmark, Examples
-from samo_jax.experiments.benchmarks.generated import BENCHMARKS
 from samo_jax.experiments.benchmarks.tasks import CLASSIFICATION
 from samo_jax.experiments.benchmarks.training import Run, Trainer
 from samo_jax.experiments.networks.multitask_net import MultitaskNet
@@ -210,7 +209,7 @@ def test_tables():
 @pytest.fixture
 def ablation(monkeypatch, tmp_path):
     """Runs the command on the tiny problem; its exit status and folder."""
-    monkeypatch.setitem(BENCHMARKS, "digits", tiny)
+    monkeypatch.setitem(study.PROBLEMS, "digits", tiny)
     monkeypatch.chdir(tmp_path)
 
     def run(*args):

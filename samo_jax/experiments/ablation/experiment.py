@@ -29,8 +29,7 @@ probes of random sign, each with the radius that is best on validation examples;
 SAMO's parameters; looks at how sharp the minima are: Hessian eigenvalues, slices of the
 loss, conflicts between the tasks' gradients."""
 
-EPOCHS = {"digits": 20, "scenes": 6}
-SWEEP_SEEDS = {"digits": 3, "scenes": 1}
+EPOCHS = {"digits": 20, "scenes": 10}
 RADII = (0.1, 0.25, 0.5, 1.0, 2.5)  # times the benchmark's
 ALPHAS = (0.0, 0.1, 0.3, 0.5, 0.7, 0.9, 1.0)
 MUS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
@@ -49,6 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     for option, default, what in (
         ("--seeds", 5, "seeds of the comparison"),
+        ("--sweep-seeds", 5, "seeds of the sweeps"),
         ("--minima", 2, "seeds of the comparison whose minima are looked at"),
     ):
         parser.add_argument(
@@ -57,14 +57,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             default=default,
             help=f"{what} (default: {default})",
         )
-    for option, defaults, what in (
-        ("--sweep-seeds", SWEEP_SEEDS, "seeds of the sweeps"),
-        ("--epochs", EPOCHS, "epochs per run"),
-    ):
-        by_problem = ", ".join(f"{name} {value}" for name, value in defaults.items())
-        parser.add_argument(
-            option, type=positive_int, help=f"{what} (default: {by_problem})"
-        )
+    by_problem = ", ".join(f"{name} {value}" for name, value in EPOCHS.items())
+    parser.add_argument(
+        "--epochs", type=positive_int, help=f"epochs per run (default: {by_problem})"
+    )
     add_file_arguments(parser)
     add_out_argument(parser, "ablation")
 
@@ -92,18 +88,16 @@ def _investigate(
 ) -> Results:
     """The radius first, which the other parameters are swept with."""
     epochs = args.epochs or EPOCHS[name]
-    sweep_seeds = args.sweep_seeds or SWEEP_SEEDS[name]
     folder.mkdir(exist_ok=True)
-    config = settings(args) | {"problem": name}
-    config |= {"epochs": epochs, "sweep_seeds": sweep_seeds}
+    config = settings(args) | {"problem": name, "epochs": epochs}
     study = Study(name, epochs, folder, config, progress)
     rhos = [factor * study.test.rho for factor in RADII]
     radii = {m: [0.0] if m == PLAIN else rhos for m in METHODS}
     by_rho = [Setting(method, rho) for method in radii for rho in radii[method]]
-    study.sweep("rho", by_rho, sweep_seeds)
+    study.sweep("rho", by_rho, args.sweep_seeds)
     study.results.rhos.update({m: study.results.best_rho(m) for m in METHODS})
     best = Setting(SAMO, study.results.rhos[SAMO])
-    study.sweep("alpha", [best._replace(alpha=a) for a in ALPHAS], sweep_seeds)
-    study.sweep("mu", [best._replace(mu=mu) for mu in MUS], sweep_seeds)
+    study.sweep("alpha", [best._replace(alpha=a) for a in ALPHAS], args.sweep_seeds)
+    study.sweep("mu", [best._replace(mu=mu) for mu in MUS], args.sweep_seeds)
     study.compare("comparison", args.seeds, args.minima)
     return study.results

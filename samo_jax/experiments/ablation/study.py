@@ -11,9 +11,11 @@ from samo_jax.experiments.ablation.methods import Setting, make_optimizer
 from samo_jax.experiments.ablation.minima import look
 from samo_jax.experiments.ablation.results import Results
 from samo_jax.experiments.benchmarks.benchmark import Benchmark
-from samo_jax.experiments.benchmarks.generated import BENCHMARKS
+from samo_jax.experiments.benchmarks.generated import digits, scenes
 from samo_jax.experiments.benchmarks.training import Run, Trainer
 from samo_jax.experiments.tables import save
+
+PROBLEMS = {"digits": digits, "scenes": partial(scenes, size=(24, 32))}
 
 
 class Study:
@@ -25,7 +27,7 @@ class Study:
         """Load the data.
 
         Args:
-            name: of the benchmark.
+            name: of the problem.
             epochs: of each run.
             folder: for `results.json`.
             config: to be saved with the results.
@@ -33,7 +35,7 @@ class Study:
         """
         self.name, self.epochs, self.folder, self.config = name, epochs, folder, config
         self.progress = progress
-        self.validation, self.test = map(BENCHMARKS[name], ("validation", "test"))
+        self.validation, self.test = map(PROBLEMS[name], ("validation", "test"))
         self.results = Results.of(self.test.tasks, folder)
         self.trainer = cache(self._trainer)
 

@@ -55,7 +55,7 @@ def digits3(split: Split) -> Benchmark:
     )
 
 
-def scenes(split: Split) -> Benchmark:
+def scenes(split: Split, size: tuple[int, int] = (48, 64)) -> Benchmark:
     """Rendered rooms: segmentation, depth and surface normals, as in NYU-v2."""
 
     def net(tasks: Sequence[str]) -> EncoderDecoder:
@@ -64,8 +64,8 @@ def scenes(split: Split) -> Benchmark:
     return Benchmark(
         {"segmentation": SEGMENTATION, "depth": DEPTH, "normals": NORMALS},
         net,
-        Examples(*draw_scenes(256, seed=1)),
-        Examples(*draw_scenes(128, seed=SEEDS[split])),
+        Examples(*draw_scenes(256, seed=1, size=size)),
+        Examples(*draw_scenes(128, seed=SEEDS[split], size=size)),
         batch_size=8,
         epochs=15,
         learning_rate=1e-3,
