@@ -1,6 +1,7 @@
 """Sharded parameters and batches on eight devices, with either kind of mesh axis."""
 
 import functools
+from itertools import product
 
 import chex
 import jax
@@ -13,7 +14,15 @@ from jax.sharding import PartitionSpec as P
 
 import samo_jax
 
-SPECS = {"body": P("x", None), "heads": {"a": P("x"), "b": P()}}
+# Specs of parameters and batch, on one mesh axis of eight devices.
+LAYOUTS = {
+    "fully sharded": (
+        {"body": P("x", None), "heads": {"a": P("x"), "b": P()}},
+        P("x"),
+    ),
+    "data": ({"body": P(), "heads": {"a": P(), "b": P()}}, P("x")),
+    "tensor": ({"body": P(None, "x"), "heads": {"a": P("x"), "b": P("x")}}, P()),
+}
 TOLERANCE = {jnp.float32: 1e-5, jnp.bfloat16: 2e-2}
 LABELS = {"body": "shared", "heads": {"a": "a", "b": "b"}}
 
@@ -80,28 +89,33 @@ def single_device_step(name):
     return jax.device_get(make_step(tx, lambda p: p)(params, tx.init(params), batch))
 
 
-@pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize(
-    "axis_type", [AxisType.Auto, AxisType.Explicit], ids=["auto", "explicit"]
+    ("name", "axis_type", "layout"),
+    [
+        *product(CASES, (AxisType.Auto, AxisType.Explicit), ["fully sharded"]),
+        # With Auto axes: test_collectives.
+        *product(["fairgrad-float32"], [AxisType.Explicit], ["data", "tensor"]),
+    ],
 )
-def test_a_sharded_step_is_the_single_device_step(axis_type, name):
+def test_a_sharded_step_is_the_single_device_step(name, axis_type, layout):
     solver, unroll, dtype = CASES[name]
     params, batch = make_problem(dtype)
     expected_params, expected_state, expected_losses = single_device_step(name)
     mesh = jax.make_mesh((8,), ("x",), axis_types=(axis_type,))
+    specs, batch_spec = LAYOUTS[layout]
 
     def gather(params):
         """Fully sharded data parallelism; with Auto axes the compiler does it."""
-        if axis_type is AxisType.Auto:
+        if axis_type is AxisType.Auto or layout != "fully sharded":
             return params
         return jax.tree.map(lambda p: jax.sharding.reshard(p, P()), params)
 
     tx = make_tx(solver, unroll)
     with jax.set_mesh(mesh):
         params = jax.tree.map(
-            lambda p, spec: jax.device_put(p, NamedSharding(mesh, spec)), params, SPECS
+            lambda p, spec: jax.device_put(p, NamedSharding(mesh, spec)), params, specs
         )
-        batch = jax.device_put(batch, NamedSharding(mesh, P("x")))
+        batch = jax.device_put(batch, NamedSharding(mesh, batch_spec))
         state = tx.init(params)
         new_params, new_state, losses = make_step(tx, gather)(params, state, batch)
         assert jax.tree.map(jax.typeof, new_state) == jax.tree.map(jax.typeof, state)
@@ -122,4 +136,4 @@ def test_a_sharded_step_is_the_single_device_step(axis_type, name):
         assert leaf.dtype == dtype
         assert leaf.sharding.is_equivalent_to(NamedSharding(mesh, spec), leaf.ndim)
 
-    jax.tree.map(check, new_params, SPECS)
+    jax.tree.map(check, new_params, specs)
