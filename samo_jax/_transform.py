@@ -11,10 +11,7 @@ from jax import lax
 
 from samo_jax._arguments import (
     as_key,
-    check_floats,
     check_key,
-    check_like,
-    check_params,
 )
 from samo_jax._faults import task_mask_array
 from samo_jax._hyperparameters import check_count
@@ -27,22 +24,25 @@ from samo_jax._steps import Method, check_gramian_block, take_step
 from samo_jax._tasks import (
     SHARED,
     LossFn,
-    LossTree,
     ParamLabels,
     Unroll,
     check_labels,
-    check_loss_fn,
     check_unroll,
     keep_shared,
     label_leaves,
     stack_losses,
-    task_names,
 )
 from samo_jax._tree import (
     PyTree,
     all_finite,
     keep,
     keep_if,
+)
+from samo_jax._update_arguments import (
+    check_all_params,
+    check_updates,
+    required_loss_fn,
+    trace_tasks,
 )
 
 
@@ -176,7 +176,7 @@ def multitask(
     check_gramian_block(method, unroll)
 
     def init(params: PyTree) -> Any:
-        _check_params(params)
+        check_all_params(params)
         return MultitaskState(
             step=jnp.zeros((), jnp.int32),
             key=None if key is None else as_key(key),
@@ -203,27 +203,13 @@ def multitask(
         task_mask: Any = None,
         **extra_args: Any,
     ) -> tuple[PyTree, Any]:
-        _check_params(params)
+        check_all_params(params)
         if axis_name is not None:
             params = _vary(params, axis_name)
-        if loss_fn is None:
-            raise ValueError(
-                "`loss_fn` is required, got None: call tx.update(grads, state, params, "
-                "loss_fn=loss_fn). flax's TrainState.apply_gradients drops extra "
-                "arguments: call state.tx.update yourself."
-            )
-        _check_updates(updates, params)
+        loss_fn = required_loss_fn(loss_fn)
+        check_updates(updates, params)
         _check_state(state, num_tasks)
-        tasks = _trace_tasks("loss_fn", loss_fn, params, num_tasks)
-        if probe_loss_fn is not None:
-            _check_tasks("probe_loss_fn", probe_loss_fn, params, tasks)
-        if not isinstance(sample_loss_fns, Sequence):
-            raise ValueError(
-                "`sample_loss_fns` must be a sequence of functions, got "
-                f"{sample_loss_fns!r}. Pass `[other_loss_fn]`."
-            )
-        for sample_loss_fn in sample_loss_fns:
-            _check_tasks("sample_loss_fns", sample_loss_fn, params, tasks)
+        tasks = trace_tasks(params, num_tasks, loss_fn, probe_loss_fn, sample_loss_fns)
         if "losses" in extra_args:
             losses = stack_losses(extra_args["losses"])
             extra_args["losses"] = per_task("losses", losses, num_tasks, 0)
@@ -280,33 +266,6 @@ def _vary(params: PyTree, axis_name: Any) -> PyTree:
     return jax.tree.map(lambda leaf: leaf * one.astype(leaf.dtype), params)
 
 
-def _check_params(params: PyTree | None) -> None:
-    if params is None:
-        raise ValueError(
-            "`params` is required, got None: call tx.update(grads, state, params, "
-            "loss_fn=loss_fn)."
-        )
-    leaves = jax.tree.leaves(
-        params, is_leaf=lambda node: isinstance(node, optax.MaskedNode)
-    )
-    if any(isinstance(leaf, optax.MaskedNode) for leaf in leaves):
-        raise ValueError(
-            "`params` must be the whole parameters, got a masked leaf: "
-            "samo/multitask is inside optax.masked or optax.partition. Chain those "
-            "after it, and tell task heads apart with `param_labels`."
-        )
-    check_params(params)
-
-
-def _check_updates(updates: PyTree, params: PyTree) -> None:
-    remedy = (
-        "Pass the gradient of the mean loss: "
-        "`samo_jax.mean_value_and_grad(loss_fn)(params)[1]`."
-    )
-    check_like("updates", updates, "params", params, remedy)
-    check_floats("updates", updates, remedy)
-
-
 def _check_state(state: Any, num_tasks: int) -> None:
     if isinstance(state, MultitaskState) and state.weights.shape == (num_tasks,):
         return
@@ -319,34 +278,3 @@ def _check_state(state: Any, num_tasks: int) -> None:
         f"`state` must be the MultitaskState of `num_tasks`={num_tasks}, got {got}. "
         "Take it from this transformation's `init(params)`."
     )
-
-
-def _check_tasks(
-    name: str, loss_fn: LossFn, params: PyTree, tasks: tuple[str, ...]
-) -> None:
-    """Raise unless the losses are those of the same tasks, or have no names."""
-    found = _trace_tasks(name, loss_fn, params, len(tasks))
-    if found not in (tasks, tuple(str(i) for i in range(len(tasks)))):
-        raise ValueError(
-            f"`{name}` must return the losses of `loss_fn`, {', '.join(tasks)}; got "
-            f"{', '.join(found)}. Name them alike."
-        )
-
-
-def _trace_tasks(
-    name: str, loss_fn: LossFn, params: PyTree, num_tasks: int
-) -> tuple[str, ...]:
-    check_loss_fn(name, loss_fn)
-    return task_names(_trace_losses(loss_fn, params), num_tasks, name)
-
-
-def _trace_losses(loss_fn: LossFn, params: PyTree) -> LossTree:
-    try:
-        return jax.eval_shape(loss_fn, params)
-    except Exception as error:
-        if isinstance(params, jax.Array) and params.ndim == 1:
-            raise ValueError(
-                f"`loss_fn` fails on `params`, got one vector of shape {params.shape}. "
-                "If samo/multitask is inside optax.flatten, chain that after it."
-            ) from error
-        raise
