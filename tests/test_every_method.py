@@ -1,4 +1,4 @@
-"""Every combiner of the experiments' table, inside `samo` in their training step."""
+"""Every combiner of the experiments' table, in their training step."""
 
 import inspect
 from functools import partial
@@ -64,9 +64,11 @@ def restore(tree):
     return treedef.unflatten(map(load, saved, leaves))
 
 
-@pytest.mark.parametrize("combiner", COMBINERS)
-def test_trains_under_jit_and_resumes(combiner, initial_params):
-    method = f"{combiner}+samo"
+@pytest.mark.parametrize(
+    "method",
+    [*(f"{combiner}+global" for combiner in COMBINERS), "fairgrad+samo", "moco+samo"],
+)
+def test_trains_under_jit_and_resumes(method, initial_params):
     tx = make_optimizer(method, TASKS, rho=0.2, alpha=0.5, seed=0, steps_per_epoch=1)
     train_step = make_train_step(losses, tx, extra_args(method))
 
