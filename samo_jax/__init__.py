@@ -39,6 +39,7 @@ from samo_jax._perturbations import probe as probe
 from samo_jax._perturbations import sam as sam
 from samo_jax._perturbations import scale_to_radius as scale_to_radius
 from samo_jax._perturbations import surrogate_gap_sam as surrogate_gap_sam
+from samo_jax._precision import mixed_precision as mixed_precision
 from samo_jax._samo import samo as samo
 from samo_jax._shapley import shapley_values as shapley_values
 from samo_jax._single_task import single_task as single_task

@@ -15,6 +15,7 @@ from samo_jax._tasks import (
     check_loss_fn,
     check_unroll,
     is_unrolled,
+    losses_of,
     map_tasks,
     select_loss,
     stack_losses,
@@ -65,12 +66,7 @@ def mean_value_and_grad(
 
     def mean_loss(params, *args, **kwargs):
         output = loss_fn(params, *args, **kwargs)
-        if has_aux and not (isinstance(output, tuple) and len(output) == 2):
-            raise ValueError(
-                "`loss_fn` must return `(losses, aux)` with has_aux=True, got "
-                f"{jax.tree.structure(output)}. Leave `has_aux` out."
-            )
-        losses = output[0] if has_aux else output
+        losses = losses_of(output, has_aux)
         task_names(losses)
         return jnp.mean(stack_losses(losses)), output
 

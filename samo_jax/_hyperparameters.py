@@ -29,15 +29,20 @@ def resolve(name: str, value: ScalarOrSchedule, step: jax.Array) -> ArrayLike:
     return at_step
 
 
+def is_scalar(value: Any) -> bool:
+    """Whether it is a number, or a real scalar array or tracer."""
+    return is_number(value) or (
+        getattr(value, "shape", None) == ()
+        and (
+            jnp.issubdtype(value.dtype, jnp.floating)
+            or jnp.issubdtype(value.dtype, jnp.integer)
+        )
+    )
+
+
 def check_scalar(name: str, value: Any, remedy: str) -> None:
     """Raise unless it is a number, a scalar array or tracer, or a schedule."""
-    if is_number(value) or callable(value):
-        return
-    real = getattr(value, "shape", None) == () and (
-        jnp.issubdtype(value.dtype, jnp.floating)
-        or jnp.issubdtype(value.dtype, jnp.integer)
-    )
-    if not real:
+    if not (is_scalar(value) or callable(value)):
         raise ValueError(
             f"`{name}` must be one real number or a schedule that returns one, got "
             f"{value!r}. {remedy}"

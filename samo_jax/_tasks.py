@@ -34,6 +34,16 @@ class LossFn(Protocol):
         ...
 
 
+def losses_of(output: Any, has_aux: bool) -> LossTree:
+    """The losses among what a loss function returns, `(losses, aux)` with `has_aux`."""
+    if has_aux and not (isinstance(output, tuple) and len(output) == 2):
+        raise ValueError(
+            "`loss_fn` must return `(losses, aux)` with has_aux=True, got "
+            f"{jax.tree.structure(output)}. Leave `has_aux` out."
+        )
+    return output[0] if has_aux else output
+
+
 def loss_leaves(losses: LossTree) -> list[jax.Array]:
     """The K scalars, in task order."""
     leaves = jax.tree.leaves(losses)
