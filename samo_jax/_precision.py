@@ -52,8 +52,8 @@ def mixed_precision(
 
     Examples:
         >>> import jax, jax.numpy as jnp, samo_jax
-        >>> loss_fn = lambda w: jnp.sum(1e-8 * w)
-        >>> params = jnp.array([1.0, 2.0])
+        >>> loss_fn = lambda w: 1e-4 * jnp.sum(1e-4 * w)
+        >>> params = jnp.array([100.0, 200.0])
         >>> half = samo_jax.mixed_precision(loss_fn, jnp.float16)
         >>> scaled = samo_jax.mixed_precision(loss_fn, jnp.float16, loss_scale=2.0**15)
         >>> print(jax.grad(half)(params), jax.grad(scaled)(params))

@@ -91,7 +91,7 @@ def multitask(
     For SAM and SAMO incoming updates only set directions and layer-wise proportions, so
     their overall scale does not matter. Perturbed parameters are formed in float32 and
     handed to `loss_fn` in their own dtype: bfloat16 rounds much of a small perturbation
-    away.
+    away. Keep float32 parameters, and compute in half precision by `mixed_precision`.
 
     Tasks whose loss or gradient is not finite, or of which the batch has no examples
     (`task_mask`), are left out: their gradients count as zero, and their weights go to
