@@ -168,6 +168,25 @@ def value_and_gradient_of(passes: Passes, index: jax.Array) -> ValueAndGradient:
     return value_and_gradient
 
 
+def products_with_gradients(
+    passes: Passes, index: jax.Array
+) -> Callable[[PyTree], jax.Array]:
+    """`v -> <g_i, v>` with each task's gradient at its own one of P points, shape (K,).
+
+    P passes a call, each a backward pass transposed: unlike `jax.jvp`, it neither
+    repeats the forward pass nor refuses a `jax.custom_vjp`.
+    """
+    # Each device's own, inside `jax.shard_map`.
+    ones = jnp.ones_like(passes[0][0])
+
+    def products(v):
+        v = jax.tree.map(lambda leaf: leaf * ones[0].astype(leaf.dtype), v)
+        columns = [jax.vjp(pullback, ones)[1]((v,))[0] for _, pullback in passes]
+        return lax.select_n(index, *columns)
+
+    return products
+
+
 def values_and_weighted_gradient(
     passes: Passes, index: jax.Array
 ) -> tuple[jax.Array, Callable[[jax.Array], PyTree]]:

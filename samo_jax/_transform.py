@@ -121,9 +121,11 @@ def multitask(
             own; the state is common. None: under `jit` alone everything is global.
         gramian_block: for models of which K gradients do not fit: an int B holds B + 1
             at once, in two sweeps over the tasks. The first takes the Gramian, B rows
-            at a time, in K (K / B + 1) / 2 backward passes; the second the weighted
-            sum, in K, or in one per point that tasks share. For a `Solver`, and
-            perturbations without a memory of gradients. None: all K at once, in K.
+            at a time, in K (K / B + 1) / 2 backward passes; where tasks share P points
+            (`global_sam`: 1, a shared probe: 2) and K > (2 P + 1) B, a column at a
+            time, in (1 + P) K, in the precision of `loss_fn`. The second takes the
+            weighted sum, in K, or in P. For a `Solver`, and perturbations without a
+            memory of gradients. None: all K at once, in K.
 
     Returns:
         A `GradientTransformationExtraArgs` whose update is

@@ -72,7 +72,10 @@ def direct_update(name):
 
 @pytest.mark.parametrize(
     ("name", "block"),
-    [("plain", 3), ("joint", 1), ("joint", 3), ("joint", 9), ("shared probe", 2)],
+    [
+        *(("plain", 1), ("plain", 3), ("shared probe", 1), ("shared probe", 2)),
+        *(("joint", 1), ("joint", 3), ("joint", 9)),
+    ],
 )
 def test_equals_the_step_of_all_gradients(name, block):
     params, loss_fn = problem()

@@ -1,6 +1,7 @@
 """Gramian and weighted gradient of K tasks without K gradients at once."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -12,6 +13,7 @@ from samo_jax._faults import is_finite
 from samo_jax._gradients import (
     ValueAndGradient,
     forward_passes,
+    products_with_gradients,
     value_and_gradient_of,
     values_and_weighted_gradient,
 )
@@ -54,14 +56,22 @@ def streamed_gramian(
     """Two sweeps over the tasks: what a solver needs, and what its weights make.
 
     The first holds the gradients of `block` tasks, and takes those of the tasks after
-    them one by one: `K (K / block + 1) / 2` backward passes.
+    them one by one: `K (K / block + 1) / 2` backward passes. Where tasks share P points
+    and it is less, it holds one, in `K` backward passes and `P K` through their
+    transposes.
     """
+    gramian_of = partial(_gramian_by_blocks, block=block)
     context = perturbation.prepare(problem, state)
     if has_few_points(perturbation):
         points, index = points_of(perturbation, problem, context)
         passes = forward_passes(problem.loss_fn, points)
         value_and_gradient = value_and_gradient_of(passes, index)
         _, gradient = values_and_weighted_gradient(passes, index)
+        if len(problem.tasks) > (2 * len(points) + 1) * block:
+            products = products_with_gradients(passes, index)
+            gramian_of = partial(
+                _gramian_by_columns, products=lambda g: over_devices(products(g))
+            )
 
         def weighted(weights, present):
             return gradient(weights), gradient(present.astype(weights.dtype))
@@ -81,9 +91,7 @@ def streamed_gramian(
         loss, grads = value_and_gradient(i)
         return loss, over_devices(grads)
 
-    sweep = canonical_convolutions(
-        lambda: _gramian_by_blocks(common_gradient, problem, block)
-    )
+    sweep = canonical_convolutions(lambda: gramian_of(common_gradient, problem))
     return sweep(), lambda *args: over_devices(canonical_convolutions(weighted)(*args))
 
 
@@ -118,6 +126,24 @@ def _gramian_by_blocks(
     )
     upper = jnp.triu(rows[:, :num_tasks])
     return Streamed(losses, upper + jnp.triu(upper, 1).T, finite)
+
+
+def _gramian_by_columns(
+    value_and_gradient: ValueAndGradient,
+    problem: Problem,
+    products: Callable[[PyTree], jax.Array],
+) -> Streamed:
+    def loss_and_column(i):
+        loss, grads = value_and_gradient(i)
+        shared = jax.tree.map(
+            lambda label, leaf: keep(label == SHARED, leaf), problem.labels, grads
+        )
+        finite = finite_tasks(*jax.tree.map(lambda leaf: leaf[None], (loss, grads)))
+        return loss, finite[0], products(shared)
+
+    tasks = jnp.arange(len(problem.tasks))
+    losses, finite, columns = lax.map(loss_and_column, tasks)
+    return Streamed(losses, (columns + columns.T) / 2, finite)
 
 
 def _weighted_sum(
