@@ -138,8 +138,7 @@ def _gramian_by_columns(
         shared = jax.tree.map(
             lambda label, leaf: keep(label == SHARED, leaf), problem.labels, grads
         )
-        finite = finite_tasks(*jax.tree.map(lambda leaf: leaf[None], (loss, grads)))
-        return loss, finite[0], products(shared)
+        return loss, is_finite(loss, grads), products(shared)
 
     tasks = jnp.arange(len(problem.tasks))
     losses, finite, columns = lax.map(loss_and_column, tasks)
