@@ -36,7 +36,7 @@ SAMO's perturbation, beside plain training, global SAM, L-SAM, F-MTL and a contr
 local part has a random sign; look at where the local parts point and what they cost."""
 
 RHOS = (0.02, 0.05, 0.1, 0.2, 0.4, 0.8)
-_TUNING_SEED = 1000
+_FIRST_TUNING_SEED = 1000
 _TIMED_ROUNDS = 25
 
 
@@ -52,9 +52,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             metavar=option.strip("-").upper().removesuffix("S"),
             help=f"of {', '.join(choices)} (default: all)",
         )
-    parser.add_argument(
-        "--seeds", type=positive_int, default=5, help="number of seeds (default: 5)"
-    )
+    for option, default, what in (
+        ("--seeds", 5, "number of seeds"),
+        ("--tuning-seeds", 3, "others, by which the radius is chosen"),
+    ):
+        parser.add_argument(
+            option,
+            type=positive_int,
+            default=default,
+            help=f"{what} (default: {default})",
+        )
     parser.add_argument(
         "--epochs", type=positive_int, help="epochs per run (default: the problem's)"
     )
@@ -90,14 +97,16 @@ def _train(
         for problem in map(PROBLEMS[name], ("validation", "test"))
     )
     saved, runs = load(folder, finished_run)
-    scores: dict[str, dict[str, float]] = saved.get("validation_error", {})
+    scores: dict[str, dict[str, list[float]]] = saved.get("validation_error", {})
     config = {**settings(args), "problem": name, "rhos": RHOS}
     config["validation_error"] = scores
     methods = [SINGLE_TASK, *args.methods]
     trainers: dict[str, Trainer] = {}
     with epochs_progress(console, max(map(len, methods)) + 20) as progress:
-        count = len(RHOS) * sum(map(_has_radius, methods)) + len(methods) * args.seeds
-        count -= sum(map(len, [*scores.values(), *runs.values()]))
+        count = len(RHOS) * args.tuning_seeds * sum(map(_has_radius, methods))
+        count += len(methods) * args.seeds
+        tried = [of_seeds for errors in scores.values() for of_seeds in errors.values()]
+        count -= sum(map(len, [*tried, *runs.values()]))
         bar = progress.add_task("", total=count * test.epochs)
 
         def train(trainer, problem, rho, seed, method):
@@ -107,11 +116,13 @@ def _train(
         def tune(trainer, method):
             errors = scores.setdefault(method, {})
             for rho in RHOS:
-                if str(rho) not in errors:
-                    error = train(trainer, validation, rho, _TUNING_SEED, method).error
-                    errors[str(rho)] = float(np.mean(list(error.values())))
+                of_seeds = errors.setdefault(str(rho), [])
+                for number in range(len(of_seeds), args.tuning_seeds):
+                    seed = _FIRST_TUNING_SEED + number
+                    error = train(trainer, validation, rho, seed, method).error
+                    of_seeds.append(float(np.mean(list(error.values()))))
                     save(folder, config, runs)
-            return min(RHOS, key=lambda rho: errors[str(rho)])
+            return min(RHOS, key=lambda rho: np.mean(errors[str(rho)]))
 
         for method in methods:
             progress.update(bar, description=f"{method}, compiling")
@@ -150,9 +161,10 @@ def _caption(args: argparse.Namespace) -> str:
     return (
         "Mean error over tasks on test examples, mean ± standard deviation over seeds "
         f"({args.seeds}). rho: of {', '.join(f'{rho:g}' for rho in RHOS)}, the best on "
-        f"validation examples (one seed); alpha 0.5. Δm: against "
-        "single-task. to global: error minus global SAM's, seed by seed. cos: mean "
-        "cosine with the task's gradient through training, of the local part, of the "
-        "whole perturbation and of g0. passes: a backward pass counts as two forward "
-        "ones. time: of a step, relative to plain. MB: its peak temporary memory."
+        f"validation examples (seeds of their own, {args.tuning_seeds}); alpha 0.5. "
+        "Δm: against single-task. to global: error minus global SAM's, seed by seed. "
+        "cos: mean cosine with the task's gradient through training, of the local "
+        "part, of the whole perturbation and of g0. passes: a backward pass counts as "
+        "two forward ones. time: of a step, relative to plain. MB: its peak temporary "
+        "memory."
     )
