@@ -1,5 +1,6 @@
 """Per-task gradients to Gramian; weights back to a direction."""
 
+import math
 from functools import reduce
 
 import jax
@@ -48,6 +49,9 @@ def gramian(task_grads: PyTree, others: PyTree = None) -> jax.Array:
 
 
 def _inner_products(leaf: jax.Array, other: jax.Array) -> jax.Array:
+    if jax.device_count() == 1:
+        # Of more axes XLA transposes a copy; of sharded ones a reshape might gather.
+        leaf, other = (x.reshape(len(x), math.prod(x.shape[1:])) for x in (leaf, other))
     axes = tuple(range(1, leaf.ndim))
     return lax.dot_general(
         leaf.astype(accumulator_dtype()),

@@ -100,8 +100,9 @@ def test_same_direction_in_less_memory(perturbation, losses, options, unroll, sh
 
 
 @pytest.mark.parametrize("perturbation", PERTURBATIONS)
-def test_only_gradients_are_held_for_every_task(perturbation):
-    """And on a CPU, where XLA transposes them for the Gramian, as much again."""
+def test_only_gradients_are_held_for_every_task(perturbation, monkeypatch):
+    """On one device; over several XLA for CPUs transposes a copy for the Gramian."""
+    monkeypatch.setattr(jax, "device_count", lambda: 1)
     num_tasks, width, depth = 20, 100, 4
 
     def losses(params, batch):
@@ -116,4 +117,5 @@ def test_only_gradients_are_held_for_every_task(perturbation):
     update = compiled_update(losses, params, perturbation, **options)
     temporary = update.memory_analysis().temp_size_in_bytes
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
-    assert temporary / size < 2 * num_tasks + 1.5
+    # The others: random bits, probe, points, perturbation, one gradient.
+    assert temporary / size < num_tasks + 10

@@ -121,7 +121,9 @@ def test_labels():
         label_leaves(params, {"body": "shared"})
 
 
-def test_gramian_and_combine_of_many_leaves_and_dtypes():
+@pytest.mark.parametrize("devices", [1, 8])
+def test_gramian_and_combine_of_many_leaves_and_dtypes(monkeypatch, devices):
+    monkeypatch.setattr(jax, "device_count", lambda: devices)
     rng = np.random.default_rng(0)
     shapes = [(3, 4), (3,), (3, 2, 5, 2)]
     leaves = [rng.normal(size=shape).astype(np.float32) for shape in shapes]
