@@ -59,7 +59,8 @@ with FairGrad (or `mean`) and SGD, clean pass included, tasks in a loop, a netwo
 mean loss, compiled for itself and timed in the same rounds; {rounds} rounds, medians.
 The model's passes include the Gramian's operations, and random numbers at the measured
 time of drawing as many as parameters. Copies are of the parameters: temporary memory as
-XLA reports it, less that of the bare pass. The ratio is measured / model.
+XLA reports it, less that of the bare pass (memory's new gradients are a part of the
+result, which it does not count). The ratio is measured / model.
 """
 EXCHANGE = f"""\
 Results of all collectives of the compiled program, in copies of the parameters, K =
