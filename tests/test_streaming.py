@@ -153,3 +153,28 @@ def test_no_independent_batches():
             loss_fn=loss_fn,
             sample_loss_fns=[loss_fn],
         )
+
+
+def test_columns_pass_through_a_custom_vjp():
+    @jax.custom_vjp
+    def tanh(x):
+        return jnp.tanh(x)
+
+    tanh.defvjp(lambda x: (jnp.tanh(x), x), lambda x, g: (g / jnp.cosh(x) ** 2,))
+    inputs = jnp.sin(jnp.arange(30.0) ** 2).reshape(5, 6)
+    params = jnp.linspace(-0.5, 0.5, 6)
+
+    def loss_fn(params):
+        return jnp.square(tanh(inputs @ params) - jnp.arange(5.0))
+
+    def direction(gramian_block):
+        tx = samo_jax.multitask(
+            samo_jax.fairgrad(),
+            samo_jax.global_sam(0.1),
+            num_tasks=5,
+            unroll=False,
+            gramian_block=gramian_block,
+        )
+        return tx.update(params, tx.init(params), params, loss_fn=loss_fn)[0]
+
+    np.testing.assert_allclose(direction(1), direction(None), rtol=1e-4)
