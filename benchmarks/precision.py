@@ -23,7 +23,7 @@ from rich.progress import Progress
 import samo_jax
 from samo_jax.experiments.benchmarks.benchmark import Benchmark, Examples
 from samo_jax.experiments.benchmarks.generated import digits
-from samo_jax.experiments.benchmarks.methods import make_optimizer
+from samo_jax.experiments.benchmarks.methods import benchmark_optimizer
 from samo_jax.experiments.machine import machine
 from samo_jax.experiments.tables import markdown_table, spread, terminal_table
 
@@ -124,8 +124,9 @@ class Trainer:
 
     def __init__(self, benchmark: Benchmark, method: str, storage: Storage):
         """Hold what all seeds share."""
-        self.benchmark, self.method, self.storage = benchmark, method, storage
-        self.tx = self._optimizer(0)
+        self.benchmark, self.storage = benchmark, storage
+        self.make_tx = partial(benchmark_optimizer, benchmark, method)
+        self.tx = self.make_tx(0)
         self.step = jax.jit(self._step)
         self.predict = jax.jit(self._predict)
 
@@ -133,7 +134,7 @@ class Trainer:
         """Parameters after some epochs from scratch."""
         params = cast(initialise(self.benchmark, seed), self.storage.params)
         scale = (jnp.float32(START_SCALE), jnp.int32(0))
-        carry = params, self._optimizer(seed).init(params), scale
+        carry = params, self.make_tx(seed).init(params), scale
         rng = np.random.default_rng(seed)
         for _ in range(epochs):
             for batch in self.benchmark.train.batches(self.benchmark.batch_size, rng):
@@ -146,18 +147,6 @@ class Trainer:
         found = self.predict(params, examples.inputs)
         return 100 * float(
             np.mean([found[name] == examples.labels[name] for name in found])
-        )
-
-    def _optimizer(self, seed: int) -> optax.GradientTransformationExtraArgs:
-        benchmark = self.benchmark
-        return make_optimizer(
-            self.method,
-            tuple(benchmark.tasks),
-            rho=benchmark.rho,
-            alpha=benchmark.alpha,
-            seed=seed,
-            steps_per_epoch=benchmark.steps_per_epoch,
-            learning_rate=benchmark.learning_rate,
         )
 
     def _step(self, params, opt_state, scale, batch):

@@ -218,6 +218,16 @@ def bare_passes(model: Model, unroll: Any) -> dict[str, list[Timed]]:
     }
 
 
+def take_turns(everything: list[Timed], rounds: int) -> None:
+    """Time all in every round, after one that does not count."""
+    for timed in everything:
+        timed.run()
+        timed.seconds.clear()
+    for _ in range(rounds):
+        for timed in everything:
+            timed.run()
+
+
 def measure(model: Model, rounds: int, unroll: Any) -> list[list[str]]:
     """Table rows of one model."""
     steps = {
@@ -225,13 +235,7 @@ def measure(model: Model, rounds: int, unroll: Any) -> list[list[str]]:
     }
     passes = bare_passes(model, unroll)
     torch_step = Timed(step_torch.samo_step(model, RHO, ALPHA, MU), [])
-    everything = [*steps.values(), *chain(*passes.values()), torch_step]
-    for timed in everything:
-        timed.run()
-        timed.seconds.clear()
-    for _ in range(rounds):
-        for timed in everything:
-            timed.run()
+    take_turns([*steps.values(), *chain(*passes.values()), torch_step], rounds)
 
     plain, rival = steps["FairGrad"].milliseconds, steps["F-MTL"].milliseconds
     rows = []

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from samo_jax._tasks import loss_leaves
-from samo_jax._tree import PyTree, accumulator_dtype, keep, safe_divide
+from samo_jax._tree import PyTree, keep, safe_divide, sum_of_squares
 
 
 def task_mask_array(task_mask: Any, tasks: tuple[str, ...]) -> jax.Array:
@@ -26,11 +26,8 @@ def task_mask_array(task_mask: Any, tasks: tuple[str, ...]) -> jax.Array:
 
 def is_finite(loss: jax.Array, grads: PyTree) -> jax.Array:
     """Whether a task's loss and the squared norms of its gradients are, shape ()."""
-    squares = [
-        jnp.sum(jnp.square(leaf.astype(accumulator_dtype())))
-        for leaf in jax.tree.leaves(grads)
-    ]
-    return jnp.isfinite(loss) & jnp.isfinite(sum(squares))
+    squares = sum(map(sum_of_squares, jax.tree.leaves(grads)))
+    return jnp.isfinite(loss) & jnp.isfinite(squares)
 
 
 def fill_in(losses: jax.Array, present: jax.Array) -> jax.Array:

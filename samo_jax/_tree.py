@@ -22,9 +22,14 @@ def safe_divide(numerator: jax.Array, denominator: jax.Array) -> jax.Array:
     return jnp.where(positive, numerator / jnp.where(positive, denominator, 1), 0)
 
 
+def sum_of_squares(leaf: jax.Array) -> jax.Array:
+    """Of one array, accumulated in `accumulator_dtype`."""
+    return jnp.sum(jnp.square(leaf.astype(accumulator_dtype())))
+
+
 def leaf_norm(leaf: jax.Array) -> jax.Array:
     """Euclidean norm of one array, accumulated in `accumulator_dtype`."""
-    return jnp.sqrt(jnp.sum(jnp.square(leaf.astype(accumulator_dtype()))))
+    return jnp.sqrt(sum_of_squares(leaf))
 
 
 def group_norms(tree: PyTree, groups: Any) -> dict[Hashable, jax.Array]:

@@ -1,6 +1,7 @@
 """Short runs: `digits` with few examples and a small network; a benchmark in memory."""
 
 import sys
+from functools import partial
 
 import flax.linen as nn
 import numpy as np
@@ -11,8 +12,8 @@ from samo_jax.experiments.benchmarks import experiment
 from samo_jax.experiments.benchmarks.benchmark import Benchmark, Examples
 from samo_jax.experiments.benchmarks.generated import digits
 from samo_jax.experiments.benchmarks.methods import (
+    benchmark_optimizer,
     extra_args,
-    make_optimizer,
     needs_second_batch,
 )
 from samo_jax.experiments.benchmarks.tasks import CLASSIFICATION
@@ -68,17 +69,7 @@ def normalised_benchmark():
 
 
 def trainer(benchmark, method):
-    def make_tx(seed):
-        return make_optimizer(
-            method,
-            tuple(benchmark.tasks),
-            rho=benchmark.rho,
-            alpha=benchmark.alpha,
-            seed=seed,
-            steps_per_epoch=benchmark.steps_per_epoch,
-            learning_rate=benchmark.learning_rate,
-        )
-
+    make_tx = partial(benchmark_optimizer, benchmark, method)
     return Trainer(benchmark, make_tx, extra_args(method), needs_second_batch(method))
 
 

@@ -52,6 +52,15 @@ def share(text: str) -> float:
     return _number(text, "a number in [0, 1]", 0.0, 1.0)
 
 
+def add_count_argument(
+    parser: argparse.ArgumentParser, option: str, default: int, what: str
+) -> None:
+    """Declare a positive number."""
+    parser.add_argument(
+        option, type=positive_int, default=default, help=f"{what} (default: {default})"
+    )
+
+
 def add_out_argument(parser: argparse.ArgumentParser, name: str) -> None:
     """Declare `--out`, which `results_folder` takes."""
     parser.add_argument(

@@ -15,8 +15,8 @@ from rich.progress import track
 
 import samo_jax
 from samo_jax.experiments.command import (
+    add_count_argument,
     add_out_argument,
-    positive_int,
 )
 from samo_jax.experiments.configuration import (
     add_file_arguments,
@@ -230,12 +230,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="an encoder for each modality, or one for both, which has no encoder form "
         "(default: late)",
     )
-    parser.add_argument(
-        "--seeds", type=positive_int, default=5, help="number of seeds (default: 5)"
-    )
-    parser.add_argument(
-        "--epochs", type=positive_int, default=60, help="epochs per run (default: 60)"
-    )
+    add_count_argument(parser, "--seeds", 5, "number of seeds")
+    add_count_argument(parser, "--epochs", 60, "epochs per run")
     add_file_arguments(parser)
     add_out_argument(parser, "modalities")
 

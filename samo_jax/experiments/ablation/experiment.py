@@ -12,6 +12,7 @@ from samo_jax.experiments.ablation.methods import METHODS, PLAIN, SAMO, Setting
 from samo_jax.experiments.ablation.results import Results
 from samo_jax.experiments.ablation.study import Study
 from samo_jax.experiments.command import (
+    add_count_argument,
     add_out_argument,
     epochs_progress,
     positive_int,
@@ -51,12 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         ("--sweep-seeds", 5, "seeds of the sweeps"),
         ("--minima", 2, "seeds of the comparison whose minima are looked at"),
     ):
-        parser.add_argument(
-            option,
-            type=positive_int,
-            default=default,
-            help=f"{what} (default: {default})",
-        )
+        add_count_argument(parser, option, default, what)
     by_problem = ", ".join(f"{name} {value}" for name, value in EPOCHS.items())
     parser.add_argument(
         "--epochs", type=positive_int, help=f"epochs per run (default: {by_problem})"

@@ -32,8 +32,8 @@ from samo_jax.experiments.benchmarks.methods import (
     COMBINERS,
     DEFAULT_METHODS,
     SINGLE_TASK,
+    benchmark_optimizer,
     extra_args,
-    make_optimizer,
     needs_second_batch,
     select,
 )
@@ -43,6 +43,7 @@ from samo_jax.experiments.benchmarks.scores import Results, baseline, columns
 from samo_jax.experiments.benchmarks.tensorboard import event_files, no_events
 from samo_jax.experiments.benchmarks.training import Run, Trainer, task_losses
 from samo_jax.experiments.command import (
+    add_count_argument,
     add_out_argument,
     check_folder,
     epochs_progress,
@@ -100,9 +101,7 @@ class Experiment(NamedTuple):
             metavar="METHOD",
             help="see below (default: the ten named above)",
         )
-        parser.add_argument(
-            "--seeds", type=positive_int, default=3, help="number of seeds (default: 3)"
-        )
+        add_count_argument(parser, "--seeds", 3, "number of seeds")
         own = "(default: the benchmark's)"
         parser.add_argument("--epochs", type=positive_int, help=f"per run {own}")
         parser.add_argument("--rho", type=radius, help=f"perturbation radius {own}")
@@ -307,19 +306,9 @@ def _trainers(
     )
 
     def trainer(method, benchmark, look):
-        make_tx = partial(
-            make_optimizer,
-            method,
-            tuple(benchmark.tasks),
-            rho=benchmark.rho,
-            alpha=benchmark.alpha,
-            steps_per_epoch=benchmark.steps_per_epoch,
-            learning_rate=benchmark.learning_rate,
-            optimizer=benchmark.optimizer,
-        )
         return Trainer(
             benchmark,
-            lambda seed: make_tx(seed=seed),
+            partial(benchmark_optimizer, benchmark, method),
             extra_args(method),
             needs_second_batch(method),
             look,

@@ -9,7 +9,7 @@ import numpy as np
 import optax
 
 import samo_jax
-from samo_jax.experiments.benchmarks.benchmark import adam
+from samo_jax.experiments.benchmarks.benchmark import Benchmark, adam
 
 
 class Setting(NamedTuple):
@@ -209,6 +209,22 @@ def make_optimizer(
         _multitask(method, setting, len(tasks), labels, rho, alpha, seed),
         optax.masked(optax.clip_by_global_norm(1.0), shared),
         optimizer(learning_rate, steps_per_epoch),
+    )
+
+
+def benchmark_optimizer(
+    benchmark: Benchmark, method: str, seed: int
+) -> optax.GradientTransformationExtraArgs:
+    """The pipeline with a benchmark's settings."""
+    return make_optimizer(
+        method,
+        tuple(benchmark.tasks),
+        rho=benchmark.rho,
+        alpha=benchmark.alpha,
+        seed=seed,
+        steps_per_epoch=benchmark.steps_per_epoch,
+        learning_rate=benchmark.learning_rate,
+        optimizer=benchmark.optimizer,
     )
 
 

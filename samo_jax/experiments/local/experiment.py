@@ -9,6 +9,7 @@ from rich.console import Console
 
 from samo_jax.experiments.benchmarks.methods import SINGLE_TASK
 from samo_jax.experiments.command import (
+    add_count_argument,
     add_out_argument,
     epochs_progress,
     positive_int,
@@ -52,16 +53,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             metavar=option.strip("-").upper().removesuffix("S"),
             help=f"of {', '.join(choices)} (default: all)",
         )
-    for option, default, what in (
-        ("--seeds", 5, "number of seeds"),
-        ("--tuning-seeds", 3, "others, by which the radius is chosen"),
-    ):
-        parser.add_argument(
-            option,
-            type=positive_int,
-            default=default,
-            help=f"{what} (default: {default})",
-        )
+    add_count_argument(parser, "--seeds", 5, "number of seeds")
+    tuning = "others, by which the radius is chosen"
+    add_count_argument(parser, "--tuning-seeds", 3, tuning)
     parser.add_argument(
         "--epochs", type=positive_int, help="epochs per run (default: the problem's)"
     )
