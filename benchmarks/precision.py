@@ -5,6 +5,7 @@ import os
 import time
 from collections.abc import Iterator
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,6 +32,7 @@ OUTPUT = Path(__file__).parents[1] / "docs" / "precision_benchmark.md"
 HALF = (jnp.bfloat16, jnp.float16)
 RADII = (0.01, 0.05, 0.2)
 STEPS = (1e-4, 1e-3, 1e-2, 1e-1)
+DEVICES = (8, 64, 512, 4096)
 METHODS = ("fairgrad", "fairgrad+global", "fairgrad+samo")
 START_SCALE, PERIOD = 2.0**15, 100
 
@@ -56,6 +58,11 @@ PROBES = """\
 percent of the signs are those of the derivative along z, and how many of the
 differences are zero. "Loss too": the cross-entropy and its mean are computed in half
 precision; otherwise from the outputs on in float32.
+"""
+SUMS = """\
+Of the gradients of n devices, 20,000 numbers each: a normal part that all have, and
+normal noise of each device, `noise` times as long. All additions are rounded, in a tree
+or one after another as in a ring; the error is relative to the sum's length.
 """
 TRAINING = """\
 Digits, FairGrad (alpha 2), Adam, {epochs} epochs, {seeds} seeds: percent of the right
@@ -271,8 +278,36 @@ def probes(benchmark: Benchmark, params: Any, num_probes: int) -> Iterator[list[
             yield [name, *cells]
 
 
+def in_a_tree(terms: jax.Array) -> jax.Array:
+    """The sum of halves, down to pairs."""
+    while len(terms) > 1:
+        terms = terms[::2] + terms[1::2]
+    return terms[0]
+
+
+def in_a_ring(terms: jax.Array) -> jax.Array:
+    """The sum of one term after another."""
+    return jax.lax.fori_loop(1, len(terms), lambda i, s: s + terms[i], terms[0])
+
+
+def sums() -> Iterator[list[str]]:
+    """A row for each dtype, length of the noise and order of addition."""
+    for dtype, noise in product(HALF, (0, 3)):
+        for order in (in_a_tree, in_a_ring):
+            errors = []
+            for devices in DEVICES:
+                keys = jax.random.split(jax.random.key(0))
+                terms = jax.random.normal(keys[0], (20_000,))
+                terms += noise * jax.random.normal(keys[1], (devices, 20_000))
+                exact = jnp.sum(terms, axis=0)
+                found = jax.jit(order)(terms.astype(dtype)).astype(jnp.float32)
+                error = jnp.linalg.norm(found - exact) / jnp.linalg.norm(exact)
+                errors.append(f"{100 * error:.2g}")
+            yield [jnp.dtype(dtype).name, f"{noise}", order.__name__.replace("_", " "), *errors]
+
+
 def main() -> None:
-    """Measure all three."""
+    """Measure all four."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--seeds", type=int, default=3)
@@ -322,6 +357,9 @@ def main() -> None:
         rows = list(probes(benchmark, trained, arguments.probes))
         explanation = PROBES.format(probes=arguments.probes, epochs=epochs)
         section("Probes", explanation, [columns, *rows])
+
+        columns = ["dtype", "noise", "order", *(f"n {n}: error %" for n in DEVICES)]
+        section("Sums over devices", SUMS, [columns, *sums()])
 
         rows = [
             [
