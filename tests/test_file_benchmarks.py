@@ -90,6 +90,24 @@ def test_trains_and_reports(tmp_path, name, args):
         assert first != second
 
 
+@pytest.mark.parametrize(
+    ("name", "file", "what"),
+    [
+        ("cityscapes", "train/depth/1.npy", "is not a NumPy array of numbers"),
+        ("celeba", "img_align_celeba/000003.jpg", "is not an image"),
+    ],
+)
+def test_malformed_file_in_training(tmp_path, name, file, what):
+    data, out = tmp_path / "data", tmp_path / "out"
+    data.mkdir()
+    WRITE[name](data)
+    (data / file).write_bytes((data / file).read_bytes()[:200])
+    options = ["--width", 0.03, "--batch-size", 2, "--methods", "mean"]
+    message = refused(name, "--data", data, "--out", out, *options)
+    assert message.startswith(f"Stopped: {data / file} {what}")
+    assert message.endswith(f"experiments {name} --resume {out}")
+
+
 @pytest.fixture(scope="module")
 def normalised():
     return normalised_benchmark()

@@ -19,6 +19,8 @@ from typing import Literal, NamedTuple, SupportsIndex
 
 import numpy as np
 
+from samo_jax.experiments.data.malformed import MalformedFileError
+
 Example = tuple[np.ndarray, dict[str, np.ndarray]]
 
 _CHANNELS = {"segmentation": (), "depth": (1,), "normals": (3,)}
@@ -90,8 +92,9 @@ class DenseFiles:
 
         Raises:
             IndexError: if there is no such example.
-            ValueError: if a file is not a NumPy array of numbers, of the layout's size,
-                or has a class that is not one of -1, 0, ..., `num_classes` - 1.
+            MalformedFileError: if a file is not a NumPy array of numbers, of the
+                layout's size, or has a class that is not one of -1, 0, ...,
+                `num_classes` - 1.
         """
         name = f"{range(self.length)[index]}.npy"
         size, num_classes, folders = self.layout
@@ -103,7 +106,7 @@ class DenseFiles:
         if "segmentation" in labels:
             classes = labels["segmentation"]
             if classes.min() < -1 or classes.max() >= num_classes:
-                raise ValueError(
+                raise MalformedFileError(
                     f"{self.paths['segmentation'] / name} has classes from "
                     f"{classes.min():g} to {classes.max():g}, expected -1 to "
                     f"{num_classes - 1}; give the layout of this data set"
@@ -192,12 +195,12 @@ def _read(path: Path, shape: tuple[int, ...]) -> np.ndarray:
             array = np.lib.format.read_array(file, allow_pickle=False)
         array = array.astype(np.float32)
     except (ValueError, EOFError) as error:
-        raise ValueError(
+        raise MalformedFileError(
             f"{path} is not a NumPy array of numbers ({error}); unpack the data set "
             "again"
         ) from error
     if array.shape != shape:
-        raise ValueError(
+        raise MalformedFileError(
             f"{path} has shape {array.shape}, expected {shape}; give the layout of "
             "this data set"
         )

@@ -13,11 +13,14 @@ from typing import Literal, TypeAlias
 import numpy as np
 from PIL import Image
 
+from samo_jax.experiments.data.malformed import MalformedFileError
+
 OFFICE_DOMAINS = ("Art", "Clipart", "Product", "Real_World")
 OFFICE_CLASSES = 65
 Split: TypeAlias = Literal["train", "validation", "test"]
 
 _SPLITS = ("train", "validation", "test")
+_DECODING_ERRORS = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 _IMAGENET_MEAN, _IMAGENET_DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -71,14 +74,21 @@ class LabelledImages:
             The image, shape (side, side, 3), float32; and its label for each task.
 
         Raises:
-            ValueError: it is a link out of the folder.
+            MalformedFileError: it is a link out of the folder, or no image.
         """
         path = (self.folder / self.files[index]).resolve()
         if not path.is_relative_to(self.folder.resolve()):
-            raise ValueError(f"{path} must lie within {self.folder}, not be linked to")
-        with Image.open(path) as image:
-            size = (self.side, self.side)
-            small = image.convert("RGB").resize(size, Image.Resampling.BILINEAR)
+            raise MalformedFileError(
+                f"{path} must lie within {self.folder}, not be linked to"
+            )
+        size = (self.side, self.side)
+        try:
+            with Image.open(path) as image:
+                small = image.convert("RGB").resize(size, Image.Resampling.BILINEAR)
+        except _DECODING_ERRORS as error:
+            raise MalformedFileError(
+                f"{path} is not an image ({error}); unpack the data set again"
+            ) from error
         pixels = (np.array(small, np.float32) / 255 - self.mean) / self.deviation
         return pixels, {task: values[index] for task, values in self.labels.items()}
 
