@@ -90,7 +90,10 @@ def _train(
         problem._replace(epochs=args.epochs or problem.epochs)
         for problem in map(PROBLEMS[name], ("validation", "test"))
     )
+    title = f"{name}, {len(test.tasks)} tasks"
     saved, runs = load(folder, finished_run)
+    if "costs" in saved:  # the last that is measured
+        return title, runs, {m: Cost(**cost) for m, cost in saved["costs"].items()}
     scores: dict[str, dict[str, list[float]]] = saved.get("validation_error", {})
     config = {**settings(args), "problem": name, "rhos": RHOS}
     config["validation_error"] = scores
@@ -144,7 +147,7 @@ def _train(
     }
     measured = {method: cost._asdict() for method, cost in costs.items()}
     save(folder, config | {"costs": measured}, runs)
-    return f"{name}, {len(test.tasks)} tasks", runs, costs
+    return title, runs, costs
 
 
 def _has_radius(method: str) -> bool:
