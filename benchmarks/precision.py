@@ -303,7 +303,12 @@ def sums() -> Iterator[list[str]]:
                 found = jax.jit(order)(terms.astype(dtype)).astype(jnp.float32)
                 error = jnp.linalg.norm(found - exact) / jnp.linalg.norm(exact)
                 errors.append(f"{100 * error:.2g}")
-            yield [jnp.dtype(dtype).name, f"{noise}", order.__name__.replace("_", " "), *errors]
+            yield [
+                jnp.dtype(dtype).name,
+                f"{noise}",
+                order.__name__.replace("_", " "),
+                *errors,
+            ]
 
 
 def main() -> None:

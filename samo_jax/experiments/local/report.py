@@ -20,7 +20,9 @@ _COMPARED = (PLAIN, GLOBAL, "L-SAM", F_MTL, "SAMO", CONTROL)
 
 def _errors(runs: dict[int, Run]) -> np.ndarray:
     """Shape (seeds, tasks)."""
-    return np.array([list(run.error.values()) for run in runs.values()])
+    return np.array(
+        [[run.error[task] for task in sorted(run.error)] for run in runs.values()]
+    )
 
 
 def _looks(runs: dict[int, Run]) -> np.ndarray:
