@@ -2,19 +2,19 @@
 
 import functools
 import math
-import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-import test_collectives as small
 from jax.experimental import topologies
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import samo_jax
+
+import test_collectives as small
 
 H100 = """
 platform_name: "CUDA"
@@ -58,13 +58,12 @@ def compile_for(mesh, function, *arguments):
     """The program of `function`, whose arguments are (arrays, specs)."""
 
     def abstract(arrays, specs):
-        specs = jax.tree.broadcast(specs, arrays, is_leaf=lambda s: isinstance(s, P))
         return jax.tree.map(
-            lambda leaf, spec: jax.ShapeDtypeStruct(
-                leaf.shape, leaf.dtype, sharding=NamedSharding(mesh, spec)
+            lambda leaf, sharding: jax.ShapeDtypeStruct(
+                leaf.shape, leaf.dtype, sharding=sharding
             ),
             arrays,
-            specs,
+            small.shardings(mesh, arrays, specs),
         )
 
     return jax.jit(function).lower(*(abstract(*a) for a in arguments)).compile()
@@ -72,10 +71,10 @@ def compile_for(mesh, function, *arguments):
 
 def all_reduces(compiled):
     """Type and shape of what is summed over devices."""
-    results = re.findall(r"= (.*?) all-reduce(?:-start)?\(", compiled.as_text())
     return [
-        (dtype, tuple(map(int, shape.split(","))) if shape else ())
-        for dtype, shape in re.findall(r"(\w+)\[([\d,]*)\]", " ".join(results))
+        (dtype, shape)
+        for kind, dtype, shape in small.exchanged(compiled)
+        if kind == "all-reduce"
     ]
 
 

@@ -42,11 +42,14 @@ def params_and_batch():
     return jax.tree.map(np.float32, (params, batch))
 
 
-def put(tree, spec):
+def shardings(mesh, tree, spec):
+    """Of each leaf, where `spec` is one for all or a tree of them."""
     specs = jax.tree.broadcast(spec, tree, is_leaf=lambda s: isinstance(s, P))
-    return jax.tree.map(
-        lambda leaf, spec: jax.device_put(leaf, NamedSharding(MESH, spec)), tree, specs
-    )
+    return jax.tree.map(lambda _, spec: NamedSharding(mesh, spec), tree, specs)
+
+
+def put(tree, spec):
+    return jax.tree.map(jax.device_put, tree, shardings(MESH, tree, spec))
 
 
 def task_losses(params, batch):
@@ -72,16 +75,21 @@ def train_step(tx, params, state, batch):
     return optax.apply_updates(params, updates), state
 
 
-def collectives(compiled):
-    """How often each kind and result shape is in the program."""
+def exchanged(compiled):
+    """Kind, type and shape of each result of a collective in the program."""
     pattern = (
         r"= (.*?) (all-gather|all-reduce|all-to-all|collective-permute)(?:-start)?\("
     )
-    return Counter(
-        (kind, tuple(int(size) for size in shape.split(",") if size))
+    return [
+        (kind, dtype, tuple(int(size) for size in shape.split(",") if size))
         for results, kind in re.findall(pattern, compiled.as_text())
-        for shape in re.findall(r"\w+\[([\d,]*)\]", results)
-    )
+        for dtype, shape in re.findall(r"(\w+)\[([\d,]*)\]", results)
+    ]
+
+
+def collectives(compiled):
+    """How often each kind and result shape is in the program."""
+    return Counter((kind, shape) for kind, _, shape in exchanged(compiled))
 
 
 @pytest.mark.parametrize("sharding", SHARDINGS)

@@ -14,10 +14,7 @@ from rich.console import Console
 from rich.progress import track
 
 import samo_jax
-from samo_jax.experiments.command import (
-    add_count_argument,
-    add_out_argument,
-)
+from samo_jax.experiments.command import add_count_argument, add_out_argument
 from samo_jax.experiments.configuration import (
     add_file_arguments,
     resumable,
