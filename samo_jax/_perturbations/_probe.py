@@ -86,47 +86,53 @@ def probe(
     check_choice("distribution", distribution, get_args(Distribution))
     check_choice("sign", sign, get_args(Sign))
 
-    def draw(problem, i, k):
-        """The probe z_k of task i, zero on leaves that are not probed."""
-        key = jax.random.fold_in(problem.key, 0 if shared else i)
-        key = key if k == 0 else jax.random.fold_in(key, k)
-        z = random_direction(key, problem.params, distribution)
-        z = jax.tree.map(keep, _probed(problem, mask), z)
-        return scale_to_radius(z, 1.0) if unit else z
+    def draw(problem, i):
+        """The probes z_k of task i, zero on leaves that are not probed."""
+        task_key = jax.random.fold_in(problem.key, 0 if shared else i)
+        probed = _probed(problem, mask)
 
-    def differences(problem, losses_at, i):
+        def one(k):
+            key = task_key if k == 0 else jax.random.fold_in(task_key, k)
+            z = random_direction(key, problem.params, distribution)
+            z = jax.tree.map(keep, probed, z)
+            return scale_to_radius(z, 1.0) if unit else z
+
+        return [one(k) for k in range(num_probes)]
+
+    def differences(problem, losses_at, probes):
         """`c_ik` for all k along a last axis, up to one factor per task."""
         length = resolve("mu", mu, problem.step)
         clean = None if antithetic else losses_at(problem.params)
 
-        def difference(k):
-            step = scale_leaves(draw(problem, i, k), lambda _: length)
+        def difference(z):
+            step = scale_leaves(z, lambda _: length)
             back = jax.tree.map(jnp.negative, step)
             ahead = losses_at(displace(problem.params, step))
             behind = losses_at(displace(problem.params, back)) if antithetic else clean
             return ahead - behind
 
-        c = jnp.stack([difference(k) for k in range(num_probes)], -1)
+        c = jnp.stack([difference(z) for z in probes], -1)
         c = jnp.where(jnp.isfinite(c), c, 0)
         # Signs of a single probe become exact.
         return safe_divide(c, jnp.max(jnp.abs(c), axis=-1, keepdims=True))
 
     def prepare(problem, state):
-        """The coefficients of all tasks, or None: each task's own are found later."""
+        """Probes and coefficients of all tasks; None: each task's own come later."""
         del state
-        num_tasks = len(problem.tasks)
+        probes = draw(problem, 0) if shared else None
         if sign == "random":
+            num_tasks = len(problem.tasks)
             key = jax.random.fold_in(problem.key, num_tasks)
             shape = (num_tasks, num_probes)
-            return problem, jax.random.rademacher(key, shape, accumulator_dtype())
-        if not shared:
-            return problem, None
-        return problem, differences(
-            problem, lambda point: stack_losses(problem.probe_loss_fn(point)), 0
-        )
+            c = jax.random.rademacher(key, shape, accumulator_dtype())
+        elif shared:
+            loss_fn = problem.probe_loss_fn
+            c = differences(problem, lambda p: stack_losses(loss_fn(p)), probes)
+        else:
+            c = None
+        return problem, probes, c
 
-    def estimate(problem, i, coefficients):
-        zs = [draw(problem, i, k) for k in range(num_probes)]
+    def estimate(problem, probes, coefficients):
         return jax.tree.map(
             lambda probed, g, *z: (
                 sum(c * z for c, z in zip(coefficients, z, strict=True))
@@ -135,25 +141,24 @@ def probe(
             ),
             _probed(problem, mask),
             problem.mean_grad,
-            *zs,
+            *probes,
         )
 
     def perturb(context, i):
-        problem, c = context
-        if c is not None:
-            return estimate(problem, i, c[i])
+        problem, probes, c = context
 
-        # Where the probe is drawn anyway: once for its passes and its direction.
         def own_loss(point):
             loss = select_loss(problem.probe_loss_fn(point), i)
             return loss.astype(accumulator_dtype())
 
-        return estimate(problem, i, differences(problem, own_loss, i))
+        probes = draw(problem, i) if probes is None else probes
+        c = differences(problem, own_loss, probes) if c is None else c[i]
+        return estimate(problem, probes, c)
 
     def points(context):
-        problem, c = context
+        problem, probes, c = context
         negative = (c[:, 0] < 0).astype(jnp.int32)
-        return [estimate(problem, 0, [s]) for s in (1, -1)], negative
+        return [estimate(problem, probes, [s]) for s in (1, -1)], negative
 
     return Perturbation(
         prepare,
