@@ -10,6 +10,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from samo_jax._tree import PyTree, accumulator_dtype
 
+_BLOCK = 1 << 15
+
 
 def gramian(task_grads: PyTree, others: PyTree = None) -> jax.Array:
     """Inner products of the task gradients, `G_ij = <g_i, g_j>`.
@@ -49,9 +51,31 @@ def gramian(task_grads: PyTree, others: PyTree = None) -> jax.Array:
 
 
 def _inner_products(leaf: jax.Array, other: jax.Array) -> jax.Array:
-    if jax.device_count() == 1:
-        # Of more axes XLA transposes a copy; of sharded ones a reshape might gather.
-        leaf, other = (x.reshape(len(x), math.prod(x.shape[1:])) for x in (leaf, other))
+    if jax.device_count() > 1:
+        return _contract(leaf, other)
+    # Of more axes XLA transposes a copy; of sharded ones a reshape might gather.
+    leaf, other = (x.reshape(len(x), math.prod(x.shape[1:])) for x in (leaf, other))
+    if leaf.shape[1] < 2 * _BLOCK:
+        return _contract(leaf, other)
+    return lax.platform_dependent(leaf, other, cpu=_by_blocks, default=_contract)
+
+
+def _by_blocks(leaf: jax.Array, other: jax.Array) -> jax.Array:
+    """A sum over blocks of columns that the cache of a CPU holds."""
+    num_blocks = leaf.shape[1] // _BLOCK
+
+    def add(block, total):
+        start = block * _BLOCK
+        parts = (
+            lax.dynamic_slice_in_dim(x, start, _BLOCK, axis=1) for x in (leaf, other)
+        )
+        return total + _contract(*parts)
+
+    rest = (x[:, num_blocks * _BLOCK :] for x in (leaf, other))
+    return lax.fori_loop(0, num_blocks, add, _contract(*rest))
+
+
+def _contract(leaf: jax.Array, other: jax.Array) -> jax.Array:
     axes = tuple(range(1, leaf.ndim))
     return lax.dot_general(
         leaf.astype(accumulator_dtype()),

@@ -145,6 +145,14 @@ def test_gramian_and_combine_of_many_leaves_and_dtypes(monkeypatch, devices):
     }
 
 
+def test_gramian_of_a_leaf_in_blocks(monkeypatch):
+    monkeypatch.setattr(jax, "device_count", lambda: 1)
+    leaf = np.random.default_rng(0).integers(-3, 4, (4, 70, 1001))
+    flat = leaf.reshape(4, -1)
+    gramian = jax.jit(samo_jax.gramian)(jnp.asarray(leaf, jnp.float32))
+    np.testing.assert_array_equal(gramian, flat @ flat.T)
+
+
 @pytest.mark.parametrize("grads", [{}, [jnp.ones((2, 3)), jnp.ones((3, 3))], 1.0])
 def test_gramian_of_wrong_leaves(grads):
     with pytest.raises(ValueError, match="one common leading task axis"):
