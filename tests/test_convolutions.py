@@ -30,13 +30,16 @@ ORDERS = {
     "NHWC": ((2, 7, 6, 4), ("NHWC", "HWIO", "NHWC")),
     "NCHW": ((2, 4, 7, 6), ("NCHW", "HWIO", "NHWC")),
     "CWHN": ((4, 6, 7, 2), ("CWHN", "HWIO", "WNHC")),
+    "few features": ((2, 7, 6, 2), ("NHWC", "HWIO", "NHWC")),
+    "few features, NCHW": ((2, 2, 7, 6), ("NCHW", "OIHW", "NCHW")),
 }
 
 
 def losses(kernel, x, settings, order):
     """Two tasks, with a remainder for the compiler to keep apart."""
-    if settings.get("feature_group_count"):
-        kernel = kernel[:, :, :2]
+    axis = order[1].index("I")
+    features = x.shape[order[0].index("C")] // settings.get("feature_group_count", 1)
+    kernel = lax.slice_in_dim(kernel, 0, features, axis=axis)
     y = lax.conv_general_dilated(x, kernel, dimension_numbers=order, **settings)
     return [jnp.sum(jnp.sin(y)), jnp.mean(y**3)]
 
@@ -48,7 +51,8 @@ def test_loops_give_the_unrolled_gradients(setting, order):
     shape, dimensions = ORDERS[order]
     keys = jax.random.split(jax.random.key(0), 2)
     x = jax.random.normal(keys[0], shape)
-    kernel = jax.random.normal(keys[1], (3, 2, 4, 6))
+    sizes = {"H": 3, "W": 2, "I": 4, "O": 6}
+    kernel = jax.random.normal(keys[1], [sizes[axis] for axis in dimensions[1]])
 
     def loss_fn(params):
         return losses(*params, SETTINGS[setting], dimensions)
@@ -90,6 +94,19 @@ def test_convolutions_of_a_loop_are_in_canonical_order():
     chex.assert_trees_all_close(
         compiled(kernels, False), compiled(kernels, True), rtol=1e-5
     )
+
+
+@pytest.mark.parametrize(("features", "convolutions"), [(3, 0), (4, 1)])
+def test_convolutions_of_few_features_are_products(features, convolutions):
+    def convolve(x, kernel):
+        return lax.conv_general_dilated(
+            x, kernel, (2, 2), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+
+    args = jnp.ones((2, 8, 8, features)), jnp.ones((3, 3, features, 5))
+    compiled = jax.jit(canonical_convolutions(convolve)).lower(*args).compile()
+    assert compiled.as_text().count(" convolution(") == convolutions
+    chex.assert_trees_all_close(compiled(*args), convolve(*args), rtol=1e-6)
 
 
 def test_functions_without_convolutions_are_left_alone():
