@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import random
 import statistics
 import time
 from collections.abc import Callable
@@ -40,12 +41,12 @@ INTRODUCTION = """\
 Written by `python benchmarks/step.py` on {machine}
 
 One training step with FairGrad and SGD, compiled with `jax.jit`, `unroll={unroll}`. All
-steps and passes of one model take turns, {rounds} rounds; times are medians. "Bare
-passes" is the sum of the method's own forward and backward passes, each compiled for
-itself and timed in the same rounds. PyTorch runs the paper's method as its official
-CelebA trainer orders it (a copy of the model and two forward passes per task, then a
-forward and a backward pass per task, SciPy's least squares for the weights), written
-for this benchmark, on the same shapes.
+steps and passes of one model take turns, {rounds} rounds in random order; times are
+medians. "Bare passes" is the sum of the method's own forward and backward passes, each
+compiled for itself and timed in the same rounds. PyTorch runs the paper's method as its
+official CelebA trainer orders it (a copy of the model and two forward passes per task,
+then a forward and a backward pass per task, SciPy's least squares for the weights),
+written for this benchmark, on the same shapes.
 """
 
 
@@ -219,12 +220,16 @@ def bare_passes(model: Model, unroll: Any) -> dict[str, list[Timed]]:
 
 
 def take_turns(everything: list[Timed], rounds: int) -> None:
-    """Time all in every round, after one that does not count."""
+    """Time all in every round, in another order each, after one that does not count.
+
+    So none always runs after PyTorch, whose threads stay busy for a while.
+    """
+    order = random.Random(0)
     for timed in everything:
         timed.run()
         timed.seconds.clear()
     for _ in range(rounds):
-        for timed in everything:
+        for timed in order.sample(everything, len(everything)):
             timed.run()
 
 
