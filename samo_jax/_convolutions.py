@@ -11,8 +11,8 @@ import jax.numpy as jnp
 from jax import lax
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, jaxpr_as_fun
 
-# XLA's convolutions load so many features at once, or one.
-_VECTOR = 4
+# Too few, or not a multiple of four, for XLA's convolutions to load them at once.
+_FEW_FEATURES = {1, 2, 3, 5, 6, 7}
 # Of a window, which is unrolled.
 _MOST_WEIGHTS = 64
 
@@ -22,9 +22,8 @@ def canonical_convolutions(fn: Callable[..., Any]) -> Callable[..., Any]:
 
     XLA's CPU compiler does so itself, but only outside loops; inside, a convolution in
     another order, as all weight gradients are, takes its naive path (30 times as long).
-    Those of one or three features, as of images, which XLA's CPU library takes one by
-    one, become products with patches (a third of the time). On other platforms, and
-    without convolutions, `fn` stays as it is.
+    Those of few features, as of images, become products with patches (a third of the
+    time). On other platforms, and without convolutions, `fn` stays as it is.
     """
 
     def transformed(*args: Any) -> Any:
@@ -107,7 +106,7 @@ def _convolve(out: Any, lhs: jax.Array, rhs: jax.Array, **params: Any) -> jax.Ar
     window = [rhs.shape[axis] for axis in rhs_spec[2:]]
     positions = [out.shape[axis] for axis in out_spec[2:]]
     if (
-        lhs.shape[lhs_spec[1]] % _VECTOR
+        lhs.shape[lhs_spec[1]] in _FEW_FEATURES
         and math.prod(window) <= min(math.prod(positions), _MOST_WEIGHTS)
         and params["feature_group_count"] == params["batch_group_count"] == 1
         and set(params["lhs_dilation"]) <= {1}
