@@ -176,13 +176,14 @@ def _conflict_averse(problem: Equilibrated, c) -> Solution:
     # A rate t within the rounding of C y is none.
     rounding = _ROUNDINGS * eps * jnp.max(jnp.abs(matrix) @ y)
     real = (t <= 0) | (t * jnp.max(units) > rounding)
-    solved = real & (jnp.maximum(residual, solution.residual) < eps**0.5)
-    y = jnp.where(ascends & ~solved, at_zero.weights, y)
+    error = jnp.maximum(residual, solution.residual)
+    # Far nearer than t = 0 even where rounding leaves the search unfinished.
+    y = jnp.where(ascends & ~(real & (error < eps**0.25)), at_zero.weights, y)
     return Solution(
         active.astype(dtype) / count + jnp.ldexp(y, largest - exponents),
         residual,
         solution.steps,
-        solved,
+        real & (error < eps**0.5),
     )
 
 
