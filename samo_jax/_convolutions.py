@@ -100,28 +100,31 @@ def _inner(params: dict[str, Any]) -> list[Jaxpr]:
     ]
 
 
-def _convolve(out: Any, lhs: jax.Array, rhs: jax.Array, **params: Any) -> jax.Array:
+def _convolve(
+    out: Any, lhs: jax.Array, rhs: jax.Array, *, dimension_numbers, **params: Any
+) -> jax.Array:
     """`lax.conv_general_dilated`; `out` has the shape of the result."""
-    lhs_spec, rhs_spec, out_spec = params["dimension_numbers"]
-    window = [rhs.shape[axis] for axis in rhs_spec[2:]]
+    # Specs are (batch, feature, space...) and (out, in, space...).
+    lhs_spec, rhs_spec, out_spec = dimension_numbers
+    weights = lax.transpose(rhs, (*rhs_spec[2:], rhs_spec[1], rhs_spec[0]))
     positions = [out.shape[axis] for axis in out_spec[2:]]
     if (
         lhs.shape[lhs_spec[1]] in _FEW_FEATURES
-        and math.prod(window) <= min(math.prod(positions), _MOST_WEIGHTS)
+        and math.prod(weights.shape[:-2]) <= min(math.prod(positions), _MOST_WEIGHTS)
         and params["feature_group_count"] == params["batch_group_count"] == 1
         and set(params["lhs_dilation"]) <= {1}
     ):
-        return _by_patches(lhs, rhs, window, positions, **params)
-    return _in_canonical_order(lhs, rhs, **params)
+        return _by_patches(lhs, weights, positions, lhs_spec, out_spec, **params)
+    return _in_canonical_order(lhs, weights, lhs_spec, out_spec, **params)
 
 
 def _by_patches(
     lhs,
-    rhs,
-    window,
+    weights,
     positions,
+    lhs_spec,
+    out_spec,
     *,
-    dimension_numbers,
     padding,
     window_strides,
     rhs_dilation,
@@ -130,26 +133,25 @@ def _by_patches(
     **_,
 ):
     """All patches times all weights."""
-    (batch, feature, *space), rhs_spec, out_spec = dimension_numbers
+    batch, feature, *space = lhs_spec
     config = [(0, 0, 0)] * lhs.ndim
     for axis, (low, high) in zip(space, padding, strict=True):
         config[axis] = (low, high, 0)
     lhs = lax.pad(lhs, jnp.zeros((), lhs.dtype), config)
 
-    def met_by(weight):
+    def met_by(place):
         """The entries of `lhs` that one place of the window meets."""
         start, limit, strides = [0] * lhs.ndim, list(lhs.shape), [1] * lhs.ndim
         for axis, index, dilation, size, stride in zip(
-            space, weight, rhs_dilation, positions, window_strides, strict=True
+            space, place, rhs_dilation, positions, window_strides, strict=True
         ):
             start[axis] = index * dilation
             limit[axis] = start[axis] + (size - 1) * stride + 1
             strides[axis] = stride
         return lax.slice(lhs, start, limit, strides)
 
-    places = itertools.product(*map(range, window))
+    places = itertools.product(*map(range, weights.shape[:-2]))
     patches = lax.concatenate(list(map(met_by, places)), feature)
-    weights = lax.transpose(rhs, (*rhs_spec[2:], rhs_spec[1], rhs_spec[0]))
     out = lax.dot_general(
         patches,
         weights.reshape(-1, weights.shape[-1]),
@@ -162,18 +164,15 @@ def _by_patches(
     return _arrange(out, (batch, lhs.ndim - 1, *space), out_spec)
 
 
-def _in_canonical_order(lhs, rhs, *, dimension_numbers, **params):
-    lhs_spec, rhs_spec, out_spec = dimension_numbers
+def _in_canonical_order(lhs, weights, lhs_spec, out_spec, **params):
     last = lhs.ndim - 1
-    # Specs are (batch, feature, space...) and (out, in, space...).
     lhs = lax.transpose(lhs, (lhs_spec[0], *lhs_spec[2:], lhs_spec[1]))
-    rhs = lax.transpose(rhs, (*rhs_spec[2:], rhs_spec[1], rhs_spec[0]))
     space = tuple(range(1, last))
     nhwc = (0, last, *space)
     hwio = (last, last - 1, *range(last - 1))
     out = lax.conv_general_dilated_p.bind(
         lhs,
-        rhs,
+        weights,
         dimension_numbers=lax.ConvDimensionNumbers(nhwc, hwio, nhwc),
         **params,
     )

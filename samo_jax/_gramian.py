@@ -10,7 +10,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from samo_jax._tree import PyTree, accumulator_dtype
 
-_BLOCK = 1 << 14
+_BLOCK = 1 << 14  # columns
 
 
 def gramian(task_grads: PyTree, others: PyTree = None) -> jax.Array:

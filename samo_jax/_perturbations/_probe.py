@@ -88,7 +88,7 @@ def probe(
 
     def draw(problem, i):
         """The probes z_k of task i, zero on leaves that are not probed."""
-        task_key = jax.random.fold_in(problem.key, 0 if shared else i)
+        task_key = jax.random.fold_in(problem.key, i)
         probed = _probed(problem, mask)
 
         def one(k):
