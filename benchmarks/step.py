@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import random
 import statistics
 import time
@@ -38,7 +39,7 @@ COLUMNS = [
 ]
 
 INTRODUCTION = """\
-Written by `python benchmarks/step.py` on {machine}
+Written by `{environment}python benchmarks/step.py` on {machine}
 
 One training step with FairGrad and SGD, compiled with `jax.jit`, `unroll={unroll}`. All
 steps and passes of one model take turns, {rounds} rounds in random order; times are
@@ -286,7 +287,9 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=OUTPUT)
     arguments = parser.parse_args()
     console = Console(width=110)
+    malloc = {name: value for name, value in os.environ.items() if "MALLOC_" in name}
     introduction = INTRODUCTION.format(
+        environment="".join(f"{name}={value} " for name, value in malloc.items()),
         machine=machine("samo_jax", "jax", "torch", "scipy"),
         rounds=arguments.rounds,
         unroll=arguments.unroll,

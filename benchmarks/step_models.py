@@ -1,5 +1,6 @@
 """The models of step.py: parameters, losses and data, as pure functions."""
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -123,13 +124,13 @@ def dense(num_tasks: int) -> Model:
     )
 
 
-def mlp() -> Model:
+def mlp(inputs: int, widths: list[int], batch: int) -> Model:
     """11 regressions."""
     rng = np.random.default_rng(1)
     tasks = [f"target{i:02d}" for i in range(11)]
     data = {
-        "x": rng.normal(size=(512, 64)).astype(np.float32),
-        "y": rng.normal(size=(512, 11)).astype(np.float32),
+        "x": rng.normal(size=(batch, inputs)).astype(np.float32),
+        "y": rng.normal(size=(batch, 11)).astype(np.float32),
     }
 
     def losses(params, data):
@@ -143,9 +144,12 @@ def mlp() -> Model:
             for i, name in enumerate(tasks)
         }
 
-    trunk = {"layer1": (64, 256), "layer2": (256, 256), "layer3": (256, 256)}
-    heads = {name: (256, 1) for name in tasks}
-    return build("MLP, 11 regressions, batch 512", "mlp", trunk, heads, losses, data)
+    shapes = itertools.pairwise([inputs, *widths])
+    trunk = {f"layer{i}": shape for i, shape in enumerate(shapes, 1)}
+    heads = {name: (widths[-1], 1) for name in tasks}
+    layers = "-".join(map(str, widths))
+    description = f"MLP {layers}, 11 regressions, batch {batch}"
+    return build(description, "mlp", trunk, heads, losses, data)
 
 
 def cnn(num_tasks: int = 40) -> Model:
@@ -192,6 +196,8 @@ def cnn(num_tasks: int = 40) -> Model:
 MODELS: dict[str, Callable[[], Model]] = {
     "dense2": lambda: dense(2),
     "dense3": lambda: dense(3),
-    "mlp11": mlp,
+    # That of docs/local_parts.md, and one whose time is in its matrix products.
+    "mlp11": lambda: mlp(10, [128, 64], 100),
+    "mlp11 wide": lambda: mlp(64, [256, 256, 256], 512),
     "cnn40": cnn,
 }

@@ -9,11 +9,13 @@ import jax.numpy as jnp
 from jax import lax
 
 from samo_jax._arguments import check_params
+from samo_jax._task_loss import split_tasks, task_loss
 from samo_jax._tasks import (
     LossFn,
     Unroll,
     check_loss_fn,
     check_unroll,
+    is_chunked,
     is_unrolled,
     losses_of,
     map_tasks,
@@ -109,10 +111,10 @@ def task_gradients(loss_fn: LossFn, params: PyTree, *, unroll: Unroll = None) ->
 
 
 def task_value_and_gradient(
-    loss_fn: LossFn, params: PyTree, task: int | jax.Array
+    loss_fn: LossFn, params: PyTree, task: int | jax.Array, unroll: Unroll
 ) -> tuple[jax.Array, PyTree]:
-    """Loss of one task, and its gradient like `params`."""
-    return jax.value_and_grad(lambda p: select_loss(loss_fn(p), task))(params)
+    """Loss of one task, and its gradient like `params`; `unroll` as in `task_loss`."""
+    return jax.value_and_grad(lambda p: task_loss(loss_fn, p, task, unroll))(params)
 
 
 def task_values_and_gradients(
@@ -138,7 +140,7 @@ def value_and_gradient_at(
         unroll: of the loop over tasks in which the function is to be called.
     """
     if not is_unrolled(unroll, len(index)):
-        return value_and_gradient_of(forward_passes(loss_fn, points), index)
+        return value_and_gradient_of(loss_fn, points, index, unroll)
 
     def value_and_gradient(i):
         loss, pullback = _select(
@@ -154,25 +156,37 @@ def forward_passes(loss_fn: LossFn, points: Sequence[PyTree]) -> Passes:
     return _forward(lambda p: stack_losses(loss_fn(p)), points)
 
 
-def value_and_gradient_of(passes: Passes, index: jax.Array) -> ValueAndGradient:
+def value_and_gradient_of(
+    loss_fn: LossFn, points: Sequence[PyTree], index: jax.Array, unroll: Unroll = None
+) -> ValueAndGradient:
     """A traced `i` to task i's loss and gradient at its own one of P points.
 
     A backward pass a call.
     """
-    one_hot = jnp.diag(jnp.ones_like(passes[0][0]))
+    trunk, tails, tail = split_tasks(loss_fn, points[0])
+    passes = forward_passes(lambda point: tails(*trunk(point)), points)
     losses = lax.select_n(index, *(losses for losses, _ in passes))
-    backward_passes = [pullback for _, pullback in passes]
+    one_hot = jnp.diag(jnp.ones_like(losses))
+    starts = [jax.vjp(trunk, point, has_aux=True) for point in points]
+    links = [
+        partial(lambda *links: links, floats, others) for floats, _, others in starts
+    ]
+    pullbacks = [pullback for _, pullback, _ in starts]
 
-    def value_and_gradient(i):
-        # A branch copies nothing, but the host of a GPU waits for it.
-        (gradient,) = lax.platform_dependent(
-            one_hot[i],
-            cpu=partial(lax.switch, index[i], backward_passes),
-            default=_select(backward_passes, index[i]),
-        )
-        return losses[i], gradient
+    def branch(i):
+        floats, others = lax.switch(index[i], links)
+        loss, gradient = jax.value_and_grad(tail)(floats, others, i)
+        (gradient,) = lax.switch(index[i], pullbacks, gradient)
+        return loss.astype(losses.dtype), gradient
 
-    return value_and_gradient
+    def select(i):
+        pullback = _select([pullback for _, pullback in passes], index[i])
+        return losses[i], pullback(one_hot[i])[0]
+
+    if is_chunked(unroll):
+        return select
+    # A branch copies little, but the host of a GPU waits for it.
+    return lambda i: lax.platform_dependent(i, cpu=branch, default=select)
 
 
 def products_with_gradients(

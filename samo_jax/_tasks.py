@@ -125,7 +125,7 @@ def map_tasks(fn: Callable[[Any], Any], num_tasks: int, unroll: Unroll) -> PyTre
         return jax.tree.map(
             lambda *parts: jnp.stack(parts), *(fn(i) for i in range(num_tasks))
         )
-    batch_size = None if unroll is None or unroll is False else unroll
+    batch_size = unroll if is_chunked(unroll) else None
     loop = canonical_convolutions(
         lambda index: lax.map(fn, index, batch_size=batch_size)
     )
@@ -135,6 +135,11 @@ def map_tasks(fn: Callable[[Any], Any], num_tasks: int, unroll: Unroll) -> PyTre
 def is_unrolled(unroll: Unroll, num_tasks: int) -> bool:
     """Whether every task is traced for itself."""
     return num_tasks <= _FEW_TASKS if unroll is None else unroll is True
+
+
+def is_chunked(unroll: Unroll) -> bool:
+    """Whether a loop takes several tasks at once, under `jax.vmap`."""
+    return unroll is not None and not isinstance(unroll, bool)
 
 
 def check_unroll(unroll: Unroll) -> None:

@@ -15,12 +15,12 @@ from samo_jax._gradients import (
     value_and_gradient_at,
     values_and_weighted_gradient,
 )
+from samo_jax._task_loss import task_loss
 from samo_jax._tasks import (
     SHARED,
     LossFn,
     Unroll,
     map_tasks,
-    select_loss,
 )
 from samo_jax._tree import PyTree, displace, keep
 
@@ -68,7 +68,7 @@ class Problem(NamedTuple):
 
 def own_loss(problem: Problem, _context: Any, point: PyTree, i: Any) -> jax.Array:
     """The loss of task i as `loss_fn` has it."""
-    return select_loss(problem.loss_fn(point), i)
+    return task_loss(problem.loss_fn, point, i, problem.unroll)
 
 
 class Perturbation(NamedTuple):
@@ -246,7 +246,7 @@ def _own_point_pass(perturbation, problem, context):
             lambda point: loss(problem, context, point, i)
         )
         samples = [
-            task_value_and_gradient(loss_fn, point, i)[1]
+            task_value_and_gradient(loss_fn, point, i, problem.unroll)[1]
             for loss_fn in problem.sample_loss_fns
         ]
         return *value_and_gradient(point), samples

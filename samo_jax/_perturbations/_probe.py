@@ -15,7 +15,8 @@ from samo_jax._hyperparameters import (
 from samo_jax._perturbations._base import Perturbation
 from samo_jax._perturbations._radius import scale_to_radius
 from samo_jax._spsa import Distribution, random_direction
-from samo_jax._tasks import SHARED, mask_leaves, select_loss, stack_losses
+from samo_jax._task_loss import task_loss
+from samo_jax._tasks import SHARED, mask_leaves, stack_losses
 from samo_jax._tree import accumulator_dtype, displace, keep, safe_divide, scale_leaves
 
 Sign: TypeAlias = Literal["estimated", "random"]
@@ -148,7 +149,7 @@ def probe(
         problem, probes, c = context
 
         def own_loss(point):
-            loss = select_loss(problem.probe_loss_fn(point), i)
+            loss = task_loss(problem.probe_loss_fn, point, i, problem.unroll)
             return loss.astype(accumulator_dtype())
 
         probes = draw(problem, i) if probes is None else probes

@@ -65,7 +65,7 @@ def streamed_gramian(
     if has_few_points(perturbation):
         points, index = points_of(perturbation, problem, context)
         passes = forward_passes(problem.loss_fn, points)
-        value_and_gradient = value_and_gradient_of(passes, index)
+        value_and_gradient = value_and_gradient_of(problem.loss_fn, points, index)
         _, gradient = values_and_weighted_gradient(passes, index)
         if len(problem.tasks) > (2 * len(points) + 1) * block:
             products = products_with_gradients(passes, index)
