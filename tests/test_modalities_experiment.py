@@ -40,15 +40,13 @@ def test_data():
 @pytest.mark.usefixtures("few_radii")
 def test_learns_and_reports(tmp_path, capsys):
     out = tmp_path / "out"
-    arguments = ["--seeds", "2", "--epochs", "8", "--out", str(out)]
+    arguments = ["--seeds", "1", "--epochs", "8", "--out", str(out)]
     assert main(["modalities", *arguments]) == 0
     printed = capsys.readouterr().out
     document = json.loads((out / "results.json").read_text())
     assert document["config"]["epochs"] == 8
     runs = document["runs"]
-    assert {(r["method"], r["seed"]) for r in runs} == {
-        (m, s) for m in METHODS for s in (0, 1)
-    }
+    assert {(r["method"], r["seed"]) for r in runs} == {(m, 0) for m in METHODS}
     table = (out / "table.md").read_text()
     for r in runs:
         assert r["accuracy"]["both"] > 0.75
