@@ -196,7 +196,8 @@ def cnn(num_tasks: int = 40) -> Model:
 MODELS: dict[str, Callable[[], Model]] = {
     "dense2": lambda: dense(2),
     "dense3": lambda: dense(3),
-    # That of docs/local_parts.md, and one whose time is in its matrix products.
+    # The layers of docs/local_parts.md's, without biases; and one whose time is in its
+    # matrix products.
     "mlp11": lambda: mlp(10, [128, 64], 100),
     "mlp11 wide": lambda: mlp(64, [256, 256, 256], 512),
     "cnn40": cnn,
