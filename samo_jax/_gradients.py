@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from samo_jax._arguments import check_params
-from samo_jax._task_loss import split_tasks, task_loss
+from samo_jax._task_loss import Split, split_tasks, task_loss
 from samo_jax._tasks import (
     LossFn,
     Unroll,
@@ -140,7 +140,9 @@ def value_and_gradient_at(
         unroll: of the loop over tasks in which the function is to be called.
     """
     if not is_unrolled(unroll, len(index)):
-        return value_and_gradient_of(loss_fn, points, index, unroll)
+        split = split_tasks(loss_fn, points[0])
+        passes = forward_passes(split.losses, points)
+        return value_and_gradient_of(split, points, passes, index, unroll)
 
     def value_and_gradient(i):
         loss, pullback = _select(
@@ -157,17 +159,19 @@ def forward_passes(loss_fn: LossFn, points: Sequence[PyTree]) -> Passes:
 
 
 def value_and_gradient_of(
-    loss_fn: LossFn, points: Sequence[PyTree], index: jax.Array, unroll: Unroll = None
+    split: Split,
+    points: Sequence[PyTree],
+    passes: Passes,
+    index: jax.Array,
+    unroll: Unroll = None,
 ) -> ValueAndGradient:
     """A traced `i` to task i's loss and gradient at its own one of P points.
 
-    A backward pass a call.
+    A backward pass a call; `passes` are the forward passes of all losses.
     """
-    trunk, tails, tail = split_tasks(loss_fn, points[0])
-    passes = forward_passes(lambda point: tails(*trunk(point)), points)
     losses = lax.select_n(index, *(losses for losses, _ in passes))
     one_hot = jnp.diag(jnp.ones_like(losses))
-    starts = [jax.vjp(trunk, point, has_aux=True) for point in points]
+    starts = [jax.vjp(split.trunk, point, has_aux=True) for point in points]
     links = [
         partial(lambda *links: links, floats, others) for floats, _, others in starts
     ]
@@ -175,7 +179,7 @@ def value_and_gradient_of(
 
     def branch(i):
         floats, others = lax.switch(index[i], links)
-        loss, gradient = jax.value_and_grad(tail)(floats, others, i)
+        loss, gradient = jax.value_and_grad(split.tail)(floats, others, i)
         (gradient,) = lax.switch(index[i], pullbacks, gradient)
         return loss.astype(losses.dtype), gradient
 

@@ -14,18 +14,18 @@ from samo_jax._tree import PyTree
 
 
 class Split(NamedTuple):
-    """A loss function in two parts: `tails(*trunk(params))` are its K losses.
+    """A loss function in two parts.
 
     Attributes:
+        losses: params to all K losses, as `loss_fn` computes them.
         trunk: params to the links: floating-point arrays that depend on them, and
             other arrays. All that two tasks or more need is computed here.
-        tails: links to the K losses, one after the other.
         tail: `tail(*links, i)`, the loss of task i, where no other head is run. (Not on
             GPUs, whose host would wait for the branch: there they all are.)
     """
 
+    losses: Callable[[PyTree], list[jax.Array]]
     trunk: Callable[[PyTree], tuple[list[jax.Array], list[jax.Array]]]
-    tails: Callable[[Sequence[jax.Array], Sequence[jax.Array]], list[jax.Array]]
     tail: Callable[[Sequence[jax.Array], Sequence[jax.Array], jax.Array], jax.Array]
 
 
@@ -74,28 +74,28 @@ def split_tasks(loss_fn: LossFn, params: PyTree) -> Split:
         run = jaxpr_as_fun(ClosedJaxpr(part, ()))
         return lambda *links: run(*links)[0].astype(dtype)
 
-    losses = list(map(loss_of, own, program.outvars))
+    tails = list(map(loss_of, own, program.outvars))
+
+    def losses(params):
+        return jaxpr_as_fun(closed)(*jax.tree.leaves(params))
 
     def trunk(params):
-        found = run_start(*jax.tree.leaves(params))
-        return found[: len(floats)], found[len(floats) :]
-
-    def tails(floats, others):
-        return [loss(*floats, *others) for loss in losses]
+        links = run_start(*jax.tree.leaves(params))
+        return links[: len(floats)], links[len(floats) :]
 
     def tail(floats, others, i):
         def run_all(i, *links):
-            return jnp.stack([loss(*links) for loss in losses])[i]
+            return jnp.stack([loss(*links) for loss in tails])[i]
 
         return lax.platform_dependent(
             i,
             *floats,
             *others,
-            cpu=lambda i, *links: lax.switch(i, losses, *links),
+            cpu=lambda i, *links: lax.switch(i, tails, *links),
             default=run_all,
         )
 
-    return Split(trunk, tails, tail)
+    return Split(losses, trunk, tail)
 
 
 def _by_task(program: Any) -> tuple[list[list[Any]], list[Any]]:

@@ -25,6 +25,7 @@ from samo_jax._perturbations._base import (
     points_of,
     task_pass,
 )
+from samo_jax._task_loss import split_tasks
 from samo_jax._tasks import SHARED, keep_shared
 from samo_jax._tree import PyTree, accumulator_dtype, keep, zeros_like_params
 
@@ -64,8 +65,9 @@ def streamed_gramian(
     context = perturbation.prepare(problem, state)
     if has_few_points(perturbation):
         points, index = points_of(perturbation, problem, context)
-        passes = forward_passes(problem.loss_fn, points)
-        value_and_gradient = value_and_gradient_of(problem.loss_fn, points, index)
+        split = split_tasks(problem.loss_fn, points[0])
+        passes = forward_passes(split.losses, points)
+        value_and_gradient = value_and_gradient_of(split, points, passes, index)
         _, gradient = values_and_weighted_gradient(passes, index)
         if len(problem.tasks) > (2 * len(points) + 1) * block:
             products = products_with_gradients(passes, index)
