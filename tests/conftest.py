@@ -2,9 +2,11 @@
 
 import os
 
-# Before the backend starts: tests/test_sharding.py needs eight devices.
+# Before the backend starts. tests/test_sharding.py needs eight devices; compilation
+# takes nearly all the time, half of it in the emitters of fused operations.
 os.environ["XLA_FLAGS"] = (
-    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+    os.environ.get("XLA_FLAGS", "")
+    + " --xla_force_host_platform_device_count=8 --xla_cpu_use_fusion_emitters=false"
 )
 
 # Before matplotlib, which not all environments have: pictures go into files.
@@ -13,8 +15,7 @@ os.environ["MPLBACKEND"] = "Agg"
 import jax
 import pytest
 
-# Compilation takes nearly all the time. XLA's programs stay the same, the machine code
-# made from them is optimised less; commands in processes of their own have users' code.
+# XLA's programs stay the same, the machine code made from them is optimised less.
 jax.config.update("jax_disable_most_optimizations", True)
 
 
