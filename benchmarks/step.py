@@ -39,6 +39,8 @@ COLUMNS = [
 ]
 
 INTRODUCTION = """\
+# {title}
+
 Written by `{environment}python benchmarks/step.py` on {machine}
 
 One training step with FairGrad and SGD, compiled with `jax.jit`, `unroll={unroll}`. All
@@ -287,14 +289,19 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=OUTPUT)
     arguments = parser.parse_args()
     console = Console(width=110)
-    malloc = {name: value for name, value in os.environ.items() if "MALLOC_" in name}
+    environment = "".join(
+        f"{name}={value} "
+        for name, value in sorted(os.environ.items())
+        if name.startswith(("MALLOC_", "XLA_FLAGS"))
+    )
     introduction = INTRODUCTION.format(
-        environment="".join(f"{name}={value} " for name, value in malloc.items()),
+        title="Step benchmark with tuned flags" if environment else "Step benchmark",
+        environment=environment,
         machine=machine("samo_jax", "jax", "torch", "scipy"),
         rounds=arguments.rounds,
         unroll=arguments.unroll,
     )
-    lines = ["# Step benchmark", "", introduction]
+    lines = [introduction]
     for name in track(arguments.models, console=console, transient=True):
         model = MODELS[name]()
         rows = measure(model, arguments.rounds, arguments.unroll)
