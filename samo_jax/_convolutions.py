@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.experimental.xla_metadata import set_xla_metadata
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, jaxpr_as_fun
 
 # Too few, or not a multiple of four, for XLA's convolutions to load them at once.
@@ -74,10 +75,15 @@ def _rewrite(value: Any) -> Any:
         return tuple(map(_rewrite, value))
     if isinstance(value, Jaxpr):
         return _rewrite(ClosedJaxpr(value, ())).jaxpr
-    if isinstance(value, ClosedJaxpr) and _has_convolution(value.jaxpr):
-        evaluate = partial(_evaluate, value.jaxpr, value.consts)
-        return jax.make_jaxpr(lambda *args: evaluate(args))(*value.in_avals)
-    return value
+    return canonical_program(value) if isinstance(value, ClosedJaxpr) else value
+
+
+def canonical_program(closed: ClosedJaxpr) -> ClosedJaxpr:
+    """What `canonical_convolutions` makes of a program on a CPU."""
+    if not _has_convolution(closed.jaxpr):
+        return closed
+    evaluate = partial(_evaluate, closed.jaxpr, closed.consts)
+    return jax.make_jaxpr(lambda *args: evaluate(args))(*closed.in_avals)
 
 
 def _has_convolution(jaxpr: Jaxpr) -> bool:
@@ -106,7 +112,7 @@ def _convolve(
     """`lax.conv_general_dilated`; `out` has the shape of the result."""
     # Specs are (batch, feature, space...) and (out, in, space...).
     lhs_spec, rhs_spec, out_spec = dimension_numbers
-    weights = lax.transpose(rhs, (*rhs_spec[2:], rhs_spec[1], rhs_spec[0]))
+    weights = _transpose(rhs, (*rhs_spec[2:], rhs_spec[1], rhs_spec[0]))
     positions = [out.shape[axis] for axis in out_spec[2:]]
     if (
         lhs.shape[lhs_spec[1]] in _FEW_FEATURES
@@ -166,7 +172,7 @@ def _by_patches(
 
 def _in_canonical_order(lhs, weights, lhs_spec, out_spec, **params):
     last = lhs.ndim - 1
-    lhs = lax.transpose(lhs, (lhs_spec[0], *lhs_spec[2:], lhs_spec[1]))
+    lhs = _transpose(lhs, (lhs_spec[0], *lhs_spec[2:], lhs_spec[1]))
     space = tuple(range(1, last))
     nhwc = (0, last, *space)
     hwio = (last, last - 1, *range(last - 1))
@@ -177,6 +183,18 @@ def _in_canonical_order(lhs, weights, lhs_spec, out_spec, **params):
         **params,
     )
     return _arrange(out, nhwc, out_spec)
+
+
+def _transpose(x, order):
+    """`lax.transpose` by itself.
+
+    Inlined, XLA would repeat in it what makes `x`, as a relu (three to six times the
+    time), and would not take it out of a loop in which `x` is always the same.
+    """
+    if order == tuple(range(x.ndim)):
+        return x
+    with set_xla_metadata(inlineable="false"):
+        return jax.jit(lax.transpose, static_argnums=1)(x, order)
 
 
 def _arrange(out, spec, out_spec):

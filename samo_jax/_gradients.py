@@ -7,8 +7,11 @@ from typing import Any, TypeAlias
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.extend.core import jaxpr_as_fun
 
 from samo_jax._arguments import check_params
+from samo_jax._convolutions import canonical_program
+from samo_jax._programs import precomputed
 from samo_jax._task_loss import Split, split_tasks, task_loss
 from samo_jax._tasks import (
     LossFn,
@@ -175,7 +178,7 @@ def value_and_gradient_of(
     links = [
         partial(lambda *links: links, floats, others) for floats, _, others in starts
     ]
-    pullbacks = [pullback for _, pullback, _ in starts]
+    pullbacks = [_in_loop(pullback, floats) for floats, pullback, _ in starts]
 
     def branch(i):
         floats, others = lax.switch(index[i], links)
@@ -231,6 +234,14 @@ def values_and_weighted_gradient(
         return jax.tree.map(lambda *leaves: sum(leaves), *parts)
 
     return losses, weighted_gradient
+
+
+def _in_loop(function: Callable, *args: Any) -> Callable:
+    """`function` on a CPU, with all that its arguments do not change done before."""
+    closed, shapes = jax.make_jaxpr(function, return_shape=True)(*args)
+    run = jaxpr_as_fun(precomputed(canonical_program(closed)))
+    structure = jax.tree.structure(shapes)
+    return lambda *args: jax.tree.unflatten(structure, run(*jax.tree.leaves(args)))
 
 
 def _forward(function: Callable, points: Sequence[PyTree]) -> Passes:

@@ -7,8 +7,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.extend.core import ClosedJaxpr, Literal, jaxpr_as_fun
+from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 
+from samo_jax._programs import variables, varying
 from samo_jax._tasks import LossFn, Unroll, is_chunked, loss_leaves, select_loss
 from samo_jax._tree import PyTree
 
@@ -48,18 +49,15 @@ def split_tasks(loss_fn: LossFn, params: PyTree) -> Split:
     program = closed.jaxpr
     own, common = _by_task(program)
 
-    varying = {*program.invars}
-    for eqn in program.eqns:
-        if not varying.isdisjoint(_variables(eqn.invars)):
-            varying.update(eqn.outvars)
     reads = [atom for eqns in own for eqn in eqns for atom in eqn.invars]
     made_by_tails = {out for eqns in own for eqn in eqns for out in eqn.outvars}
-    links = dict.fromkeys(_variables([*reads, *program.outvars]))
+    links = variables([*reads, *program.outvars])
     links = [link for link in links if link not in made_by_tails]
+    of_params = varying(program)
     floats = [
         link
         for link in links
-        if link in varying and jnp.issubdtype(link.aval.dtype, jnp.floating)
+        if link in of_params and jnp.issubdtype(link.aval.dtype, jnp.floating)
     ]
     others = [link for link in links if link not in floats]
 
@@ -102,7 +100,7 @@ def _by_task(program: Any) -> tuple[list[list[Any]], list[Any]]:
     """Equations that one task alone needs, by task, and those of more, in order."""
     needed_by: dict[Any, set[int]] = defaultdict(set)
     for task, loss in enumerate(program.outvars):
-        for variable in _variables([loss]):
+        for variable in variables([loss]):
             needed_by[variable].add(task)
     own: list[list[Any]] = [[] for _ in program.outvars]
     common = []
@@ -110,14 +108,10 @@ def _by_task(program: Any) -> tuple[list[list[Any]], list[Any]]:
         tasks = set().union(*(needed_by[out] for out in eqn.outvars))
         if eqn.effects:
             tasks = set(range(len(own)))
-        for variable in _variables(eqn.invars):
+        for variable in variables(eqn.invars):
             needed_by[variable] |= tasks
         if len(tasks) == 1 and not eqn.effects:
             own[min(tasks)].insert(0, eqn)
         elif tasks:
             common.insert(0, eqn)
     return own, common
-
-
-def _variables(atoms: Sequence[Any]) -> list[Any]:
-    return [atom for atom in atoms if not isinstance(atom, Literal)]

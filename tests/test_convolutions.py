@@ -115,3 +115,28 @@ def test_functions_without_convolutions_are_left_alone():
 
     jaxpr = jax.make_jaxpr(canonical_convolutions(double))(1.0)
     assert str(jaxpr) == str(jax.make_jaxpr(double)(1.0))
+
+
+def test_transpositions_stand_alone_and_once_where_they_can():
+    """Of gradients turn by turn; of images and kernels before the loop."""
+    x = jax.random.normal(jax.random.key(0), (8, 16, 16, 4))
+    kernels = [jnp.ones((3, 3, 4, 4)), jnp.ones((3, 3, 4, 4))]
+    order = ("NHWC", "HWIO", "NHWC")
+
+    def loss_fn(kernels):
+        h = x
+        for kernel in kernels:
+            h = jax.nn.relu(
+                lax.conv_general_dilated(
+                    h, kernel, (2, 2), "SAME", dimension_numbers=order
+                )
+            )
+        return jnp.mean(h, axis=(0, 1, 2))
+
+    gradients = jax.jit(lambda p: samo_jax.task_gradients(loss_fn, p, unroll=False))
+    program = gradients.lower(kernels).compile().as_text()
+    for computation in program.split("\n\n"):
+        assert " select(" not in computation or " transpose(" not in computation
+    (loop,) = re.findall(r" while\(.*body=(%\S+),", program)
+    body = program.split(f"\n{loop} ")[1].split("\n}")[0]
+    assert len(re.findall(r" call\(.*inlineable", body)) == 2  # of two layers' outputs
