@@ -1,6 +1,7 @@
 """How compilation, memory and time of a step grow with tasks and parameters."""
 
 import argparse
+import itertools
 import json
 import time
 from pathlib import Path
@@ -19,16 +20,17 @@ from samo_jax.experiments.machine import machine
 OUTPUT = Path(__file__).parents[1] / "docs" / "growth_benchmark.md"
 TASKS = [1, 4, 16, 64]
 SIZES = [10**4, 10**6, 10**8]
-UNROLL = [True, False, 8]
+UNROLL = [None, True, False, 8]
 MEMORY = 8 * 2**30  # bytes that K gradients, perturbations and parameters may take
-REPEATS = 5
+ROUNDS = 5
 METHODS = {name: step.METHODS[name] for name in ("SAMO", "SAMO, two points")}
 COLUMNS = ["method", "unroll", "compile s", "temporary MB", "step ms"]
 INTRODUCTION = """\
 Written by `python benchmarks/growth.py` on {machine}
 
 One training step with FairGrad and SGD, clean pass included: seconds to trace and
-compile, temporary memory as XLA reports it, and the median of {repeats} steps.
+compile, temporary memory as XLA reports it, and the median of {rounds} steps. All steps
+of one model take turns. `null`, the default, chooses by the number of tasks.
 """
 
 
@@ -50,17 +52,22 @@ def mlp(num_parameters: int, num_tasks: int = 2) -> Any:
     return build("MLP", "mlp", trunk, heads, losses, data)
 
 
-def row(model: Any, name: str, unroll: Any) -> list[str]:
-    """Measure one setting."""
-    timed = step.training_step(model, METHODS[name], unroll)
-    for _ in range(REPEATS):
-        timed.run()
+def measure(model: Any) -> list[list[str]]:
+    """Table rows of one model: all methods and settings, in turns."""
+    settings = list(itertools.product(METHODS, UNROLL))
+    steps = [
+        step.training_step(model, METHODS[name], unroll) for name, unroll in settings
+    ]
+    step.take_turns(steps, ROUNDS)
     return [
-        name,
-        json.dumps(unroll),
-        f"{timed.compile_seconds:.1f}",
-        f"{timed.temporary_bytes / 2**20:.3g}",
-        f"{timed.milliseconds:.3g}",
+        [
+            name,
+            json.dumps(unroll),
+            f"{timed.compile_seconds:.1f}",
+            f"{timed.temporary_bytes / 2**20:.3g}",
+            f"{timed.milliseconds:.3g}",
+        ]
+        for (name, unroll), timed in zip(settings, steps, strict=True)
     ]
 
 
@@ -73,19 +80,17 @@ def main() -> None:
     arguments = parser.parse_args()
     console = Console(width=110)
     lines = ["# Growth benchmark", ""]
-    lines += [INTRODUCTION.format(machine=machine("samo_jax", "jax"), repeats=REPEATS)]
+    lines += [INTRODUCTION.format(machine=machine("samo_jax", "jax"), rounds=ROUNDS)]
 
     def section(title: str, model: Any) -> None:
         table = Table(*COLUMNS, title=title)
         lines.extend([f"## {title}", "", " | ".join(COLUMNS)])
         lines.append(" | ".join("---" for _ in COLUMNS))
-        for name in METHODS:
-            for unroll in UNROLL:
-                cells = row(model, name, unroll)
-                table.add_row(*cells)
-                lines.append(" | ".join(cells))
-                arguments.output.write_text("\n".join([*lines, ""]))
+        for cells in measure(model):
+            table.add_row(*cells)
+            lines.append(" | ".join(cells))
         lines.append("")
+        arguments.output.write_text("\n".join(lines))
         console.print(table)
 
     start = time.perf_counter()

@@ -4,6 +4,7 @@ import argparse
 import json
 import os
 import random
+import shlex
 import statistics
 import time
 from collections.abc import Callable
@@ -290,7 +291,7 @@ def main() -> None:
     arguments = parser.parse_args()
     console = Console(width=110)
     environment = "".join(
-        f"{name}={value} "
+        f"{name}={shlex.quote(value)} "
         for name, value in sorted(os.environ.items())
         if name.startswith(("MALLOC_", "XLA_FLAGS"))
     )

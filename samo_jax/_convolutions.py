@@ -12,33 +12,33 @@ from jax import lax
 from jax.experimental.xla_metadata import set_xla_metadata
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, jaxpr_as_fun
 
+from samo_jax._programs import traced, widened
+
 # Too few, or not a multiple of four, for XLA's convolutions to load them at once.
 _FEW_FEATURES = {1, 2, 3, 5, 6, 7}
 # Of a window, which is unrolled.
 _MOST_WEIGHTS = 64
 
 
-def canonical_convolutions(fn: Callable[..., Any]) -> Callable[..., Any]:
+def canonical_convolutions(
+    fn: Callable[..., Any], turns: int = 1
+) -> Callable[..., Any]:
     """`fn` with its convolutions in NHWC and HWIO order, transposed where they are not.
 
     XLA's CPU compiler does so itself, but only outside loops; inside, a convolution in
     another order, as all weight gradients are, takes its naive path (30 times as long).
     Those of few features, as of images, become products with patches (a third of the
-    time). On other platforms, and without convolutions, `fn` stays as it is.
+    time). Loops take so many `turns` in one. On other platforms, and without
+    convolutions, `fn` stays as it is.
     """
 
     def transformed(*args: Any) -> Any:
-        closed, shapes = jax.make_jaxpr(fn, return_shape=True)(*args)
+        closed, restore = traced(fn, *args)
         inputs, run = jax.tree.leaves(args), jaxpr_as_fun(closed)
-        if _has_convolution(closed.jaxpr):
-            leaves = lax.platform_dependent(
-                *inputs,
-                cpu=lambda *inputs: _evaluate(closed.jaxpr, closed.consts, inputs),
-                default=run,
-            )
-        else:
-            leaves = run(*inputs)
-        return jax.tree.unflatten(jax.tree.structure(shapes), leaves)
+        if not _has_convolution(closed.jaxpr):
+            return restore(run(*inputs))
+        on_cpu = jaxpr_as_fun(widened(canonical_program(closed), turns))
+        return restore(lax.platform_dependent(*inputs, cpu=on_cpu, default=run))
 
     return transformed
 

@@ -11,7 +11,7 @@ from jax.extend.core import jaxpr_as_fun
 
 from samo_jax._arguments import check_params
 from samo_jax._convolutions import canonical_program
-from samo_jax._programs import precomputed
+from samo_jax._programs import precomputed, traced
 from samo_jax._task_loss import Split, split_tasks, task_loss
 from samo_jax._tasks import (
     LossFn,
@@ -174,6 +174,13 @@ def value_and_gradient_of(
     """
     losses = lax.select_n(index, *(losses for losses, _ in passes))
     one_hot = jnp.diag(jnp.ones_like(losses))
+
+    def select(i):
+        pullback = _select([pullback for _, pullback in passes], index[i])
+        return losses[i], pullback(one_hot[i])[0]
+
+    if is_chunked(unroll):
+        return select
     starts = [jax.vjp(split.trunk, point, has_aux=True) for point in points]
     links = [
         partial(lambda *links: links, floats, others) for floats, _, others in starts
@@ -186,12 +193,6 @@ def value_and_gradient_of(
         (gradient,) = lax.switch(index[i], pullbacks, gradient)
         return loss.astype(losses.dtype), gradient
 
-    def select(i):
-        pullback = _select([pullback for _, pullback in passes], index[i])
-        return losses[i], pullback(one_hot[i])[0]
-
-    if is_chunked(unroll):
-        return select
     # A branch copies little, but the host of a GPU waits for it.
     return lambda i: lax.platform_dependent(i, cpu=branch, default=select)
 
@@ -238,10 +239,9 @@ def values_and_weighted_gradient(
 
 def _in_loop(function: Callable, *args: Any) -> Callable:
     """`function` on a CPU, with all that its arguments do not change done before."""
-    closed, shapes = jax.make_jaxpr(function, return_shape=True)(*args)
+    closed, restore = traced(function, *args)
     run = jaxpr_as_fun(precomputed(canonical_program(closed)))
-    structure = jax.tree.structure(shapes)
-    return lambda *args: jax.tree.unflatten(structure, run(*jax.tree.leaves(args)))
+    return lambda *args: restore(run(*jax.tree.leaves(args)))
 
 
 def _forward(function: Callable, points: Sequence[PyTree]) -> Passes:

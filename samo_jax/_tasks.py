@@ -115,11 +115,14 @@ def select_leaf(leaves: list[jax.Array], task: int | jax.Array) -> jax.Array:
     return leaves[task] if isinstance(task, int) else jnp.stack(leaves)[task]
 
 
-def map_tasks(fn: Callable[[Any], Any], num_tasks: int, unroll: Unroll) -> PyTree:
+def map_tasks(
+    fn: Callable[[Any], Any], num_tasks: int, unroll: Unroll, turns: int = 1
+) -> PyTree:
     """Stack `fn(0), ..., fn(K-1)` along a new leading axis.
 
     `unroll` True traces every call with a Python index, False is one `lax.map`, an int
-    a `lax.map` over chunks of that many tasks. None is True for few tasks, else False.
+    a `lax.map` over chunks of that many tasks. None is True for few tasks, else a
+    `lax.map` with so many `turns` in one where a CPU convolves.
     """
     if is_unrolled(unroll, num_tasks):
         return jax.tree.map(
@@ -127,7 +130,8 @@ def map_tasks(fn: Callable[[Any], Any], num_tasks: int, unroll: Unroll) -> PyTre
         )
     batch_size = unroll if is_chunked(unroll) else None
     loop = canonical_convolutions(
-        lambda index: lax.map(fn, index, batch_size=batch_size)
+        lambda index: lax.map(fn, index, batch_size=batch_size),
+        turns if unroll is None else 1,
     )
     return loop(jnp.arange(num_tasks))
 

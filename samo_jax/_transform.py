@@ -110,7 +110,8 @@ def multitask(
             loops with `lax.map`, for the compile time and nearly the memory of one task
             (on a CPU without the other heads, elsewhere with them); an int maps in
             chunks of that many tasks (batched: fast on accelerators, slow for
-            convolutions on a CPU). None: True for up to 8 tasks, False for more.
+            convolutions on a CPU). None: True for up to 8 tasks, False for more, but
+            two tasks a turn where a CPU convolves and each has its own point.
         axis_name: inside `jax.shard_map`, the mesh axis (or axes) of the data.
             `loss_fn` is then of each device's own batch: gradients and losses at the
             perturbed points are averaged over the axis before they are combined. Along

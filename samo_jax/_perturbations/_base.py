@@ -24,6 +24,10 @@ from samo_jax._tasks import (
 )
 from samo_jax._tree import PyTree, displace, keep
 
+# A task's forward pass leaves threads idle that another task can use. Where tasks share
+# points, loops are of backward passes alone, which do not, and take longer by twos.
+_TURNS = 2
+
 
 class Problem(NamedTuple):
     """All that a perturbation may look at in one step.
@@ -185,8 +189,9 @@ def perturbed_gradients(
         present = is_present(is_finite(loss, grads), i)
         return loss, present, *keep_present(present, grads)
 
+    turns = 1 if has_few_points(perturbation) else _TURNS
     losses, present, task_grads, samples, clean = map_tasks(
-        without_faults, len(problem.tasks), problem.unroll
+        without_faults, len(problem.tasks), problem.unroll, turns
     )
     if perturbation.finish is not None:
         samples = [perturbation.finish(context, grads, state)[0] for grads in samples]
