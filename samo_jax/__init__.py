@@ -10,6 +10,7 @@ from samo_jax._combiners import moco as moco
 from samo_jax._combiners import modo as modo
 from samo_jax._combiners import sdmgrad as sdmgrad
 from samo_jax._combiners import trimmed_mean as trimmed_mean
+from samo_jax._config import config as config
 from samo_jax._diagnostics import conflict_rate as conflict_rate
 from samo_jax._diagnostics import delta_m as delta_m
 from samo_jax._diagnostics import gradient_cosines as gradient_cosines

@@ -7,19 +7,16 @@ from typing import Any, TypeAlias
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.extend.core import jaxpr_as_fun
 
 from samo_jax._arguments import check_params
-from samo_jax._convolutions import canonical_program
-from samo_jax._programs import precomputed, traced
-from samo_jax._task_loss import Split, split_tasks, task_loss
+from samo_jax._jaxprs import LossProgram, loss_program
 from samo_jax._tasks import (
     LossFn,
     Unroll,
     check_loss_fn,
     check_unroll,
-    is_chunked,
     is_unrolled,
+    loss_leaves,
     losses_of,
     map_tasks,
     select_loss,
@@ -113,11 +110,23 @@ def task_gradients(loss_fn: LossFn, params: PyTree, *, unroll: Unroll = None) ->
     return task_values_and_gradients(loss_fn, params, num_tasks, unroll)[1]
 
 
+def look_into(loss_fn: LossFn, params: PyTree) -> LossProgram:
+    """The program of a loss function, whose heads keep a NaN to themselves."""
+    return loss_program(lambda params: loss_leaves(loss_fn(params)), params)
+
+
+def task_loss(loss_fn: LossFn, params: PyTree, task: int | jax.Array) -> jax.Array:
+    """The loss of one task, of which the gradient is to be taken."""
+    if isinstance(task, int):
+        return select_loss(loss_fn(params), task)
+    return select_loss(look_into(loss_fn, params).losses(params), task)
+
+
 def task_value_and_gradient(
-    loss_fn: LossFn, params: PyTree, task: int | jax.Array, unroll: Unroll
+    loss_fn: LossFn, params: PyTree, task: int | jax.Array
 ) -> tuple[jax.Array, PyTree]:
-    """Loss of one task, and its gradient like `params`; `unroll` as in `task_loss`."""
-    return jax.value_and_grad(lambda p: task_loss(loss_fn, p, task, unroll))(params)
+    """Loss of one task, and its gradient like `params`."""
+    return jax.value_and_grad(lambda params: task_loss(loss_fn, params, task))(params)
 
 
 def task_values_and_gradients(
@@ -142,59 +151,34 @@ def value_and_gradient_at(
         index: which point is each task's, shape (K,), int.
         unroll: of the loop over tasks in which the function is to be called.
     """
+    program = look_into(loss_fn, points[0])
     if not is_unrolled(unroll, len(index)):
-        split = split_tasks(loss_fn, points[0])
-        passes = forward_passes(split.losses, points)
-        return value_and_gradient_of(split, points, passes, index, unroll)
+        return value_and_gradient_of(forward_passes(program, points), index)
 
     def value_and_gradient(i):
-        loss, pullback = _select(
-            _forward(lambda p: select_loss(loss_fn(p), i), points), index[i]
-        )
-        return loss, pullback(jnp.ones_like(loss))[0]
+        def one_loss(params):
+            return select_loss(loss_fn(params), i)
+
+        passes = _forward(one_loss, points, program.is_known)
+        loss = lax.select_n(index[i], *(loss for loss, _ in passes))
+        return loss, _pull_back(passes, index[i], jnp.ones_like(loss))
 
     return value_and_gradient
 
 
-def forward_passes(loss_fn: LossFn, points: Sequence[PyTree]) -> Passes:
+def forward_passes(program: LossProgram, points: Sequence[PyTree]) -> Passes:
     """All losses, shape (K,), and the pullback, at each of P points."""
-    return _forward(lambda p: stack_losses(loss_fn(p)), points)
+    return _forward(lambda p: stack_losses(program.losses(p)), points, program.is_known)
 
 
-def value_and_gradient_of(
-    split: Split,
-    points: Sequence[PyTree],
-    passes: Passes,
-    index: jax.Array,
-    unroll: Unroll = None,
-) -> ValueAndGradient:
-    """A traced `i` to task i's loss and gradient at its own one of P points.
+def value_and_gradient_of(passes: Passes, index: jax.Array) -> ValueAndGradient:
+    """`i` to task i's loss and gradient at its own one of P points.
 
     A backward pass a call; `passes` are the forward passes of all losses.
     """
     losses = lax.select_n(index, *(losses for losses, _ in passes))
     one_hot = jnp.diag(jnp.ones_like(losses))
-
-    def select(i):
-        pullback = _select([pullback for _, pullback in passes], index[i])
-        return losses[i], pullback(one_hot[i])[0]
-
-    if is_chunked(unroll):
-        return select
-    starts = [jax.vjp(split.trunk, point, has_aux=True) for point in points]
-    links = [
-        partial(lambda *links: links, floats, others) for floats, _, others in starts
-    ]
-    pullbacks = [_in_loop(pullback, floats) for floats, pullback, _ in starts]
-
-    def branch(i):
-        floats, others = lax.switch(index[i], links)
-        loss, gradient = jax.value_and_grad(split.tail)(floats, others, i)
-        (gradient,) = lax.switch(index[i], pullbacks, gradient)
-        return loss.astype(losses.dtype), gradient
-
-    # A branch copies little, but the host of a GPU waits for it.
-    return lambda i: lax.platform_dependent(i, cpu=branch, default=select)
+    return lambda i: (losses[i], _pull_back(passes, index[i], one_hot[i]))
 
 
 def products_with_gradients(
@@ -202,8 +186,8 @@ def products_with_gradients(
 ) -> Callable[[PyTree], jax.Array]:
     """`v -> <g_i, v>` with each task's gradient at its own one of P points, shape (K,).
 
-    P passes a call, each a backward pass transposed: unlike `jax.jvp`, it neither
-    repeats the forward pass nor refuses a `jax.custom_vjp`.
+    P passes a call, each a backward pass transposed, which must be linear in the
+    cotangent: unlike `jax.jvp`, it does not repeat the forward pass.
     """
     # Each device's own, inside `jax.shard_map`.
     ones = jnp.ones_like(passes[0][0])
@@ -237,20 +221,19 @@ def values_and_weighted_gradient(
     return losses, weighted_gradient
 
 
-def _in_loop(function: Callable, *args: Any) -> Callable:
-    """`function` on a CPU, with all that its arguments do not change done before."""
-    closed, restore = traced(function, *args)
-    run = jaxpr_as_fun(precomputed(canonical_program(closed)))
-    return lambda *args: restore(run(*jax.tree.leaves(args)))
-
-
-def _forward(function: Callable, points: Sequence[PyTree]) -> Passes:
+def _forward(function: Callable, points: Sequence[PyTree], is_known: bool) -> Passes:
+    """Value and pullback at each point, traced once for all if that is safe."""
     forward = partial(jax.vjp, function)
-    if len(points) > 1:
-        # Traced once for all points, so that their pullbacks have one structure.
+    if len(points) > 1 and is_known:
         forward = jax.jit(forward)
     return [forward(point) for point in points]
 
 
-def _select(passes: list[Any], index: jax.Array) -> Any:
-    return jax.tree.map(lambda *leaves: lax.select_n(index, *leaves), *passes)
+def _pull_back(passes: Passes, which: jax.Array, cotangent: jax.Array) -> PyTree:
+    """The gradient by the pullback of one point, in one backward pass."""
+    pullbacks = [pullback for _, pullback in passes]
+    if len({jax.tree.structure(pullback) for pullback in pullbacks}) > 1:
+        return lax.switch(which, pullbacks, cotangent)[0]
+    # What they need is selected: the host of a GPU would wait for a branch.
+    select = partial(lax.select_n, which)
+    return jax.tree.map(select, *pullbacks)(cotangent)[0]

@@ -10,7 +10,7 @@ from jax import lax
 from jax.tree_util import keystr
 
 from samo_jax._arguments import check_function
-from samo_jax._convolutions import canonical_convolutions
+from samo_jax._jaxprs import canonical_convolutions
 from samo_jax._tree import PyTree, accumulator_dtype
 
 SHARED = "shared"
@@ -45,9 +45,9 @@ def losses_of(output: Any, has_aux: bool) -> LossTree:
 
 
 def loss_leaves(losses: LossTree) -> list[jax.Array]:
-    """The K scalars, in task order."""
-    leaves = jax.tree.leaves(losses)
-    if len(leaves) == 1 and jnp.ndim(leaves[0]) == 1:
+    """The K scalars, in task order; a loss may be a Python number."""
+    leaves = list(map(jnp.asarray, jax.tree.leaves(losses)))
+    if len(leaves) == 1 and leaves[0].ndim == 1:
         return [leaves[0][i] for i in range(len(leaves[0]))]
     return leaves
 
@@ -115,14 +115,11 @@ def select_leaf(leaves: list[jax.Array], task: int | jax.Array) -> jax.Array:
     return leaves[task] if isinstance(task, int) else jnp.stack(leaves)[task]
 
 
-def map_tasks(
-    fn: Callable[[Any], Any], num_tasks: int, unroll: Unroll, turns: int = 1
-) -> PyTree:
+def map_tasks(fn: Callable[[Any], Any], num_tasks: int, unroll: Unroll) -> PyTree:
     """Stack `fn(0), ..., fn(K-1)` along a new leading axis.
 
     `unroll` True traces every call with a Python index, False is one `lax.map`, an int
-    a `lax.map` over chunks of that many tasks. None is True for few tasks, else a
-    `lax.map` with so many `turns` in one where a CPU convolves.
+    a `lax.map` over chunks of that many tasks. None is True for few tasks, else False.
     """
     if is_unrolled(unroll, num_tasks):
         return jax.tree.map(
@@ -130,8 +127,7 @@ def map_tasks(
         )
     batch_size = unroll if is_chunked(unroll) else None
     loop = canonical_convolutions(
-        lambda index: lax.map(fn, index, batch_size=batch_size),
-        turns if unroll is None else 1,
+        lambda index: lax.map(fn, index, batch_size=batch_size)
     )
     return loop(jnp.arange(num_tasks))
 

@@ -11,11 +11,12 @@ from samo_jax._arguments import check_like
 from samo_jax._faults import is_finite
 from samo_jax._gradients import (
     forward_passes,
+    look_into,
+    task_loss,
     task_value_and_gradient,
     value_and_gradient_at,
     values_and_weighted_gradient,
 )
-from samo_jax._task_loss import task_loss
 from samo_jax._tasks import (
     SHARED,
     LossFn,
@@ -23,10 +24,6 @@ from samo_jax._tasks import (
     map_tasks,
 )
 from samo_jax._tree import PyTree, displace, keep
-
-# A task's forward pass leaves threads idle that another task can use. Where tasks share
-# points, loops are of backward passes alone, which do not, and take longer by twos.
-_TURNS = 2
 
 
 class Problem(NamedTuple):
@@ -72,7 +69,7 @@ class Problem(NamedTuple):
 
 def own_loss(problem: Problem, _context: Any, point: PyTree, i: Any) -> jax.Array:
     """The loss of task i as `loss_fn` has it."""
-    return task_loss(problem.loss_fn, point, i, problem.unroll)
+    return task_loss(problem.loss_fn, point, i)
 
 
 class Perturbation(NamedTuple):
@@ -189,9 +186,8 @@ def perturbed_gradients(
         present = is_present(is_finite(loss, grads), i)
         return loss, present, *keep_present(present, grads)
 
-    turns = 1 if has_few_points(perturbation) else _TURNS
     losses, present, task_grads, samples, clean = map_tasks(
-        without_faults, len(problem.tasks), problem.unroll, turns
+        without_faults, len(problem.tasks), problem.unroll
     )
     if perturbation.finish is not None:
         samples = [perturbation.finish(context, grads, state)[0] for grads in samples]
@@ -205,7 +201,8 @@ def perturbed_weighted_gradient(
     """Losses at the few perturbed points, and `w -> sum_i w_i g_i` there."""
     context = perturbation.prepare(problem, state)
     points, index = points_of(perturbation, problem, context)
-    return values_and_weighted_gradient(forward_passes(problem.loss_fn, points), index)
+    program = look_into(problem.loss_fn, points[0])
+    return values_and_weighted_gradient(forward_passes(program, points), index)
 
 
 def has_few_points(perturbation: Perturbation) -> bool:
@@ -251,7 +248,7 @@ def _own_point_pass(perturbation, problem, context):
             lambda point: loss(problem, context, point, i)
         )
         samples = [
-            task_value_and_gradient(loss_fn, point, i, problem.unroll)[1]
+            task_value_and_gradient(loss_fn, point, i)[1]
             for loss_fn in problem.sample_loss_fns
         ]
         return *value_and_gradient(point), samples

@@ -20,9 +20,7 @@ def own_gradient() -> Perturbation:
     """Each task's own gradient, computed when used: K passes, one copy."""
 
     def perturb(problem, i):
-        return task_value_and_gradient(
-            problem.loss_fn, problem.params, i, problem.unroll
-        )[1]
+        return task_value_and_gradient(problem.loss_fn, problem.params, i)[1]
 
     return Perturbation(lambda problem, _state: problem, perturb)
 

@@ -15,8 +15,7 @@ from samo_jax._hyperparameters import (
 from samo_jax._perturbations._base import Perturbation
 from samo_jax._perturbations._radius import scale_to_radius
 from samo_jax._spsa import Distribution, random_direction
-from samo_jax._task_loss import task_loss
-from samo_jax._tasks import SHARED, mask_leaves, stack_losses
+from samo_jax._tasks import SHARED, mask_leaves, select_loss, stack_losses
 from samo_jax._tree import accumulator_dtype, displace, keep, safe_divide, scale_leaves
 
 Sign: TypeAlias = Literal["estimated", "random"]
@@ -149,7 +148,7 @@ def probe(
         problem, probes, c = context
 
         def own_loss(point):
-            loss = task_loss(problem.probe_loss_fn, point, i, problem.unroll)
+            loss = select_loss(problem.probe_loss_fn(point), i)
             return loss.astype(accumulator_dtype())
 
         probes = draw(problem, i) if probes is None else probes

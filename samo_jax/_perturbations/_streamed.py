@@ -8,16 +8,17 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from samo_jax._convolutions import canonical_convolutions
 from samo_jax._faults import is_finite
 from samo_jax._gradients import (
     ValueAndGradient,
     forward_passes,
+    look_into,
     products_with_gradients,
     value_and_gradient_of,
     values_and_weighted_gradient,
 )
 from samo_jax._gramian import gramian
+from samo_jax._jaxprs import canonical_convolutions
 from samo_jax._perturbations._base import (
     Perturbation,
     Problem,
@@ -25,7 +26,6 @@ from samo_jax._perturbations._base import (
     points_of,
     task_pass,
 )
-from samo_jax._task_loss import split_tasks
 from samo_jax._tasks import SHARED, keep_shared
 from samo_jax._tree import PyTree, accumulator_dtype, keep, zeros_like_params
 
@@ -57,19 +57,20 @@ def streamed_gramian(
     """Two sweeps over the tasks: what a solver needs, and what its weights make.
 
     The first holds the gradients of `block` tasks, and takes those of the tasks after
-    them one by one: `K (K / block + 1) / 2` backward passes. Where tasks share P points
-    and it is less, it holds one, in `K` backward passes and `P K` through their
-    transposes.
+    them one by one: `K (K / block + 1) / 2` backward passes. Where tasks share P
+    points, backward passes are known to be linear, and it is less, it holds one, in `K`
+    backward passes and `P K` through their transposes.
     """
     gramian_of = partial(_gramian_by_blocks, block=block)
     context = perturbation.prepare(problem, state)
     if has_few_points(perturbation):
         points, index = points_of(perturbation, problem, context)
-        split = split_tasks(problem.loss_fn, points[0])
-        passes = forward_passes(split.losses, points)
-        value_and_gradient = value_and_gradient_of(split, points, passes, index)
+        program = look_into(problem.loss_fn, points[0])
+        passes = forward_passes(program, points)
+        value_and_gradient = value_and_gradient_of(passes, index)
         _, gradient = values_and_weighted_gradient(passes, index)
-        if len(problem.tasks) > (2 * len(points) + 1) * block:
+        is_less = len(problem.tasks) > (2 * len(points) + 1) * block
+        if is_less and program.is_linear:
             products = products_with_gradients(passes, index)
             gramian_of = partial(
                 _gramian_by_columns, products=lambda g: over_devices(products(g))

@@ -12,7 +12,13 @@ from jax import lax
 from jax.experimental.xla_metadata import set_xla_metadata
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, jaxpr_as_fun
 
-from samo_jax._programs import traced, widened
+from samo_jax._config import config
+from samo_jax._jaxprs._known import (
+    contains,
+    is_container,
+    is_known,
+    map_inner_programs,
+)
 
 # Too few, or not a multiple of four, for XLA's convolutions to load them at once.
 _FEW_FEATURES = {1, 2, 3, 5, 6, 7}
@@ -20,27 +26,45 @@ _FEW_FEATURES = {1, 2, 3, 5, 6, 7}
 _MOST_WEIGHTS = 64
 
 
-def canonical_convolutions(
-    fn: Callable[..., Any], turns: int = 1
-) -> Callable[..., Any]:
+_CONVOLUTION = lax.conv_general_dilated_p
+
+
+def canonical_convolutions(fn: Callable[..., Any]) -> Callable[..., Any]:
     """`fn` with its convolutions in NHWC and HWIO order, transposed where they are not.
 
     XLA's CPU compiler does so itself, but only outside loops; inside, a convolution in
     another order, as all weight gradients are, takes its naive path (30 times as long).
     Those of few features, as of images, become products with patches (a third of the
-    time). Loops take so many `turns` in one. On other platforms, and without
-    convolutions, `fn` stays as it is.
+    time). On other platforms, without convolutions, and where the program is not known,
+    `fn` stays as it is.
     """
 
     def transformed(*args: Any) -> Any:
-        closed, restore = traced(fn, *args)
-        inputs, run = jax.tree.leaves(args), jaxpr_as_fun(closed)
-        if not _has_convolution(closed.jaxpr):
-            return restore(run(*inputs))
-        on_cpu = jaxpr_as_fun(widened(canonical_program(closed), turns))
-        return restore(lax.platform_dependent(*inputs, cpu=on_cpu, default=run))
+        if not config.rewrite_programs:
+            return fn(*args)
+        closed, shapes = jax.make_jaxpr(fn, return_shape=True)(*args)
+        if not is_known(closed):
+            return fn(*args)
+        outputs, inputs = jax.tree.structure(shapes), jax.tree.leaves(args)
+        run = jaxpr_as_fun(closed)
+        if _has_convolution(closed):
+            on_cpu = jaxpr_as_fun(_canonical_program(closed))
+            run = partial(lax.platform_dependent, cpu=on_cpu, default=run)
+        return jax.tree.unflatten(outputs, run(*inputs))
 
     return transformed
+
+
+def _has_convolution(closed: ClosedJaxpr) -> bool:
+    return contains(closed.jaxpr, _CONVOLUTION.name)
+
+
+def _canonical_program(closed: ClosedJaxpr) -> ClosedJaxpr:
+    """What `canonical_convolutions` makes of a program on a CPU."""
+    if not _has_convolution(closed):
+        return closed
+    evaluate = partial(_evaluate, closed.jaxpr, closed.consts)
+    return jax.make_jaxpr(lambda *args: evaluate(args))(*closed.in_avals)
 
 
 def _evaluate(jaxpr: Jaxpr, consts: list[Any], args: Any) -> list[Any]:
@@ -51,59 +75,21 @@ def _evaluate(jaxpr: Jaxpr, consts: list[Any], args: Any) -> list[Any]:
         return atom.val if isinstance(atom, Literal) else values[atom]
 
     for eqn in jaxpr.eqns:
-        if eqn.primitive is lax.conv_general_dilated_p:
+        if eqn.primitive is _CONVOLUTION:
             outputs = [
                 _convolve(eqn.outvars[0].aval, *map(read, eqn.invars), **eqn.params)
             ]
         else:
+            if is_container(eqn):
+                params = map_inner_programs(_canonical_program, eqn.params)
+                eqn = eqn.replace(params=params)
             needed = [atom for atom in eqn.invars if not isinstance(atom, Literal)]
-            params = {name: _rewrite(value) for name, value in eqn.params.items()}
             alone = jaxpr.replace(
-                constvars=needed,
-                invars=[],
-                outvars=eqn.outvars,
-                eqns=[eqn.replace(params=params)],
+                constvars=needed, invars=[], outvars=eqn.outvars, eqns=[eqn]
             )
             outputs = jaxpr_as_fun(ClosedJaxpr(alone, list(map(read, needed))))()
         values |= zip(eqn.outvars, outputs, strict=True)
     return [read(atom) for atom in jaxpr.outvars]
-
-
-def _rewrite(value: Any) -> Any:
-    """The inner programs of an equation's parameter, rewritten too."""
-    if type(value) is tuple:
-        return tuple(map(_rewrite, value))
-    if isinstance(value, Jaxpr):
-        return _rewrite(ClosedJaxpr(value, ())).jaxpr
-    return canonical_program(value) if isinstance(value, ClosedJaxpr) else value
-
-
-def canonical_program(closed: ClosedJaxpr) -> ClosedJaxpr:
-    """What `canonical_convolutions` makes of a program on a CPU."""
-    if not _has_convolution(closed.jaxpr):
-        return closed
-    evaluate = partial(_evaluate, closed.jaxpr, closed.consts)
-    return jax.make_jaxpr(lambda *args: evaluate(args))(*closed.in_avals)
-
-
-def _has_convolution(jaxpr: Jaxpr) -> bool:
-    return any(
-        eqn.primitive is lax.conv_general_dilated_p
-        or any(map(_has_convolution, _inner(eqn.params)))
-        for eqn in jaxpr.eqns
-    )
-
-
-def _inner(params: dict[str, Any]) -> list[Jaxpr]:
-    programs = (ClosedJaxpr, Jaxpr)
-    values = jax.tree.leaves(
-        list(params.values()), is_leaf=lambda x: isinstance(x, programs)
-    )
-    return [
-        value.jaxpr if isinstance(value, ClosedJaxpr) else value
-        for value in values
-        if isinstance(value, programs)
-    ]
 
 
 def _convolve(

@@ -1,0 +1,138 @@
+"""The cut between what several tasks compute and the head of each."""
+
+from collections import defaultdict
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, jaxpr_as_fun
+
+from samo_jax._config import config
+from samo_jax._jaxprs._known import contains, is_known, variables
+
+
+class LossProgram(NamedTuple):
+    """A loss function that has been looked into.
+
+    Attributes:
+        losses: params to the list of K losses. Where the program is known, heads are
+            isolated: a head whose loss gets the cotangent zero sends back zero, though
+            its derivatives may be NaN. (On every platform, and under `jax.vmap`; not
+            for heads in one operation, such as a matrix product or a `jax.jit`.)
+        is_known: whether the program may be run again in parts.
+        is_linear: whether its backward passes are known to be linear in the cotangent,
+            which a `jax.custom_vjp` need not be.
+    """
+
+    losses: Callable[[Any], list[jax.Array]]
+    is_known: bool
+    is_linear: bool
+
+
+def loss_program(
+    losses_of: Callable[[Any], list[jax.Array]], params: Any
+) -> LossProgram:
+    """Look into a function of parameters that returns the list of K losses.
+
+    Without isolation a NaN in one head reaches every task whose gradient comes out of
+    the same backward pass: zero times NaN is NaN.
+    """
+    unknown = LossProgram(losses_of, is_known=False, is_linear=False)
+    if not config.rewrite_programs:
+        return unknown
+    closed = jax.make_jaxpr(losses_of)(params)
+    if not is_known(closed):
+        return unknown
+    run = _with_isolated_heads(closed)
+    return LossProgram(
+        lambda params: run(*jax.tree.leaves(params)),
+        is_known=True,
+        is_linear=not contains(closed.jaxpr, "custom_vjp_call"),
+    )
+
+
+def _with_isolated_heads(closed: ClosedJaxpr) -> Callable[..., list[jax.Array]]:
+    program = closed.jaxpr
+    heads, common = _by_task(program)
+    of_params = _dependent(program)
+    inputs = list(map(_inputs, heads, program.outvars))
+    links = variables([link for links in inputs for link in links])
+    trunk = jaxpr_as_fun(
+        ClosedJaxpr(program.replace(eqns=common, outvars=links), closed.consts)
+    )
+
+    def loss_of(values, eqns, loss, reads):
+        if isinstance(loss, Literal):
+            return jnp.asarray(loss.val)
+        if not eqns:
+            return values[loss]
+        features = [v for v in reads if v in of_params and _is_inexact(v)]
+        constants = [v for v in reads if v not in features]
+        part = program.replace(
+            constvars=[], invars=features + constants, eqns=eqns, outvars=[loss]
+        )
+        run = jaxpr_as_fun(ClosedJaxpr(part, ()))
+        head = _isolate(lambda features, constants: run(*features, *constants)[0])
+        return head([values[v] for v in features], [values[v] for v in constants])
+
+    def losses(*leaves):
+        values = dict(zip(links, trunk(*leaves), strict=True))
+        return list(map(partial(loss_of, values), heads, program.outvars, inputs))
+
+    return losses
+
+
+def _isolate(head: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+    """`head(features, constants)`, which sends back zero where it gets zero."""
+
+    def forward(features, constants):
+        return jax.vjp(lambda features: head(features, constants), features)
+
+    def backward(pullback, cotangent):
+        (features,) = pullback(cotangent)
+        wanted = cotangent != 0
+        return jax.tree.map(lambda leaf: jnp.where(wanted, leaf, 0), features), None
+
+    isolated = jax.custom_vjp(head)
+    isolated.defvjp(forward, backward)
+    return isolated
+
+
+def _by_task(program: Jaxpr) -> tuple[list[list[Any]], list[Any]]:
+    """Equations that one task alone needs, by task, and those of more, in order."""
+    needed_by: dict[Any, set[int]] = defaultdict(set)
+    for task, loss in enumerate(program.outvars):
+        for variable in variables([loss]):
+            needed_by[variable].add(task)
+    heads: list[list[Any]] = [[] for _ in program.outvars]
+    common: list[Any] = []
+    for eqn in reversed(program.eqns):
+        tasks = set().union(*(needed_by[out] for out in eqn.outvars))
+        for variable in variables(eqn.invars):
+            needed_by[variable] |= tasks
+        if tasks:
+            (heads[min(tasks)] if len(tasks) == 1 else common).append(eqn)
+    return [eqns[::-1] for eqns in heads], common[::-1]
+
+
+def _inputs(eqns: list[Any], loss: Any) -> list[Any]:
+    """The variables that a head reads and does not make."""
+    made = {out for eqn in eqns for out in eqn.outvars}
+    reads = variables([*(atom for eqn in eqns for atom in eqn.invars), loss])
+    return [variable for variable in reads if variable not in made]
+
+
+def _dependent(program: Jaxpr) -> set[Any]:
+    """The variables that depend on the program's inputs."""
+    found = {*program.invars}
+    for eqn in program.eqns:
+        if not found.isdisjoint(variables(eqn.invars)):
+            found.update(eqn.outvars)
+    return found
+
+
+def _is_inexact(variable: Any) -> bool:
+    """Whether a variable is real or complex, and not a key or an integer."""
+    return jnp.issubdtype(variable.aval.dtype, jnp.inexact)
