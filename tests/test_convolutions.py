@@ -9,7 +9,7 @@ import pytest
 from jax import lax
 
 import samo_jax
-from samo_jax._convolutions import canonical_convolutions
+from samo_jax._jaxprs import canonical_convolutions
 
 SETTINGS = {
     "same": {"window_strides": (1, 1), "padding": "SAME"},
@@ -140,31 +140,3 @@ def test_transpositions_stand_alone_and_once_where_they_can():
     (loop,) = re.findall(r" while\(.*body=(%\S+),", program)
     body = program.split(f"\n{loop} ")[1].split("\n}")[0]
     assert len(re.findall(r" call\(.*inlineable", body)) == 2  # of two layers' outputs
-
-
-def test_two_tasks_with_own_points_share_a_turn_by_default():
-    tasks = 9  # in a loop, and odd
-
-    def loss_fn(kernel):
-        x = jnp.linspace(-1, 1, 5 * 5 * 4).reshape(1, 5, 5, 4)
-        y = lax.conv_general_dilated(
-            x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
-        )
-        return jnp.mean(jnp.sin(y), axis=(0, 1, 2))
-
-    kernel = jax.random.normal(jax.random.key(0), (3, 3, 4, tasks))
-    grads = jnp.ones_like(kernel)
-
-    def step(perturbation, unroll):
-        tx = samo_jax.multitask(
-            samo_jax.fairgrad(), perturbation, num_tasks=tasks, unroll=unroll
-        )
-        return jax.jit(lambda p: tx.update(grads, tx.init(p), p, loss_fn=loss_fn)[0])
-
-    def turns(step):
-        return set(re.findall(r"unroll=(\d+)", str(jax.make_jaxpr(step)(kernel))))
-
-    own, one_by_one = (step(samo_jax.local_sam(), unroll) for unroll in (None, False))
-    assert "2" in turns(own)
-    assert "2" not in turns(one_by_one) | turns(step(samo_jax.global_sam(), None))
-    chex.assert_trees_all_close(own(kernel), one_by_one(kernel), rtol=1e-5)

@@ -63,32 +63,33 @@ def streamed_gramian(
     """
     gramian_of = partial(_gramian_by_blocks, block=block)
     context = perturbation.prepare(problem, state)
+
+    def weighted(weights, present):
+        total = _weighted_sum(value_and_gradient, problem, weights, present)
+        return total, total
+
     if has_few_points(perturbation):
         points, index = points_of(perturbation, problem, context)
         program = look_into(problem.loss_fn, points[0])
         passes = forward_passes(program, points)
         value_and_gradient = value_and_gradient_of(passes, index)
-        _, gradient = values_and_weighted_gradient(passes, index)
-        is_less = len(problem.tasks) > (2 * len(points) + 1) * block
-        if is_less and program.is_linear:
-            products = products_with_gradients(passes, index)
-            gramian_of = partial(
-                _gramian_by_columns, products=lambda g: over_devices(products(g))
-            )
+        if program.is_linear:
+            _, gradient = values_and_weighted_gradient(passes, index)
 
-        def weighted(weights, present):
-            return gradient(weights), gradient(present.astype(weights.dtype))
+            def weighted(weights, present):
+                return gradient(weights), gradient(present.astype(weights.dtype))
 
+            if len(problem.tasks) > (2 * len(points) + 1) * block:
+                products = products_with_gradients(passes, index)
+                gramian_of = partial(
+                    _gramian_by_columns, products=lambda g: over_devices(products(g))
+                )
     else:
         own_pass = task_pass(perturbation, problem, context)
 
         def value_and_gradient(i):
             loss, grads, _ = own_pass(i)
             return loss, grads
-
-        def weighted(weights, present):
-            total = _weighted_sum(value_and_gradient, problem, weights, present)
-            return total, total
 
     def common_gradient(i):
         loss, grads = value_and_gradient(i)
