@@ -107,11 +107,10 @@ def multitask(
             (its name: the path in the loss pytree such as "left", or its index "0"): a
             pytree prefix of the parameters, or a function of them. None: all shared.
         unroll: True traces K passes, of which XLA drops the other tasks' heads; False
-            loops with `lax.map`, for the compile time and nearly the memory of one task
-            (on a CPU without the other heads, elsewhere with them); an int maps in
-            chunks of that many tasks (batched: fast on accelerators, slow for
-            convolutions on a CPU). None: True for up to 8 tasks, False for more, but
-            two tasks a turn where a CPU convolves and each has its own point.
+            loops with `lax.map`, for the compile time and nearly the memory of one
+            task; an int maps in chunks of that many tasks (batched: fast on
+            accelerators, slow for convolutions on a CPU). None: True for up to 8 tasks,
+            False for more.
         axis_name: inside `jax.shard_map`, the mesh axis (or axes) of the data.
             `loss_fn` is then of each device's own batch: gradients and losses at the
             perturbed points are averaged over the axis before they are combined. Along
@@ -125,8 +124,10 @@ def multitask(
             at a time, in K (K / B + 1) / 2 backward passes; where tasks share P points
             (`global_sam`: 1, a shared probe: 2) and K > (2 P + 1) B, a column at a
             time, in (1 + P) K, in the precision of `loss_fn`. The second takes the
-            weighted sum, in K, or in P. For a `Solver`, and perturbations without a
-            memory of gradients. None: all K at once, in K.
+            weighted sum, in K, or in P at shared points. Columns and the sum in P
+            passes need backward passes that are linear: with a `jax.custom_vjp`, or a
+            program that is not known, the others are taken. For a `Solver`, and
+            perturbations without a memory of gradients. None: all K at once, in K.
 
     Returns:
         A `GradientTransformationExtraArgs` whose update is
