@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.extend.core import jaxpr_as_fun
 
-from samo_jax._arguments import check_params
+from samo_jax._arguments import check_params, explained
 from samo_jax._convolutions import canonical_program
 from samo_jax._programs import precomputed, traced
 from samo_jax._task_loss import Split, split_tasks, task_loss
@@ -70,7 +70,8 @@ def mean_value_and_grad(
         )
 
     def mean_loss(params, *args, **kwargs):
-        output = loss_fn(params, *args, **kwargs)
+        with explained(params):
+            output = loss_fn(params, *args, **kwargs)
         losses = losses_of(output, has_aux)
         task_names(losses)
         return jnp.mean(stack_losses(losses)), output

@@ -41,6 +41,7 @@ from samo_jax._tree import (
 from samo_jax._update_arguments import (
     check_all_params,
     check_updates,
+    check_uses,
     required_loss_fn,
     trace_tasks,
 )
@@ -212,12 +213,15 @@ def multitask(
         loss_fn = required_loss_fn(loss_fn)
         check_updates(updates, params)
         _check_state(state, num_tasks)
-        tasks = trace_tasks(params, num_tasks, loss_fn, probe_loss_fn, sample_loss_fns)
+        tasks, program = trace_tasks(
+            params, num_tasks, loss_fn, probe_loss_fn, sample_loss_fns
+        )
         if "losses" in extra_args:
             losses = stack_losses(extra_args["losses"])
             extra_args["losses"] = per_task("losses", losses, num_tasks, 0)
         labels = label_leaves(params, param_labels)
         check_labels(labels, tasks)
+        check_uses(labels, tasks, program)
 
         problem = Problem(
             loss_fn=loss_fn,

@@ -1,0 +1,1 @@
+"""Programs (jaxprs) of users' loss functions: all that looks into them."""
