@@ -98,7 +98,7 @@ def explained(params: PyTree) -> Iterator[None]:
         if library is None or not any(text in str(error) for text in no_model):
             raise
         raise ValueError(
-            f"`loss_fn` must make the model of its parameters first, got: {error}. "
+            f"`loss_fn` must make the model of its parameters first, got {error}. "
             f"{_MODELS[library][1]} makes it."
         ) from error
 

@@ -15,7 +15,7 @@ from samo_jax._arguments import (
 )
 from samo_jax._faults import task_mask_array
 from samo_jax._hyperparameters import check_count
-from samo_jax._perturbations import Perturbation, Problem
+from samo_jax._perturbations import Direction, Perturbation, Problem
 from samo_jax._perturbations._base import UNPERTURBED
 from samo_jax._solvers import Combiner, Solver
 from samo_jax._solvers._arguments import per_task
@@ -105,8 +105,9 @@ def multitask(
         num_tasks: K, the number of losses.
         key: typed PRNG key or int, required if `perturbation` draws random numbers.
         param_labels: which leaves are used by all tasks ("shared") and which by one
-            (its name: the path in the loss pytree such as "left", or its index "0"): a
-            pytree prefix of the parameters, or a function of them. None: all shared.
+            (its name: the path in the loss pytree such as "left", or its index 0 in a
+            list): a pytree prefix of the parameters, or a function of them. None: all
+            shared. Labels that the losses contradict raise.
         unroll: True traces K passes, of which XLA drops the other tasks' heads; False
             loops with `lax.map`, for the compile time and nearly the memory of one task
             (on a CPU without the other heads, elsewhere with them); an int maps in
@@ -144,7 +145,8 @@ def multitask(
 
     Raises:
         ValueError: on wrong arguments; in `update`, if `loss_fn` or `params` is
-            missing, the losses are not K scalars, or a label names no task.
+            missing, the losses are not K scalars, or a label names no task, or one
+            whose loss does not use the leaf, or not alone.
 
     Examples:
         >>> import jax.numpy as jnp, optax, samo_jax
@@ -161,6 +163,11 @@ def multitask(
         [0.11... 0.88...]
     """
     check_combiner(solver)
+    if isinstance(perturbation, Direction):
+        raise ValueError(
+            "`perturbation` must be a samo_jax.Perturbation or None, got a Direction, "
+            "which has no length. `samo_jax.sam(rho, direction=...)` gives it one."
+        )
     if perturbation is not None and not isinstance(perturbation, Perturbation):
         raise ValueError(
             f"`perturbation` must be a samo_jax.Perturbation or None, got "

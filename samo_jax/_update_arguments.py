@@ -8,7 +8,7 @@ import optax
 from jax.tree_util import keystr, tree_leaves_with_path
 
 from samo_jax._arguments import check_floats, check_like, check_params, explained
-from samo_jax._jaxprs._dependencies import Reach, Use, dependencies
+from samo_jax._jaxprs._dependencies import Use, dependencies
 from samo_jax._tasks import SHARED, LossFn, LossTree, check_loss_fn, task_names
 from samo_jax._tree import PyTree
 
@@ -60,9 +60,9 @@ def trace_tasks(
     probe_loss_fn: LossFn | None,
     sample_loss_fns: Sequence[LossFn],
 ) -> tuple[tuple[str, ...], Any]:
-    """The names of the K tasks, and the program of `loss_fn` or None.
+    """The names of the K tasks, and the program of `loss_fn`.
 
-    Raise unless all functions give their losses.
+    Raise unless all functions give the K losses.
     """
     tasks, program = _trace("loss_fn", loss_fn, params, num_tasks)
     if not isinstance(sample_loss_fns, Sequence):
@@ -86,38 +86,38 @@ def trace_tasks(
 def check_uses(labels: Any, tasks: tuple[str, ...], program: Any) -> None:
     """Raise if a leaf is labelled with a task while another one's loss needs it.
 
-    That is where the task's own loss does not depend on the leaf and another one's
-    does, but for masks and branches; or where another one's certainly does.
+    Another one's loss does so certainly, or, but for masks and branches, where the
+    task's own loss does not depend on the leaf.
     """
     of_heads = [
         (i, keystr(path), label)
         for i, (path, label) in enumerate(tree_leaves_with_path(labels))
         if label != SHARED
     ]
-    if not of_heads or program is None:
+    if not of_heads:
         return
-    losses = dict(zip(tasks, dependencies(program), strict=True))
+    try:
+        losses = dict(zip(tasks, dependencies(program), strict=True))
+    except Exception:
+        return  # A JAX that writes programs in another way: nothing is known then.
     for i, path, label in of_heads:
-        unused = _is_unused(losses[label], i)
-        least = Use.LIKELY if unused else Use.CERTAIN
+        own = losses[label]
+        unused = own.use(i) == Use.NO
+        # A task without examples has a constant loss.
+        least = Use.LIKELY if unused and not own.is_constant() else Use.CERTAIN
         users = [
             name
             for name, loss in losses.items()
             if name != label and loss.use(i) >= least
         ]
         if users:
-            fault = "does not" if unused else "is not alone to"
+            fault = f", not {label!r}" if unused else ", too"
             label_then = users[0] if unused and len(users) == 1 else SHARED
             raise ValueError(
-                "`param_labels` must label leaves with the one task that uses them, "
-                f"got {label!r} for leaf '{path}': its loss {fault} depend on the leaf, "
-                f"and {_some(users)} does. Label it {label_then!r}."
+                "`param_labels` must label a leaf with the one task that uses it, got "
+                f"{label!r} for leaf '{path}', which {_some(users)} uses{fault}. "
+                f"Label it {label_then!r}."
             )
-
-
-def _is_unused(loss: Reach, i: int) -> bool:
-    """Whether the loss is of other leaves. (A constant is of a task without data.)"""
-    return loss.use(i) == Use.NO and not loss.is_constant()
 
 
 def _some(names: Sequence[str]) -> str:

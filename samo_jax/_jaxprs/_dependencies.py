@@ -4,10 +4,11 @@ One pass over the equations. Each array carries sets of inputs, as the bits of P
 ints. It knows three things about a dependency (`Use`): that there is none, that there
 may be one, and that there is one for generic values of the inputs.
 
-What is generic: arrays that the program closes over (the batch) have no zeros where
-they are multiplied with matrices, but they may be masks where they are multiplied
-elementwise. So `mask * x` may depend on x, and `batch @ w` does on w. Every entry of an
-array that certainly depends on an input does so: what is cut out of it depends, too.
+What is generic: an array that the program closes over (the batch) may be a mask, but no
+row of it is all zero. Where x depends on an input in every entry, so does `batch @ x`,
+and `mask * x` in some, until they are summed up. What is cut out of an array depends on
+the inputs that every entry does. Two masks may exclude each other: by
+`mask * (mask * x)` nothing is certain.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -23,6 +24,7 @@ import jax.numpy as jnp
 # Bits of `Reach.certain` below those of the inputs: of the batch, and of numbers that
 # are not zero.
 _DATA, _NONZERO, _INPUTS = 1, 2, 2
+_CONSTANT = _DATA | _NONZERO
 _ROUNDS = 4
 
 
@@ -41,11 +43,13 @@ class Reach(NamedTuple):
     Attributes:
         maybe: all of them.
         likely: those through known equations alone.
-        certain: those by which each entry has a gradient.
+        some: those by which at least one entry certainly has a gradient.
+        certain: those by which every entry has.
     """
 
     maybe: int = 0
     likely: int = 0
+    some: int = 0
     certain: int = 0
 
     def use(self, i: int) -> Use:
@@ -76,29 +80,38 @@ class _Value(NamedTuple):
 _NOTHING = Reach()
 _ANYTHING = Reach(maybe=-1)
 
-# Those whose derivatives are zero.
-_FLAT = {"stop_gradient", "floor", "ceil", "round", "sign"}
-# Of which each entry depends on the same entry of each operand.
-_ENTRYWISE = set(
-    "abs acos acosh add asin asinh atan atan2 atanh bessel_i0e bessel_i1e cbrt clamp "
-    "convert_element_type copy copy_p cos cosh digamma erf erf_inv erfc exp exp2 expm1 "
-    "integer_pow lgamma log log1p logistic max min name neg optimization_barrier "
-    "reduce_precision rem rsqrt sharding_constraint sin sinh sqrt square sub tan "
-    "tanh".split()
-)
-# Of which each entry depends on some entries of the operands.
-_MIXING = set(
-    "all_gather broadcast_in_dim cumlogsumexp cummax cummin cumprod cumsum device_put "
-    "dynamic_slice expand_dims gather pbroadcast pmax pmin ppermute psum psum2 "
-    "psum_invariant pvary reduce_max reduce_min reduce_prod reduce_sum "
-    "reduce_window_max reduce_window_min reduce_window_sum reshape reshard rev "
-    "sort squeeze top_k transpose".split()
-)
-# Of which some entries do not depend on all operands.
-_PASTING = set(
-    "dynamic_update_slice pad scatter scatter_add scatter_max scatter_min scatter_mul "
-    "scatter_sub select_and_gather_add select_and_scatter_add".split()
-)
+_NAMES = {
+    # Those whose derivatives are zero.
+    "flat": ("stop_gradient floor ceil round sign"),
+    # Of which each entry depends on the same entry of each operand.
+    "entrywise": (
+        "abs acos acosh add asin asinh atan atan2 atanh bessel_i0e bessel_i1e cbrt "
+        "clamp convert_element_type copy copy_p cos cosh digamma erf erf_inv erfc exp "
+        "exp2 expm1 integer_pow lgamma log log1p logistic max min name neg "
+        "optimization_barrier reduce_precision rem rsqrt sharding_constraint sin sinh "
+        "sqrt square sub tan tanh"
+    ),
+    # Which have all entries of the operands in other places, or sums of them.
+    "moving": (
+        "all_gather broadcast_in_dim cumsum device_put expand_dims pbroadcast "
+        "ppermute psum psum2 psum_invariant pvary reduce_sum reshape reshard rev sort "
+        "squeeze transpose"
+    ),
+    # Of which each entry depends on some entries of the operands.
+    "choosing": (
+        "cumlogsumexp cummax cummin cumprod dynamic_slice gather pmax pmin reduce_max "
+        "reduce_min reduce_prod reduce_window_max reduce_window_min reduce_window_sum "
+        "top_k"
+    ),
+    # Of which some entries do not depend on all operands.
+    "pasting": (
+        "dynamic_update_slice pad scatter scatter_add scatter_max scatter_min "
+        "scatter_mul scatter_sub select_and_gather_add select_and_scatter_add"
+    ),
+    # Sums of products.
+    "contracting": ("conv_general_dilated dot_general"),
+}
+_KINDS = {name: kind for kind, names in _NAMES.items() for name in names.split()}
 _CALLS = {
     "call": "call_jaxpr",
     "checkpoint": "jaxpr",
@@ -122,7 +135,7 @@ def dependencies(program: Any) -> list[Reach]:
     """
     inputs = _opened(program).invars
     bits = [1 << (i + _INPUTS) for i in range(len(inputs))]
-    values = [_Value((Reach(bit, bit, bit),)) for bit in bits]
+    values = [_uniform(Reach(bit, bit, bit, bit)) for bit in bits]
     outputs = _Analysis().outputs(program, values)
     reaches = []
     for value, atom in zip(outputs, _opened(program).outvars, strict=True):
@@ -174,26 +187,26 @@ class _Analysis:
             return self._while(eqn.params, values)
         if name in _PARTED:
             return _PARTED[name](eqn, values)
-        if name in _FLAT:
-            return [_uniform(_NOTHING)] * len(eqn.outvars)
-        if name in _ENTRYWISE or name in _PRODUCTS:
-            rule = _PRODUCTS.get(name, _any)
-            return _pairwise(eqn, values, partial(_entrywise, rule))
-        reaches = [_whole(value) for value in values]
-        if name == "dot_general":
-            (contracted, _), _ = eqn.params["dimension_numbers"]
-            rule = _contraction if contracted else _product
-        elif name == "conv_general_dilated":
-            rule = _contraction
-        elif name == "select_n":
+        if name == "select_n":
             return [_one_of(values[1:])]
-        elif name in _MIXING:
-            return _pairwise(eqn, map(_uniform, reaches), partial(_entrywise, _any))
-        elif name in _PASTING:
-            return [_uniform(_any([_NOTHING, *reaches])._replace(certain=0))]
-        else:
-            rule = partial(_unknown, eqn)
-        return [_uniform(rule(reaches))] * len(eqn.outvars)
+        if name in _PRODUCTS:
+            is_scalar = eqn.outvars[0].aval.size == 1
+            return [_entrywise(partial(_PRODUCTS[name], is_scalar=is_scalar), values)]
+        kind = _KINDS.get(name)
+        if kind != "entrywise":
+            values = [_uniform(_whole(value)) for value in values]
+        rule = {
+            "flat": _flat,
+            "entrywise": _any,
+            "moving": _total if _is_total(eqn) else _any,
+            "choosing": _chosen,
+            "pasting": _pasted,
+            "contracting": partial(_product, is_sum=_is_contraction(eqn)),
+            None: partial(_unknown, eqn),
+        }[kind]
+        if kind in ("entrywise", "moving", "choosing"):
+            return _pairwise(eqn, values, partial(_entrywise, rule))
+        return [_entrywise(rule, values)] * len(eqn.outvars)
 
     def _scan(self, eqn, values):
         # By their ranks: JAX's versions do not agree on what tells how many there are.
@@ -227,7 +240,7 @@ class _Analysis:
             return [_uniform(_whole(value)) for value in outs]
 
         reaches = map(_whole, _invariant(turn, first))
-        return [_uniform(reach._replace(certain=0)) for reach in reaches]
+        return [_uniform(reach._replace(some=0, certain=0)) for reach in reaches]
 
 
 def _invariant(turn: Callable[..., Any], carry: list[_Value]) -> list[_Value]:
@@ -240,7 +253,7 @@ def _invariant(turn: Callable[..., Any], carry: list[_Value]) -> list[_Value]:
     maybe = reduce(or_, (_whole(value).maybe for value in carry), 0)
     # Inputs on the way from one carried value to the next, in every later turn.
     maybe = reduce(or_, (_whole(value).maybe for value in turn(carry)), maybe)
-    return [_uniform(Reach(maybe, _whole(value).likely, 0)) for value in carry]
+    return [_uniform(Reach(maybe, _whole(value).likely)) for value in carry]
 
 
 def _opened(program: Any) -> Any:
@@ -260,52 +273,102 @@ def _uniform(reach: Reach) -> _Value:
 
 def _whole(value: _Value) -> Reach:
     """What some entry depends on, and (certain) what every entry does."""
-    return value.parts[0] if len(value.parts) == 1 else _both(value.parts)
+    return value.parts[0] if len(value.parts) == 1 else _joined(value.parts)
 
 
-def _both(reaches: Iterable[Reach]) -> Reach:
-    """One of several, it is not known which."""
-    maybe, likely, certain = zip(*reaches, strict=True)
-    return Reach(reduce(or_, maybe), reduce(or_, likely), reduce(and_, certain))
+def _joined(reaches: Sequence[Reach]) -> Reach:
+    """Of all entries of these arrays together."""
+    maybe, likely, some, certain = zip(*reaches, strict=True)
+    bits = (reduce(or_, each) for each in (maybe, likely, some))
+    return Reach(*bits, reduce(and_, certain))
 
 
 def _one_of(values: Iterable[_Value]) -> _Value:
-    return _uniform(_both(map(_whole, values)))
+    """One of several values, it is not known which."""
+    found = _joined([_whole(value) for value in values])
+    return _uniform(found._replace(some=found.certain))
 
 
 def _any(reaches: Sequence[Reach]) -> Reach:
     """A sum, or what else has a gradient by each operand, whatever the others are."""
     if len(reaches) == 1:
         return reaches[0]
-    maybe, likely, certain = (reduce(or_, bits) for bits in zip(*reaches, strict=True))
-    return Reach(maybe, likely, certain & ~_NONZERO)
+    found = Reach(*(reduce(or_, bits) for bits in zip(*reaches, strict=True)))
+    return found._replace(certain=found.certain & ~_NONZERO)
 
 
-def _product(reaches: Sequence[Reach], ignored: int = _DATA) -> Reach:
-    """It has a gradient by a factor if the other one is not zero."""
-    one, other = reaches
-    certain = 0
-    if other.certain & ~ignored:
-        certain |= one.certain
-    if one.certain & ~ignored:
-        certain |= other.certain
-    if not one.certain & other.certain & _NONZERO:
-        certain &= ~_NONZERO
-    return _any(reaches)._replace(certain=certain)
+def _flat(reaches: Sequence[Reach]) -> Reach:
+    """A derivative that is zero."""
+    del reaches
+    return _NOTHING
 
 
-def _contraction(reaches: Sequence[Reach]) -> Reach:
-    """A sum of products, of which the batch makes some that are not zero."""
-    return _product(reaches, ignored=0)
+def _total(reaches: Sequence[Reach]) -> Reach:
+    """The sum of all entries."""
+    return reaches[0]._replace(certain=reaches[0].certain | reaches[0].some)
 
 
-def _quotient(reaches: Sequence[Reach]) -> Reach:
-    by_divisor = _product(reaches).certain
+def _chosen(reaches: Sequence[Reach]) -> Reach:
+    """Some entries, it is not known which."""
     found = _any(reaches)
-    return found._replace(certain=(reaches[0].certain | by_divisor) & found.certain)
+    return found._replace(some=found.certain)
+
+
+def _pasted(reaches: Sequence[Reach]) -> Reach:
+    """Some entries of each operand, or none."""
+    return _any([_NOTHING, *reaches])._replace(some=0, certain=0)
+
+
+def _product(
+    reaches: Sequence[Reach], is_scalar: bool = False, is_sum: bool = False
+) -> Reach:
+    """It has a gradient by a factor where the other one is not zero.
+
+    A batch is somewhere not zero, or as a scalar it may be; sums are of all its rows.
+    """
+    some = certain = 0
+    for one, other in (reaches, reversed(reaches)):
+        if other.certain & ~_DATA:
+            some |= one.some
+            certain |= one.certain
+        elif other.certain and not is_scalar:
+            some |= one.certain
+            certain |= one.certain * is_sum
+    certain = certain & ~_CONSTANT | _constant_product(reaches, is_sum)
+    return _any(reaches)._replace(some=some, certain=certain)
+
+
+def _constant_product(reaches: Sequence[Reach], is_sum: bool) -> int:
+    """What is known of a product without inputs."""
+    one, other = (reach.certain & _CONSTANT for reach in reaches)
+    if not (one and other):
+        return 0
+    if one & other & _NONZERO:
+        return _NONZERO
+    return _DATA * (is_sum or (one | other) & _NONZERO != 0)
+
+
+def _quotient(reaches: Sequence[Reach], is_scalar: bool) -> Reach:
+    by_divisor, found = _product(reaches, is_scalar), _any(reaches)
+    some = reaches[0].some | by_divisor.some
+    certain = reaches[0].certain | by_divisor.certain
+    return found._replace(some=some, certain=certain & found.certain)
 
 
 _PRODUCTS = {"mul": _product, "pow": _product, "div": _quotient}
+
+
+def _is_total(eqn: Any) -> bool:
+    """Whether it sums up all entries."""
+    return eqn.primitive.name == "reduce_sum" and not eqn.outvars[0].aval.shape
+
+
+def _is_contraction(eqn: Any) -> bool:
+    """Whether products are summed over a dimension."""
+    if eqn.primitive.name != "dot_general":
+        return True
+    (contracted, _), _ = eqn.params["dimension_numbers"]
+    return bool(contracted)
 
 
 def _unknown(eqn: Any, reaches: Sequence[Reach]) -> Reach:
@@ -331,7 +394,10 @@ def _is_of_jax(program: Any) -> bool:
     info = getattr(_opened(program), "debug_info", None)
     source = getattr(info, "func_src_info", None) or ""
     folder = Path(jax.__file__).parent / "_src"
-    return any(str(folder / name) in source for name in ("nn", "numpy", "scipy"))
+    return any(
+        str(folder / name) in source
+        for name in ("nn", "numpy", "scipy", "lax/other.py")
+    )
 
 
 def _is_nonzero(value: Any) -> bool:
@@ -345,7 +411,7 @@ def _of_dtype(value: _Value, aval: Any) -> _Value:
         return value
     if dtype is None or not jnp.issubdtype(dtype, jnp.integer):
         return _uniform(_NOTHING)
-    return _uniform(Reach(certain=_whole(value).certain & (_DATA | _NONZERO)))
+    return _uniform(Reach(certain=_whole(value).certain & _CONSTANT))
 
 
 def _pairwise(eqn: Any, values: Iterable[_Value], rule: Callable) -> list[_Value]:
@@ -370,12 +436,12 @@ def _entrywise(rule: Callable, values: Sequence[_Value]) -> _Value:
 def _cut(value: _Value, axis: int, start: int, stop: int) -> _Value:
     """The entries from start to stop along an axis."""
     if not value.sizes or value.axis != axis:
-        return value
+        return _uniform(_chosen([_whole(value)]))
     parts, sizes, offset = [], [], 0
     for part, size in zip(value.parts, value.sizes, strict=True):
         overlap = min(stop, offset + size) - max(start, offset)
         if overlap > 0:
-            parts.append(part)
+            parts.append(part if overlap == size else _chosen([part]))
             sizes.append(overlap)
         offset += size
     if len(parts) > 1:
@@ -389,7 +455,7 @@ def _slice(eqn, values):
     bounds = zip(params["start_indices"], params["limit_indices"], strict=True)
     start, stop = list(bounds)[value.axis]
     cut = _cut(value, value.axis, start, stop)
-    return [cut if set(strides) == {1} else _uniform(_whole(cut))]
+    return [cut if set(strides) == {1} else _uniform(_chosen([_whole(cut)]))]
 
 
 def _split(eqn, values, sizes=None):

@@ -13,7 +13,7 @@ from samo_jax._hyperparameters import (
     check_share,
 )
 from samo_jax._perturbations._along import along
-from samo_jax._perturbations._base import Perturbation, Problem, own_loss
+from samo_jax._perturbations._base import Direction, Perturbation, Problem, own_loss
 from samo_jax._perturbations._directions import kept_gradients
 from samo_jax._shapley import MAX_EXACT, shapley_values
 from samo_jax._tasks import map_tasks, prefix_leaves, select_leaf
@@ -193,7 +193,7 @@ def modality_aware_sam(
         )
         return modulated, context.state
 
-    direction = Perturbation(
+    direction = Direction(
         prepare,
         perturb,
         init=init,
