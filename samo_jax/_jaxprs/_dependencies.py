@@ -151,18 +151,19 @@ class _Analysis:
         self._known: dict[Any, list[_Value]] = {}
 
     def outputs(self, program: Any, values: Sequence[_Value]) -> list[_Value]:
+        """The values of a program's outputs."""
         key = id(program), *values
         if key not in self._known:
             self._known[key] = self._outputs(_opened(program), values)
         return self._known[key]
 
     def _outputs(self, program, values):
-        found = dict.fromkeys(program.constvars, _Value((Reach(certain=_DATA),)))
+        found = dict.fromkeys(program.constvars, _uniform(Reach(certain=_DATA)))
         found |= zip(program.invars, values, strict=True)
 
         def read(atom):
             if hasattr(atom, "val"):
-                return _Value((Reach(certain=_NONZERO * _is_nonzero(atom.val)),))
+                return _uniform(Reach(certain=_NONZERO * _is_nonzero(atom.val)))
             return found[atom]
 
         for eqn in program.eqns:
@@ -172,6 +173,7 @@ class _Analysis:
         return [read(atom) for atom in program.outvars]
 
     def _equation(self, eqn: Any, values: list[_Value]) -> Iterable[_Value]:
+        """The values of an equation's outputs."""
         name = eqn.primitive.name.replace("-", "_")
         if name in _CALLS:
             return self.outputs(eqn.params[_CALLS[name]], values)
@@ -192,23 +194,10 @@ class _Analysis:
         if name in _PRODUCTS:
             is_scalar = eqn.outvars[0].aval.size == 1
             return [_entrywise(partial(_PRODUCTS[name], is_scalar=is_scalar), values)]
-        kind = _KINDS.get(name)
-        if kind != "entrywise":
-            values = [_uniform(_whole(value)) for value in values]
-        rule = {
-            "flat": _flat,
-            "entrywise": _any,
-            "moving": _total if _is_total(eqn) else _any,
-            "choosing": _chosen,
-            "pasting": _pasted,
-            "contracting": partial(_product, is_sum=_is_contraction(eqn)),
-            None: partial(_unknown, eqn),
-        }[kind]
-        if kind in ("entrywise", "moving", "choosing"):
-            return _pairwise(eqn, values, partial(_entrywise, rule))
-        return [_entrywise(rule, values)] * len(eqn.outvars)
+        return _first_order(_KINDS.get(name), eqn, values)
 
     def _scan(self, eqn, values):
+        """Those of a loop with a length, whose first turn is taken by itself."""
         # By their ranks: JAX's versions do not agree on what tells how many there are.
         params, body = eqn.params, _opened(eqn.params["jaxpr"])
         first_x = len(values) - _count_rows(eqn.invars, body.invars)
@@ -231,6 +220,7 @@ class _Analysis:
         return [*carry, *ys]
 
     def _while(self, params, values):
+        """Those of a loop of any length, of which nothing is certain."""
         consts = params["cond_nconsts"], params["body_nconsts"]
         body = values[consts[0] : sum(consts)]
         first = [_uniform(_whole(value)) for value in values[sum(consts) :]]
@@ -241,6 +231,30 @@ class _Analysis:
 
         reaches = map(_whole, _invariant(turn, first))
         return [_uniform(reach._replace(some=0, certain=0)) for reach in reaches]
+
+
+def _first_order(kind: str | None, eqn: Any, values: Sequence[_Value]) -> list[_Value]:
+    """The outputs of an equation that holds no program."""
+    if kind != "entrywise":
+        values = [_uniform(_whole(value)) for value in values]
+    match kind:
+        case "flat":
+            rule = _flat
+        case "entrywise":
+            rule = _any
+        case "moving":
+            rule = _total if _is_total(eqn) else _any
+        case "choosing":
+            rule = _chosen
+        case "pasting":
+            rule = _pasted
+        case "contracting":
+            rule = partial(_product, is_sum=_is_contraction(eqn))
+        case _:
+            rule = partial(_unknown, eqn)
+    if kind in ("entrywise", "moving", "choosing") and len(values) == len(eqn.outvars):
+        return [_entrywise(rule, [value]) for value in values]
+    return [_entrywise(rule, values)] * len(eqn.outvars)
 
 
 def _invariant(turn: Callable[..., Any], carry: list[_Value]) -> list[_Value]:
@@ -268,6 +282,7 @@ def _count_rows(atoms: Sequence[Any], rows: Sequence[Any]) -> int:
 
 
 def _uniform(reach: Reach) -> _Value:
+    """An array of one part."""
     return _Value((reach,))
 
 
@@ -279,8 +294,12 @@ def _whole(value: _Value) -> Reach:
 def _joined(reaches: Sequence[Reach]) -> Reach:
     """Of all entries of these arrays together."""
     maybe, likely, some, certain = zip(*reaches, strict=True)
-    bits = (reduce(or_, each) for each in (maybe, likely, some))
-    return Reach(*bits, reduce(and_, certain))
+    return Reach(
+        reduce(or_, maybe),
+        reduce(or_, likely),
+        reduce(or_, some),
+        reduce(and_, certain),
+    )
 
 
 def _one_of(values: Iterable[_Value]) -> _Value:
@@ -412,14 +431,6 @@ def _of_dtype(value: _Value, aval: Any) -> _Value:
     if dtype is None or not jnp.issubdtype(dtype, jnp.integer):
         return _uniform(_NOTHING)
     return _uniform(Reach(certain=_whole(value).certain & _CONSTANT))
-
-
-def _pairwise(eqn: Any, values: Iterable[_Value], rule: Callable) -> list[_Value]:
-    """Each output of its own operand where there are as many, else each of all."""
-    values = list(values)
-    if len(values) == len(eqn.outvars):
-        return [rule([value]) for value in values]
-    return [rule(values)] * len(eqn.outvars)
 
 
 def _entrywise(rule: Callable, values: Sequence[_Value]) -> _Value:
