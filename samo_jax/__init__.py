@@ -20,6 +20,7 @@ from samo_jax._gradients import task_gradients as task_gradients
 from samo_jax._gramian import combine as combine
 from samo_jax._gramian import gramian as gramian
 from samo_jax._look_sam import look_sam as look_sam
+from samo_jax._perturbations import Direction as Direction
 from samo_jax._perturbations import Perturbation as Perturbation
 from samo_jax._perturbations import Problem as Problem
 from samo_jax._perturbations import adaptive_sam as adaptive_sam

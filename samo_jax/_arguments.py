@@ -1,6 +1,8 @@
 """What arguments must be, whichever function takes them."""
 
 import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
 from numbers import Integral
 from typing import Any
 
@@ -9,6 +11,18 @@ import jax.numpy as jnp
 from jax.tree_util import keystr, tree_leaves_with_path
 
 from samo_jax._tree import PyTree
+
+# By library: how parameters are taken out of its models, and put into them again.
+_MODELS = {
+    "flax.nnx": (
+        "`graphdef, params, rest = nnx.split(model, nnx.Param, ...)`",
+        "`nnx.merge(graphdef, params, rest)`",
+    ),
+    "equinox": (
+        "`params, static = eqx.partition(model, eqx.is_inexact_array)`",
+        "`eqx.combine(params, static)`",
+    ),
+}
 
 
 def check_function(name: str, value: Any, argument: str, remedy: str) -> None:
@@ -68,7 +82,36 @@ def check_floats(name: str, tree: PyTree, remedy: str) -> None:
 
 def check_params(params: PyTree) -> None:
     """Raise unless the parameters are floating-point arrays."""
-    check_floats("params", params, "Keep other state out of the parameters.")
+    library = _library(params)
+    split = f" {_MODELS[library][0]}." if library else ""
+    check_floats("params", params, f"Keep other state out of the parameters.{split}")
+
+
+@contextmanager
+def explained(params: PyTree) -> Iterator[None]:
+    """Errors of a loss function that takes the parameters for the model itself."""
+    try:
+        yield
+    except (TypeError, AttributeError) as error:
+        library = _library(params)
+        no_model = ("'State'", "in State", "'NoneType' object is not callable")
+        if library is None or not any(text in str(error) for text in no_model):
+            raise
+        raise ValueError(
+            f"`loss_fn` must make the model of its parameters first, got {error}. "
+            f"{_MODELS[library][1]} makes it."
+        ) from error
+
+
+def _library(params: PyTree) -> str | None:
+    """The library whose models the parameters are or hold."""
+
+    def named(node):
+        modules = [cls.__module__ for cls in type(node).__mro__]
+        return [lib for lib in _MODELS if any(m.startswith(lib) for m in modules)]
+
+    nodes = jax.tree.leaves(params, is_leaf=lambda node: bool(named(node)))
+    return next((library for node in nodes for library in named(node)), None)
 
 
 def check_like(

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from samo_jax._arguments import check_params
+from samo_jax._arguments import check_params, explained
 from samo_jax._jaxprs import LossProgram, loss_program
 from samo_jax._tasks import (
     LossFn,
@@ -67,7 +67,8 @@ def mean_value_and_grad(
         )
 
     def mean_loss(params, *args, **kwargs):
-        output = loss_fn(params, *args, **kwargs)
+        with explained(params):
+            output = loss_fn(params, *args, **kwargs)
         losses = losses_of(output, has_aux)
         task_names(losses)
         return jnp.mean(stack_losses(losses)), output

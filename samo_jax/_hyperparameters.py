@@ -12,6 +12,12 @@ from samo_jax._arguments import check_function
 
 ScalarOrSchedule: TypeAlias = ArrayLike | Callable[[jax.Array], ArrayLike]
 
+# By type, where these go that are taken for a radius.
+_NO_RADIUS = {
+    "Perturbation": "Use `samo_jax.multitask(solver, perturbation)`",
+    "Direction": "Pass it as `direction` or `local`",
+}
+
 
 def is_number(value: Any) -> TypeGuard[float]:
     """Whether `value` can be checked now: not a tracer, array or schedule."""
@@ -88,6 +94,12 @@ def check_choice(name: str, value: Any, choices: tuple[Any, ...]) -> None:
 
 def check_rho(rho: Any) -> None:
     """The perturbation radius."""
+    kind = type(rho).__name__
+    if kind in _NO_RADIUS:
+        raise ValueError(
+            "`rho` must be one real number or a schedule that returns one, got a "
+            f"{kind}. {_NO_RADIUS[kind]}."
+        )
     check_nonnegative("rho", rho, "0 switches the perturbation off.")
 
 

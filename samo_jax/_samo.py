@@ -6,7 +6,7 @@ import jax
 import optax
 
 from samo_jax._perturbations import joint_sam
-from samo_jax._perturbations._directions import Direction
+from samo_jax._perturbations._directions import DirectionLike
 from samo_jax._solvers import Combiner, Solver
 from samo_jax._tasks import ParamLabels, Unroll
 from samo_jax._transform import multitask
@@ -18,7 +18,7 @@ def samo(
     *,
     alpha: Any = 0.5,
     mu: Any = 1e-2,
-    local: Direction | None = None,
+    local: DirectionLike | None = None,
     num_tasks: int,
     key: jax.Array | int | None = None,
     param_labels: ParamLabels = None,

@@ -1,7 +1,7 @@
 """Tasks: their losses, labels, and the loop over them."""
 
 from collections.abc import Callable
-from numbers import Number
+from numbers import Integral, Number
 from typing import Any, Protocol, TypeAlias
 
 import jax
@@ -68,6 +68,34 @@ def task_names(
     losses: LossTree, num_tasks: int | None = None, argument: str = "loss_fn"
 ) -> tuple[str, ...]:
     """Check the losses (arrays or shapes); name each task by its path in the pytree."""
+    try:
+        return _task_names(losses, num_tasks, argument)
+    except ValueError:
+        if _has_aux(losses, num_tasks, argument):
+            raise ValueError(
+                f"`{argument}` must return the losses only, got `(losses, aux)`. Leave "
+                "out `aux`; `mean_value_and_grad(loss_fn, has_aux=True)` alone takes "
+                "it."
+            ) from None
+        raise
+
+
+def _has_aux(losses: LossTree, num_tasks: int | None, argument: str) -> bool:
+    """Whether these are losses beside other data, rather than two wrong losses."""
+    if not (isinstance(losses, tuple) and len(losses) == 2):
+        return False
+    if num_tasks is None and all(map(jax.tree_util.all_leaves, ([x] for x in losses))):
+        return False
+    try:
+        _task_names(losses[0], num_tasks, argument)
+    except ValueError:
+        return False
+    return True
+
+
+def _task_names(
+    losses: LossTree, num_tasks: int | None, argument: str
+) -> tuple[str, ...]:
     paths_and_leaves = jax.tree_util.tree_leaves_with_path(losses)
     for path, leaf in paths_and_leaves:
         if not (hasattr(leaf, "dtype") or isinstance(leaf, Number)):
@@ -155,18 +183,29 @@ def check_unroll(unroll: Unroll) -> None:
         )
 
 
-def label_leaves(
-    params: PyTree, labels: ParamLabels, argument: str = "param_labels"
-) -> Any:
-    """`labels` (all `SHARED` where None), broadcast to a pytree like `params`."""
+def label_leaves(params: PyTree, labels: ParamLabels) -> Any:
+    """`labels` (all `SHARED` where None), broadcast to a pytree like `params`.
+
+    The index of a task, which names it where the losses are a list, becomes a str.
+    """
     if labels is None:
         return jax.tree.map(lambda _: SHARED, params)
-    if callable(labels):
+    return jax.tree.map(_task_name, prefix_leaves(params, labels, "param_labels"))
+
+
+def _task_name(label: Any) -> Any:
+    is_index = isinstance(label, Integral) and not isinstance(label, bool)
+    return str(int(label)) if is_index else label
+
+
+def prefix_leaves(params: PyTree, prefix: Any, argument: str) -> Any:
+    """A pytree prefix, or a function that returns one, made a pytree like `params`."""
+    if callable(prefix) and not _is_prefix(prefix, params):
         remedy = "A function of paths fits under `jax.tree.map_with_path`."
-        check_function(argument, labels, "the parameters", remedy)
-        labels = labels(params)
+        check_function(argument, prefix, "the parameters", remedy)
+        prefix = prefix(params)
     try:
-        return jax.tree.broadcast(labels, params)
+        return jax.tree.broadcast(prefix, params)
     except ValueError as error:
         raise ValueError(
             f"`{argument}` must be a pytree prefix of the parameters, or a function of "
@@ -174,9 +213,20 @@ def label_leaves(
         ) from error
 
 
+def _is_prefix(tree: Any, params: PyTree) -> bool:
+    """Whether a callable is a tree: an Equinox module, unlike a function, can be."""
+    if jax.tree_util.all_leaves([tree]):
+        return False
+    try:
+        jax.tree.broadcast(tree, params)
+    except ValueError:
+        return False
+    return True
+
+
 def mask_leaves(params: PyTree, mask: Any, argument: str = "mask") -> Any:
     """`mask`, a prefix of bools or a function, broadcast to a pytree like `params`."""
-    chosen = label_leaves(params, mask, argument)
+    chosen = prefix_leaves(params, mask, argument)
     for leaf in jax.tree.leaves(chosen):
         if getattr(leaf, "dtype", type(leaf)) not in (bool, jnp.bool_):
             raise ValueError(
@@ -188,11 +238,16 @@ def mask_leaves(params: PyTree, mask: Any, argument: str = "mask") -> Any:
 
 def check_labels(labels: Any, names: tuple[str, ...]) -> None:
     """Raise if a label is neither `SHARED` nor the name of a task."""
-    unknown = sorted({str(x) for x in jax.tree.leaves(labels)} - {SHARED, *names})
+    known = {SHARED, *names}
+    unknown = {
+        repr(x)
+        for x in jax.tree.leaves(labels)
+        if not (isinstance(x, str) and x in known)
+    }
     if unknown:
         raise ValueError(
             f"`param_labels` must label every leaf 'shared' or with a task's name "
-            f"({', '.join(names)}); got {', '.join(map(repr, unknown))}. "
+            f"({', '.join(names)}); got {', '.join(sorted(unknown))}. "
             "Rename the labels or the losses."
         )
 

@@ -15,7 +15,7 @@ from samo_jax._arguments import (
 )
 from samo_jax._faults import task_mask_array
 from samo_jax._hyperparameters import check_count
-from samo_jax._perturbations import Perturbation, Problem
+from samo_jax._perturbations import Direction, Perturbation, Problem
 from samo_jax._perturbations._base import UNPERTURBED
 from samo_jax._solvers import Combiner, Solver
 from samo_jax._solvers._arguments import per_task
@@ -41,6 +41,7 @@ from samo_jax._tree import (
 from samo_jax._update_arguments import (
     check_all_params,
     check_updates,
+    check_uses,
     required_loss_fn,
     trace_tasks,
 )
@@ -104,8 +105,9 @@ def multitask(
         num_tasks: K, the number of losses.
         key: typed PRNG key or int, required if `perturbation` draws random numbers.
         param_labels: which leaves are used by all tasks ("shared") and which by one
-            (its name: the path in the loss pytree such as "left", or its index "0"): a
-            pytree prefix of the parameters, or a function of them. None: all shared.
+            (its name: the path in the loss pytree such as "left", or its index 0 in a
+            list): a pytree prefix of the parameters, or a function of them. None: all
+            shared. Labels that the losses contradict raise.
         unroll: True traces K passes, of which XLA drops the other tasks' heads; False
             loops with `lax.map`, for the compile time and nearly the memory of one
             task; an int maps in chunks of that many tasks (batched: fast on
@@ -144,7 +146,8 @@ def multitask(
 
     Raises:
         ValueError: on wrong arguments; in `update`, if `loss_fn` or `params` is
-            missing, the losses are not K scalars, or a label names no task.
+            missing, the losses are not K scalars, or a label names no task, or one
+            whose loss does not use the leaf, or not alone.
 
     Examples:
         >>> import jax.numpy as jnp, optax, samo_jax
@@ -161,6 +164,11 @@ def multitask(
         [0.11... 0.88...]
     """
     check_combiner(solver)
+    if isinstance(perturbation, Direction):
+        raise ValueError(
+            "`perturbation` must be a samo_jax.Perturbation or None, got a Direction, "
+            "which has no length. `samo_jax.sam(rho, direction=...)` gives it one."
+        )
     if perturbation is not None and not isinstance(perturbation, Perturbation):
         raise ValueError(
             f"`perturbation` must be a samo_jax.Perturbation or None, got "
@@ -213,12 +221,15 @@ def multitask(
         loss_fn = required_loss_fn(loss_fn)
         check_updates(updates, params)
         _check_state(state, num_tasks)
-        tasks = trace_tasks(params, num_tasks, loss_fn, probe_loss_fn, sample_loss_fns)
+        tasks, program = trace_tasks(
+            params, num_tasks, loss_fn, probe_loss_fn, sample_loss_fns
+        )
         if "losses" in extra_args:
             losses = stack_losses(extra_args["losses"])
             extra_args["losses"] = per_task("losses", losses, num_tasks, 0)
         labels = label_leaves(params, param_labels)
         check_labels(labels, tasks)
+        check_uses(labels, tasks, program)
 
         problem = Problem(
             loss_fn=loss_fn,

@@ -1,12 +1,16 @@
 """What `update` must be given."""
 
+import warnings
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import optax
+from jax.tree_util import keystr, tree_leaves_with_path
 
-from samo_jax._arguments import check_floats, check_like, check_params
-from samo_jax._tasks import LossFn, LossTree, check_loss_fn, task_names
+from samo_jax._arguments import check_floats, check_like, check_params, explained
+from samo_jax._jaxprs import Use, dependencies
+from samo_jax._tasks import SHARED, LossFn, LossTree, check_loss_fn, task_names
 from samo_jax._tree import PyTree
 
 
@@ -56,9 +60,12 @@ def trace_tasks(
     loss_fn: LossFn,
     probe_loss_fn: LossFn | None,
     sample_loss_fns: Sequence[LossFn],
-) -> tuple[str, ...]:
-    """The names of the K tasks; raise unless all functions give their losses."""
-    tasks = _trace("loss_fn", loss_fn, params, num_tasks)
+) -> tuple[tuple[str, ...], Any]:
+    """The names of the K tasks, and the program of `loss_fn`.
+
+    Raise unless all functions give the K losses.
+    """
+    tasks, program = _trace("loss_fn", loss_fn, params, num_tasks)
     if not isinstance(sample_loss_fns, Sequence):
         raise ValueError(
             "`sample_loss_fns` must be a sequence of functions, got "
@@ -68,25 +75,77 @@ def trace_tasks(
     if probe_loss_fn is not None:
         others.append(("probe_loss_fn", probe_loss_fn))
     for name, fn in others:
-        found = _trace(name, fn, params, num_tasks)
+        found, _ = _trace(name, fn, params, num_tasks)
         if found not in (tasks, tuple(map(str, range(num_tasks)))):
             raise ValueError(
                 f"`{name}` must return the losses of `loss_fn`, {', '.join(tasks)}; "
                 f"got {', '.join(found)}. Name them alike."
             )
-    return tasks
+    return tasks, program
+
+
+def check_uses(labels: Any, tasks: tuple[str, ...], program: Any) -> None:
+    """Raise if a leaf is labelled with a task while another one's loss needs it.
+
+    Another one's loss does so certainly, or, but for masks and branches, where the
+    task's own loss does not depend on the leaf.
+    """
+    of_heads = [
+        (i, keystr(path), label)
+        for i, (path, label) in enumerate(tree_leaves_with_path(labels))
+        if label != SHARED
+    ]
+    if not of_heads:
+        return
+    try:
+        losses = dict(zip(tasks, dependencies(program), strict=True))
+    except Exception as error:
+        # A newer JAX may write programs in another way: no reason to stop a training.
+        warnings.warn(
+            "`param_labels` were not checked, as the program of `loss_fn` could not be "
+            f"read, got {error!r}. Please report it with the version of JAX.",
+            stacklevel=3,
+        )
+        return
+    for i, path, label in of_heads:
+        own = losses[label]
+        unused = own.use(i) == Use.NO
+        # A task without examples has a constant loss.
+        least = Use.LIKELY if unused and not own.is_constant() else Use.CERTAIN
+        users = [
+            name
+            for name, loss in losses.items()
+            if name != label and loss.use(i) >= least
+        ]
+        if users:
+            fault = f", not {label!r}" if unused else ", too"
+            label_then = users[0] if unused and len(users) == 1 else SHARED
+            raise ValueError(
+                "`param_labels` must label a leaf with the one task that uses it, got "
+                f"{label!r} for leaf '{path}', which {_some(users)} uses{fault}. "
+                f"Label it {label_then!r}."
+            )
+
+
+def _some(names: Sequence[str]) -> str:
+    """The first three names."""
+    shown = ", ".join(map(repr, names[:3]))
+    return f"{shown}, ..." if len(names) > 3 else shown
 
 
 def _trace(
     name: str, loss_fn: LossFn, params: PyTree, num_tasks: int
-) -> tuple[str, ...]:
+) -> tuple[tuple[str, ...], Any]:
     check_loss_fn(name, loss_fn)
-    return task_names(_trace_losses(loss_fn, params), num_tasks, name)
+    losses, program = _trace_losses(loss_fn, params)
+    return task_names(losses, num_tasks, name), program
 
 
-def _trace_losses(loss_fn: LossFn, params: PyTree) -> LossTree:
+def _trace_losses(loss_fn: LossFn, params: PyTree) -> tuple[LossTree, Any]:
     try:
-        return jax.eval_shape(loss_fn, params)
+        with explained(params):
+            program, losses = jax.make_jaxpr(loss_fn, return_shape=True)(params)
+        return losses, program
     except Exception as error:
         if isinstance(params, jax.Array) and params.ndim == 1:
             raise ValueError(

@@ -3,11 +3,13 @@
 import re
 from pathlib import Path
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import nnx
 from flax.training.train_state import TrainState
 
 import samo_jax
@@ -42,6 +44,25 @@ def of_a_batch(p, batch):
 
 def by_path(path, leaf):
     return "shared" if leaf.ndim else path
+
+
+def with_accuracy(p):
+    return loss_fn(p), {"accuracy": jnp.ones(4)}
+
+
+MLP = eqx.nn.MLP(3, 2, 4, 1, key=jax.random.key(0))
+NET = nnx.Sequential(
+    nnx.Linear(3, 2, rngs=nnx.Rngs(0)), nnx.Dropout(0.5, rngs=nnx.Rngs(0))
+)
+
+
+def call(model):
+    """The losses of who takes the parameters for the model."""
+    return list(model(jnp.ones(3)))
+
+
+def update_model(params, loss_fn=call):
+    return update(samo(), loss_fn, params, params)
 
 
 def samo(solver=MEAN, **kwargs):
@@ -126,6 +147,9 @@ LIBRARY = {
     "a perturbation's factory, not called": lambda: multitask(MEAN, samo_jax.sam),
     "a radius as perturbation": lambda: multitask(MEAN, 0.05),
     "samo as perturbation": lambda: multitask(MEAN, samo()),
+    "a direction as perturbation": lambda: multitask(MEAN, samo_jax.probe(), key=0),
+    "a perturbation in samo": lambda: samo(rho=samo_jax.global_sam()),
+    "a direction in samo": lambda: samo(rho=samo_jax.probe()),
     "a perturbation in LookSAM": lambda: samo_jax.look_sam(samo_jax.sam()),
     "smoothing what is no solver": lambda: samo_jax.smoothed(samo_jax.graddrop(0)),
     # Keys
@@ -161,6 +185,8 @@ LIBRARY = {
     "a float among the parameters": lambda: samo().init(PARAMS | {"scale": 1.0}),
     "a key among the parameters": lambda: samo().init({"key": jax.random.key(0)}),
     "NumPy's float64 without x64": lambda: samo().init({"w": np.ones(3)}),
+    "an Equinox module that is not partitioned": lambda: update_model(MLP),
+    "all state of an nnx model": lambda: update_model(nnx.state(NET)),
     "integers in the clean pass": lambda: clean_pass(
         lambda w: [jnp.sum(w * 1.0)], jnp.arange(3)
     ),
@@ -169,6 +195,15 @@ LIBRARY = {
     ),
     "a label that is no task": lambda: update(
         samo(param_labels={"w": "shared", "v": "up"})
+    ),
+    "a label that is the index of no task": lambda: update(
+        samo(param_labels={"w": "shared", "v": 2}), lambda p: list(loss_fn(p).values())
+    ),
+    "labels of two heads swapped": lambda: update(
+        samo(param_labels={"w": "shared", "v": "left"})
+    ),
+    "a shared leaf labelled as a head": lambda: update(
+        samo(param_labels={"w": "left", "v": "right"})
     ),
     "labels of some parameters": lambda: update(samo(param_labels={"w": "shared"})),
     "labels that are bools": lambda: update(samo(param_labels={"w": True, "v": False})),
@@ -188,9 +223,15 @@ LIBRARY = {
     "a count as loss": lambda: update(samo(), lambda _: {"left": 1, "right": 2}),
     "a complex loss": lambda: update(samo(), lambda p: [jnp.sum(p["w"]) * 1j] * 2),
     "a name as loss": lambda: clean_pass(lambda p: [jnp.sum(p["w"]), "right"]),
-    "losses with other data": lambda: update(
-        samo(), lambda p: (loss_fn(p), {"accuracy": jnp.ones(4)})
+    "the parameters of an Equinox module, called": lambda: update_model(
+        eqx.filter(MLP, eqx.is_inexact_array)
     ),
+    "the state of an nnx model, called": lambda: update_model(
+        nnx.state(NET, nnx.Param)
+    ),
+    "the same in the clean pass": lambda: clean_pass(call, nnx.state(NET, nnx.Param)),
+    "losses with other data": lambda: update(samo(), with_accuracy),
+    "losses with other data, in the clean pass": lambda: clean_pass(with_accuracy),
     "has_aux without other data": lambda: clean_pass(loss_fn, has_aux=True),
     "losses instead of their function, in the clean pass": lambda: clean_pass({}),
     "probe losses of one task": lambda: update(

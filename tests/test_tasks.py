@@ -1,6 +1,9 @@
 """Losses, names, labels, gradients and the loop over tasks."""
 
+from typing import Any
+
 import chex
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -121,6 +124,156 @@ def test_labels():
         label_leaves(params, {"body": "shared"})
 
 
+class Callable(eqx.Module):
+    """A model, and (with labels or bools as leaves) what tells its leaves apart."""
+
+    body: Any
+    left: Any
+    right: Any
+
+    def __call__(self, x):
+        h = jnp.tanh(self.body @ x)
+        return [jnp.sum((self.left @ h - 1) ** 2), jnp.sum((self.right @ h) ** 2)]
+
+
+MODEL = Callable(jnp.ones((3, 2)), jnp.ones((1, 3)), 2 * jnp.ones((1, 3)))
+HEADS = Callable("shared", 0, 1)
+BODY = Callable(True, False, False)
+
+
+@pytest.mark.parametrize("form", [lambda tree: tree, lambda tree: lambda _: tree])
+def test_trees_that_can_be_called_are_trees(form):
+    """Labels, groups and masks alike; functions, and what else can be called, are."""
+    x = jnp.array([0.5, -0.3])
+    grads = jax.grad(lambda model: sum(model(x)) / 2)(MODEL)
+
+    def step(combiner, perturbation, **kwargs):
+        tx = samo_jax.multitask(combiner, perturbation, num_tasks=2, **kwargs)
+        direction, state = tx.update(
+            grads, tx.init(MODEL), MODEL, loss_fn=lambda model: model(x)
+        )
+        return direction, state.solver_state
+
+    groups = Callable("first", "last", "last")
+    _, state = step(samo_jax.grouped(samo_jax.mean(), form(groups)), None)
+    assert set(state.weights) == {"first", "last"}
+
+    clean = step(samo_jax.mean(), None, param_labels=form(HEADS))[0]
+    for perturbation in (
+        samo_jax.sam(1.0, mask=form(BODY)),
+        samo_jax.sam(1.0, direction=samo_jax.probe(mask=form(BODY))),
+        samo_jax.adaptive_sam(1.0, adapt=form(BODY)),
+    ):
+        labels = form(HEADS)
+        moved = step(samo_jax.mean(), perturbation, param_labels=labels, key=0)[0]
+        assert jax.tree.structure(moved) == jax.tree.structure(clean)
+        assert np.any(moved.body != clean.body)
+
+
+def test_a_part_of_a_function_is_called():
+    """`jax.tree_util.Partial` is a tree as well, but none of parameters."""
+    labels = jax.tree_util.Partial(lambda label, _: {"w": label}, "shared")
+    assert label_leaves(PARAMS, labels) == {"w": "shared"}
+
+
+@pytest.mark.parametrize("index", [1, np.int32(1), "1"], ids=["int", "NumPy", "name"])
+@pytest.mark.parametrize("form", [list, jnp.stack], ids=["list", "array"])
+def test_labels_are_indices_of_tasks_without_names(form, index):
+    params = {"body": jnp.array(0.5), "head": jnp.array(2.0)}
+
+    def loss_fn(p):
+        return form([jnp.sin(p["body"]), p["body"] * p["head"] ** 2])
+
+    labels = {"body": "shared", "head": index}
+    tx = samo_jax.multitask(samo_jax.mean(), num_tasks=2, param_labels=labels)
+    direction, _ = tx.update(params, tx.init(params), params, loss_fn=loss_fn)
+    np.testing.assert_allclose(direction["head"], 2.0, rtol=1e-6)
+
+
+def heads(p, route=lambda h, head: h @ head):
+    """Two tasks with a head each, whose values are joined and taken apart again."""
+    h = jax.nn.relu(p["body"])
+    return {
+        name: jnp.mean((route(h, p["heads"][name]) - 1) ** 2)
+        for name in ("left", "right")
+    }
+
+
+HEAD_PARAMS = {
+    "body": jnp.ones((4, 3)),
+    "heads": {"left": jnp.ones((3, 2)), "right": jnp.ones((3, 2))},
+}
+RIGHT = {"body": "shared", "heads": {"left": "left", "right": "right"}}
+SWAPPED = {"body": "shared", "heads": {"left": "right", "right": "left"}}
+NO_BODY = {"body": "left", "heads": {"left": "left", "right": "right"}}
+
+
+def gated(h, head):
+    """Through what cannot be looked into."""
+
+    @jax.custom_vjp
+    def gate(x):
+        return x
+
+    gate.defvjp(lambda x: (x, None), lambda _, ct: (ct,))
+    return gate(h @ head)
+
+
+def dropped(h, head):
+    return jnp.where(jax.random.bernoulli(jax.random.key(0), 0.5, h.shape), h, 0) @ head
+
+
+FAULTY = [
+    (NO_BODY, "'body'.*, which 'right' uses, too. Label it 'shared'"),
+    (SWAPPED, "'left'.*, which 'left' uses, not 'right'. Label it 'left'"),
+]
+IDLE = [
+    (NO_BODY, "'body'.*, which 'right' uses, not 'left'. Label it 'right'"),
+    (SWAPPED, "'right'.*, which 'right' uses, not 'left'. Label it 'right'"),
+]
+LOSSES = {
+    "plain": (heads, FAULTY),
+    "under jit": (jax.jit(heads), FAULTY),
+    "under checkpoint": (jax.checkpoint(heads), FAULTY),
+    "dropout": (lambda p: heads(p, dropped), FAULTY[1:]),
+    "a custom derivative": (lambda p: heads(p, gated), []),
+    "nothing for a task": (lambda p: heads(p) | {"left": 0.0}, IDLE),
+}
+
+
+def update_labelled(loss_fn, labels):
+    tx = samo_jax.multitask(samo_jax.mean(), num_tasks=2, param_labels=labels)
+    return jax.eval_shape(
+        lambda p: tx.update(p, tx.init(p), p, loss_fn=loss_fn)[0], HEAD_PARAMS
+    )
+
+
+@pytest.mark.parametrize("case", LOSSES)
+def test_labels_that_the_losses_contradict(case):
+    """Only what is certain raises: what may be used may have no gradient."""
+    loss_fn, faults = LOSSES[case]
+    update_labelled(loss_fn, RIGHT)
+    raised = [labels for labels, _ in faults]
+    for labels, message in faults:
+        with pytest.raises(ValueError, match=message):
+            update_labelled(loss_fn, labels)
+    for labels in (NO_BODY, SWAPPED):
+        if labels not in raised:
+            update_labelled(loss_fn, labels)
+
+
+def test_labels_are_checked_under_transformations():
+    for transform in (jax.vmap, jax.jacfwd):
+        params = jax.tree.map(lambda leaf: jnp.stack([leaf] * 2), HEAD_PARAMS)
+        tx = samo_jax.multitask(samo_jax.mean(), num_tasks=2, param_labels=SWAPPED)
+
+        def step(p, tx=tx):
+            return tx.update(p, tx.init(p), p, loss_fn=heads)[0]
+
+        with pytest.raises(ValueError, match="uses, not"):
+            transform(step)(params)
+
+
 @pytest.mark.parametrize("devices", [1, 8])
 def test_gramian_and_combine_of_many_leaves_and_dtypes(monkeypatch, devices):
     monkeypatch.setattr(jax, "device_count", lambda: devices)
@@ -164,3 +317,16 @@ def test_delta_m():
         [[0.9, 2.0], [1.1, 3.0]], [1.0, 2.5], higher_is_better=[True, False]
     )
     np.testing.assert_allclose(values, [(10 - 20) / 2, (-10 + 20) / 2], atol=1e-4)
+
+
+def test_labels_go_unchecked_where_a_program_cannot_be_read(monkeypatch):
+    """A version of JAX to come must not stop a training: a warning does."""
+
+    def fail(_program):
+        raise KeyError("jaxpr")
+
+    monkeypatch.setattr("samo_jax._update_arguments.dependencies", fail)
+    labels = {"w": "a"}  # Wrong: all tasks use it.
+    tx = samo_jax.multitask(samo_jax.mean(), num_tasks=3, param_labels=labels)
+    with pytest.warns(UserWarning, match="`param_labels` were not checked.*'jaxpr'"):
+        tx.update(PARAMS, tx.init(PARAMS), PARAMS, loss_fn=losses)

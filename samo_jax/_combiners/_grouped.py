@@ -11,7 +11,7 @@ from jax.tree_util import keystr
 from samo_jax._gramian import combine, gramian
 from samo_jax._solvers import Combiner, Solver
 from samo_jax._solvers._base import uniform_weights
-from samo_jax._tasks import label_leaves
+from samo_jax._tasks import prefix_leaves
 from samo_jax._tree import PyTree
 
 
@@ -131,4 +131,4 @@ def _label_groups(params, groups):
         return jax.tree.map_with_path(
             lambda path, _: keystr(path, simple=True, separator="/"), params
         )
-    return label_leaves(params, groups, "groups")
+    return prefix_leaves(params, groups, "groups")

@@ -1,12 +1,14 @@
 """Everything that looks into the programs (jaxprs) of users, behind one door.
 
 A program is rearranged only if each of its operations is known (`_known`), and only
-where `samo_jax.config.rewrite_programs` allows it. It imports nothing of the library
-but its settings, the tasks' losses and arithmetic.
+where `samo_jax.config.rewrite_programs` allows it. This package imports nothing of the
+library but its settings.
 """
 
 from samo_jax._jaxprs._convolutions import (
     canonical_convolutions as canonical_convolutions,
 )
+from samo_jax._jaxprs._dependencies import Use as Use
+from samo_jax._jaxprs._dependencies import dependencies as dependencies
 from samo_jax._jaxprs._heads import LossProgram as LossProgram
 from samo_jax._jaxprs._heads import loss_program as loss_program

@@ -1,6 +1,7 @@
 """Perturbations: one small file per sharpness method."""
 
 from samo_jax._perturbations._adaptive_sam import adaptive_sam as adaptive_sam
+from samo_jax._perturbations._base import Direction as Direction
 from samo_jax._perturbations._base import Perturbation as Perturbation
 from samo_jax._perturbations._base import Problem as Problem
 from samo_jax._perturbations._efficient_sam import efficient_sam as efficient_sam

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from samo_jax._hyperparameters import ScalarOrSchedule, check_nonnegative, resolve
 from samo_jax._perturbations._along import along
 from samo_jax._perturbations._base import Perturbation
-from samo_jax._perturbations._directions import Direction
+from samo_jax._perturbations._directions import DirectionLike
 from samo_jax._tasks import mask_leaves
 
 
@@ -16,7 +16,7 @@ def adaptive_sam(
     rho: ScalarOrSchedule = 0.5,
     eta: ScalarOrSchedule = 0.01,
     *,
-    direction: Direction = "global",
+    direction: DirectionLike = "global",
     mask: Any = None,
     adapt: Any = None,
 ) -> Perturbation:

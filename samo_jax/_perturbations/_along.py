@@ -14,7 +14,7 @@ from samo_jax._hyperparameters import (
     resolve,
 )
 from samo_jax._perturbations._base import Perturbation, own_leaves, within
-from samo_jax._perturbations._directions import Direction, as_direction
+from samo_jax._perturbations._directions import DirectionLike, as_direction
 from samo_jax._perturbations._radius import scale_to_radius
 from samo_jax._tasks import mask_leaves
 from samo_jax._tree import accumulator_dtype, as_floats, keep
@@ -23,7 +23,7 @@ Norm: TypeAlias = Literal["separate", "joint", "layerwise"]
 
 
 def along(
-    direction: Direction,
+    direction: DirectionLike,
     rho: ScalarOrSchedule,
     *,
     stretch: Callable[..., jax.Array] | None = None,
@@ -80,7 +80,7 @@ def along(
         directions, index = inner_points(inner_context)
         return [scale(problem, p) for p in directions], index
 
-    return within(inner)._replace(
+    parts = within(inner)._replace(
         prepare=prepare,
         perturb=perturb,
         # A joint norm is also over the task's own head.
@@ -90,6 +90,7 @@ def along(
             else partial(points, inner.points)
         ),
     )
+    return Perturbation(*parts)
 
 
 def _groups(labels, norm):

@@ -106,20 +106,38 @@ class Perturbation(NamedTuple):
     points: Callable[[Any], tuple[Sequence[PyTree], jax.Array]] | None = None
 
 
+class Direction(NamedTuple):
+    """Where each task looks, before that gets its length: a part of perturbations.
+
+    `sam(direction=...)` makes a perturbation of it, `joint_sam(local=...)` a part of
+    one. The attributes are those of `Perturbation`, but that `perturb` and `points`
+    give ascent directions p_i, whose lengths do not matter, in place of eps_i.
+    """
+
+    prepare: Callable[[Problem, Any], Any]
+    perturb: Callable[[Any, int | jax.Array], PyTree]
+    init: Callable[[PyTree, int], Any] = lambda _params, _num_tasks: ()
+    finish: Callable[[Any, PyTree, Any], tuple[PyTree, Any]] | None = None
+    needs_key: bool = False
+    clean_gradients: Callable[[Any], PyTree | None] = lambda _context: None
+    loss: Callable[[Problem, Any, PyTree, Any], jax.Array] | None = None
+    points: Callable[[Any], tuple[Sequence[PyTree], jax.Array]] | None = None
+
+
 def common(
-    prepare: Callable[[Problem, Any], Any], eps: Callable[[Any], PyTree], **others: Any
-) -> Perturbation:
-    """A perturbation `eps(context)` that is the same for every task."""
-    return Perturbation(
+    prepare: Callable[[Problem, Any], Any], p: Callable[[Any], PyTree], **others: Any
+) -> Direction:
+    """A direction `p(context)` that is the same for every task."""
+    return Direction(
         prepare,
-        lambda context, _task: eps(context),
-        points=lambda context: ([eps(context)], jnp.array(0, jnp.int32)),
+        lambda context, _task: p(context),
+        points=lambda context: ([p(context)], jnp.array(0, jnp.int32)),
         **others,
     )
 
 
-def within(inner: Perturbation) -> Perturbation:
-    """`inner` as a part of another perturbation, whose `context[1]` is its context.
+def within(inner: Direction) -> Direction:
+    """`inner` as a part of what has `context[1]` as its context.
 
     What is left for the other to replace is `prepare`, `perturb` and `points`.
     """
@@ -137,9 +155,11 @@ def within(inner: Perturbation) -> Perturbation:
     )
 
 
-UNPERTURBED = common(
-    lambda problem, _state: problem.params,
-    lambda params: jax.tree.map(jnp.zeros_like, params),
+UNPERTURBED = Perturbation(
+    *common(
+        lambda problem, _state: problem.params,
+        lambda params: jax.tree.map(jnp.zeros_like, params),
+    )
 )
 
 

@@ -6,26 +6,26 @@ import jax
 import jax.numpy as jnp
 
 from samo_jax._gradients import task_value_and_gradient, task_values_and_gradients
-from samo_jax._perturbations._base import Perturbation, common
+from samo_jax._perturbations._base import Direction, Perturbation, common
 
-Direction: TypeAlias = Literal["global", "local"] | Perturbation
+DirectionLike: TypeAlias = Literal["global", "local"] | Direction | Perturbation
 
 
-def mean_gradient() -> Perturbation:
+def mean_gradient() -> Direction:
     """The gradient of the mean loss, for every task: no extra pass."""
     return common(lambda problem, _state: problem.mean_grad, lambda g: g)
 
 
-def own_gradient() -> Perturbation:
+def own_gradient() -> Direction:
     """Each task's own gradient, computed when used: K passes, one copy."""
 
     def perturb(problem, i):
         return task_value_and_gradient(problem.loss_fn, problem.params, i)[1]
 
-    return Perturbation(lambda problem, _state: problem, perturb)
+    return Direction(lambda problem, _state: problem, perturb)
 
 
-def kept_gradients(direction: Literal["global", "local"]) -> Perturbation:
+def kept_gradients(direction: Literal["global", "local"]) -> Direction:
     """A direction, with the K clean gradients (K passes, K copies) as context."""
     check_named(direction)
 
@@ -40,7 +40,7 @@ def kept_gradients(direction: Literal["global", "local"]) -> Perturbation:
             return jax.tree.map(lambda leaf: jnp.mean(leaf, axis=0), task_grads)
         return jax.tree.map(lambda leaf: leaf[i], task_grads)
 
-    return Perturbation(prepare, perturb, clean_gradients=lambda context: context)
+    return Direction(prepare, perturb, clean_gradients=lambda context: context)
 
 
 def check_named(direction: Any) -> None:
@@ -52,15 +52,15 @@ def check_named(direction: Any) -> None:
         )
 
 
-def as_direction(direction: Direction) -> Perturbation:
-    """The direction of that name, or a perturbation taken for its direction alone."""
+def as_direction(direction: DirectionLike) -> Direction:
+    """The direction of that name, or of a perturbation, without its length."""
     if direction == "global":
         return mean_gradient()
     if direction == "local":
         return own_gradient()
-    if isinstance(direction, Perturbation):
-        return direction
+    if isinstance(direction, Direction | Perturbation):
+        return Direction(*direction)
     raise ValueError(
-        '`direction` must be "global", "local" or a samo_jax.Perturbation, got '
+        '`direction` must be "global", "local" or a samo_jax.Direction, got '
         f"{direction!r}. Make one by `samo_jax.probe()`."
     )

@@ -9,7 +9,7 @@ from jax import lax
 from samo_jax._hyperparameters import ScalarOrSchedule, check_scalar, is_number
 from samo_jax._perturbations._along import along
 from samo_jax._perturbations._base import Perturbation
-from samo_jax._perturbations._directions import Direction
+from samo_jax._perturbations._directions import DirectionLike
 from samo_jax._tasks import select_leaf
 
 
@@ -18,7 +18,7 @@ def efficient_sam(
     beta: float = 0.6,
     gamma: float = 0.5,
     *,
-    direction: Direction = "global",
+    direction: DirectionLike = "global",
     mask: Any = None,
 ) -> Perturbation:
     """ESAM: `eps = (m / beta) rho p / ||p||`, m Bernoulli(beta) for each parameter.

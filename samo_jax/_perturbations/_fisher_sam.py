@@ -8,14 +8,14 @@ from jax import lax
 from samo_jax._hyperparameters import ScalarOrSchedule, check_nonnegative, resolve
 from samo_jax._perturbations._along import along
 from samo_jax._perturbations._base import Perturbation
-from samo_jax._perturbations._directions import Direction
+from samo_jax._perturbations._directions import DirectionLike
 
 
 def fisher_sam(
     rho: ScalarOrSchedule = 0.1,
     eta: ScalarOrSchedule = 1.0,
     *,
-    direction: Direction = "global",
+    direction: DirectionLike = "global",
     mask: Any = None,
 ) -> Perturbation:
     """Fisher SAM: `eps = rho F^-1 p / sqrt(p' F^-1 p)` with `F = 1 + eta p^2`.
@@ -27,7 +27,7 @@ def fisher_sam(
     Args:
         rho: radius, non-negative, or a schedule of the step.
         eta: strength of the metric, non-negative, or a schedule.
-        direction: see `sam`. A `Perturbation` must keep the gradient's length. On a
+        direction: see `sam`. A `Direction` must keep the gradient's length. On a
             task's head the gradient of the mean loss is 1/K of the task's own: with
             heads choose "local".
         mask: see `sam`.

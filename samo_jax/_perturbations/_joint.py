@@ -12,7 +12,7 @@ from samo_jax._hyperparameters import (
     check_alpha,
     resolve,
 )
-from samo_jax._perturbations._base import Perturbation, within
+from samo_jax._perturbations._base import Direction, within
 from samo_jax._perturbations._radius import layerwise_normalize
 from samo_jax._tasks import SHARED, keep_shared, map_tasks
 from samo_jax._tree import PyTree, accumulator_dtype, group_products, safe_divide
@@ -52,8 +52,8 @@ def mix(a: Any, mean_grad: PyTree, b: Any, local_grad: PyTree) -> PyTree:
 
 
 def joint(
-    local: Perturbation, alpha: Alpha, anchor: Callable[[Any], PyTree] | None = None
-) -> Perturbation:
+    local: Direction, alpha: Alpha, anchor: Callable[[Any], PyTree] | None = None
+) -> Direction:
     """The direction `alpha g0 + (1 - alpha) lhat_i` of task i, on heads g0 alone.
 
     lhat_i is the local direction with every leaf rescaled to the norm of g0's leaf; g0
@@ -79,7 +79,7 @@ def joint(
     )
 
 
-def _adaptive(local: Perturbation, anchor: Any) -> Perturbation:
+def _adaptive(local: Direction, anchor: Any) -> Direction:
     """The combination of g0 and lhat_i that has had the largest cosine with g_i.
 
     With r = cos(g0, lhat), the least-squares coefficients of g_i / ||g_i|| on the two

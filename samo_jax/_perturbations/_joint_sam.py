@@ -13,7 +13,7 @@ from samo_jax._hyperparameters import (
 )
 from samo_jax._perturbations._along import along
 from samo_jax._perturbations._base import Perturbation
-from samo_jax._perturbations._directions import Direction, as_direction
+from samo_jax._perturbations._directions import DirectionLike, as_direction
 from samo_jax._perturbations._global_sam import global_sam
 from samo_jax._perturbations._joint import Alpha, joint, mix
 from samo_jax._perturbations._probe import probe
@@ -72,7 +72,7 @@ def joint_sam(
     alpha: Alpha = 0.5,
     mu: ScalarOrSchedule = _MU,
     *,
-    local: Direction | None = None,
+    local: DirectionLike | None = None,
 ) -> Perturbation:
     """SAMO: the global gradient mixed with a local estimate.
 
@@ -95,8 +95,8 @@ def joint_sam(
             `mu sqrt(n)` away.
         local: where ghat_i comes from. None: `probe(mu)`, the paper's. A `probe` with
             other settings; "local", the exact gradient (K more forward and backward
-            passes); any other perturbation, for its direction. `memory_sam` needs no
-            pass for it.
+            passes); any other `Direction`, or a perturbation, for its direction.
+            `memory_sam` needs no pass for it.
 
     Returns:
         A `Perturbation` for `multitask`.

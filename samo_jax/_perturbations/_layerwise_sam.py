@@ -5,13 +5,13 @@ from typing import Any
 from samo_jax._hyperparameters import ScalarOrSchedule
 from samo_jax._perturbations._along import along
 from samo_jax._perturbations._base import Perturbation
-from samo_jax._perturbations._directions import Direction
+from samo_jax._perturbations._directions import DirectionLike
 
 
 def layerwise_sam(
     rho: ScalarOrSchedule = 0.05,
     *,
-    direction: Direction = "global",
+    direction: DirectionLike = "global",
     mask: Any = None,
 ) -> Perturbation:
     """Layer-wise SAM: `eps^d = rho p^d / ||p^d||` on every leaf d.

@@ -9,7 +9,7 @@ from jax.typing import DTypeLike
 from samo_jax._gramian import combine
 from samo_jax._hyperparameters import ScalarOrSchedule, check_rho, check_share
 from samo_jax._perturbations._along import along
-from samo_jax._perturbations._base import Perturbation
+from samo_jax._perturbations._base import Direction, Perturbation
 from samo_jax._perturbations._joint import Alpha, joint
 from samo_jax._solvers._base import uniform_weights
 from samo_jax._tree import zeros_per_task
@@ -73,7 +73,7 @@ def memory_sam(
 
         return task_grads, jax.tree.map(average, memory, task_grads)
 
-    local = Perturbation(
+    local = Direction(
         lambda _problem, memory: memory,
         lambda memory, i: jax.tree.map(lambda leaf: leaf[i], memory),
         init=partial(zeros_per_task, dtype=dtype),

@@ -13,10 +13,10 @@ from samo_jax._hyperparameters import (
     check_share,
 )
 from samo_jax._perturbations._along import along
-from samo_jax._perturbations._base import Perturbation, Problem, own_loss
+from samo_jax._perturbations._base import Direction, Perturbation, Problem, own_loss
 from samo_jax._perturbations._directions import kept_gradients
 from samo_jax._shapley import MAX_EXACT, shapley_values
-from samo_jax._tasks import label_leaves, map_tasks, select_leaf
+from samo_jax._tasks import map_tasks, prefix_leaves, select_leaf
 from samo_jax._tree import PyTree, accumulator_dtype, safe_divide, scale_tasks
 
 Decomposition: TypeAlias = Literal["batch", "sample", "modality"]
@@ -169,7 +169,7 @@ def modality_aware_sam(
         p = jax.tree.map(lambda leaf: leaf[i], context.dominant)
         if encoders is None:
             return p
-        labels = label_leaves(context.problem.params, encoders, "encoders")
+        labels = prefix_leaves(context.problem.params, encoders, "encoders")
         _check_encoders(labels, num_modalities)
         d = jnp.argmax(context.state.contributions[i])
         return jax.tree.map(lambda leaf, m: jnp.where(d == m, leaf, 0), p, labels)
@@ -193,7 +193,7 @@ def modality_aware_sam(
         )
         return modulated, context.state
 
-    direction = Perturbation(
+    direction = Direction(
         prepare,
         perturb,
         init=init,

@@ -7,14 +7,14 @@ import jax.numpy as jnp
 from samo_jax._hyperparameters import ScalarOrSchedule, check_nonnegative, resolve
 from samo_jax._perturbations._along import along
 from samo_jax._perturbations._base import Perturbation
-from samo_jax._perturbations._directions import Direction
+from samo_jax._perturbations._directions import DirectionLike
 
 
 def monge_sam(
     rho: ScalarOrSchedule = 0.05,
     alpha: ScalarOrSchedule = 1.0,
     *,
-    direction: Direction = "global",
+    direction: DirectionLike = "global",
     mask: Any = None,
 ) -> Perturbation:
     """Monge SAM: `eps = rho p / (||p|| sqrt(1 + alpha^2 ||p||^2))`, p the gradient.
@@ -30,7 +30,7 @@ def monge_sam(
     Args:
         rho: radius, non-negative, or a schedule of the step.
         alpha: strength of the metric, non-negative, or a schedule.
-        direction: see `sam`. A `Perturbation` must keep the gradient's length. On a
+        direction: see `sam`. A `Direction` must keep the gradient's length. On a
             task's head the gradient of the mean loss is 1/K of the task's own: with
             heads choose "local".
         mask: see `sam`.

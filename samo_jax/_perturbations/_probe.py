@@ -12,7 +12,7 @@ from samo_jax._hyperparameters import (
     check_mu,
     resolve,
 )
-from samo_jax._perturbations._base import Perturbation
+from samo_jax._perturbations._base import Direction
 from samo_jax._perturbations._radius import scale_to_radius
 from samo_jax._spsa import Distribution, random_direction
 from samo_jax._tasks import SHARED, mask_leaves, select_loss, stack_losses
@@ -31,7 +31,7 @@ def probe(
     unit: bool = False,
     sign: Sign = "estimated",
     mask: Any = None,
-) -> Perturbation:
+) -> Direction:
     """A task's gradient as forward-only probes see it: a direction for `joint_sam`.
 
     `ghat_i = sum_k c_ik z_k` up to its length, with the differences of the task's loss
@@ -41,7 +41,7 @@ def probe(
 
     With `shared` and one probe the K tasks have two perturbed points, `theta + eps_+`
     and `theta + eps_-`, and are evaluated there: 2 forward passes and K backward ones;
-    2 backward ones with a linear combiner such as `mean`. (`perturbation._replace(
+    2 backward ones with a linear combiner such as `mean`. (`direction._replace(
     points=None)` evaluates task after task, in less memory.)
 
     Args:
@@ -61,8 +61,8 @@ def probe(
             used on the others. None: all shared leaves.
 
     Returns:
-        A `Perturbation` whose direction is ghat_i, for `joint_sam` and `samo`. It needs
-        a key. A zero or NaN difference counts as zero (for two points: as positive).
+        The `Direction` ghat_i, for `joint_sam`, `samo` and `sam`. It needs a key. A
+        zero or NaN difference counts as zero (for two points: as positive).
 
     Raises:
         ValueError: if `mu` is not positive, `num_probes` is not a positive int, or
@@ -160,7 +160,7 @@ def probe(
         negative = (c[:, 0] < 0).astype(jnp.int32)
         return [estimate(problem, probes, [s]) for s in (1, -1)], negative
 
-    return Perturbation(
+    return Direction(
         prepare,
         perturb,
         needs_key=True,

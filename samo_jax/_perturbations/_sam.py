@@ -5,13 +5,13 @@ from typing import Any
 from samo_jax._hyperparameters import ScalarOrSchedule
 from samo_jax._perturbations._along import Norm, along
 from samo_jax._perturbations._base import Perturbation
-from samo_jax._perturbations._directions import Direction
+from samo_jax._perturbations._directions import DirectionLike
 
 
 def sam(
     rho: ScalarOrSchedule = 0.05,
     *,
-    direction: Direction = "global",
+    direction: DirectionLike = "global",
     mask: Any = None,
     norm: Norm = "separate",
 ) -> Perturbation:
@@ -23,7 +23,7 @@ def sam(
         rho: radius, non-negative, or a schedule of the step.
         direction: whose gradient p is. "global": the mean loss's, the incoming updates,
             at no extra pass (G-SAM); "local": each task's own, K more passes (L-SAM);
-            or a `Perturbation` such as `joint_sam()`, whose direction alone counts.
+            a `Direction` such as `probe()`; or a `Perturbation`, for its direction.
         mask: which leaves are perturbed: a pytree prefix of bools, or a function of the
             parameters that returns one. None: all.
         norm: over which leaves `||p||` is taken: "separate", shared leaves on their own
