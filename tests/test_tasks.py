@@ -164,3 +164,18 @@ def test_delta_m():
         [[0.9, 2.0], [1.1, 3.0]], [1.0, 2.5], higher_is_better=[True, False]
     )
     np.testing.assert_allclose(values, [(10 - 20) / 2, (-10 + 20) / 2], atol=1e-4)
+
+
+@pytest.mark.parametrize("baseline", [0.0, -0.0, np.nan, np.inf, -np.inf])
+def test_delta_m_leaves_out_metrics_without_a_baseline(baseline):
+    """It is that of the others, whatever this metric is; a diverged run's is NaN."""
+    metrics = np.array([[0.9, 2.0], [1.1, np.nan]])
+    expected = samo_jax.delta_m(metrics, [1.0, 2.5], higher_is_better=[True, False])
+    for value in (0.0, 1.0, np.nan, np.inf):
+        with_one = np.insert(metrics, 1, value, axis=1)
+        found = samo_jax.delta_m(
+            with_one, [1.0, baseline, 2.5], higher_is_better=[True, True, False]
+        )
+        np.testing.assert_allclose(found, expected, rtol=1e-6)
+    assert np.isnan(found).tolist() == [False, True]
+    assert np.isnan(samo_jax.delta_m([1.0], [baseline]))
