@@ -15,13 +15,17 @@ def delta_m(
     `Delta m = 100 / M sum_j s_j (m_j - b_j) / b_j` with s_j = -1 where higher is better
     and +1 otherwise: lower is better, negative means better than single-task training.
 
+    Metrics whose baseline is zero, NaN or infinite have no relative change: the sum
+    leaves them out, and M counts the others. Another metric that is NaN or infinite, as
+    after training that diverged, makes Delta m so.
+
     Args:
         metrics: m, shape (..., M), of the multi-task model.
         baselines: b, shape (M,), of the single-task models.
         higher_is_better: bool or shape (M,) of bools.
 
     Returns:
-        Delta m in percent, shape (...).
+        Delta m in percent, shape (...); NaN if no baseline is left.
 
     Raises:
         ValueError: if `baselines` or `higher_is_better` is not one per metric.
@@ -32,6 +36,8 @@ def delta_m(
         >>> value = samo_jax.delta_m(m, b, higher_is_better=[True, False])
         >>> print(round(float(value), 3))
         -5.0
+        >>> print(samo_jax.delta_m([0.3, 1.2], [0.0, 1.0]).round(3))
+        20.0
 
     References:
         Maninis, Radosavovic and Kokkinos, `Attentive Single-Tasking of Multiple Tasks
@@ -50,7 +56,9 @@ def delta_m(
                 f"{found}. Give its entries in the order of the metrics."
             )
     sign = jnp.where(higher_is_better, -1.0, 1.0)
-    return 100 * jnp.mean(sign * (metrics - baselines) / baselines, axis=-1)
+    known = jnp.isfinite(baselines) & (baselines != 0)
+    change = sign * (metrics - baselines) / jnp.where(known, baselines, 1)
+    return 100 * jnp.mean(change, axis=-1, where=known)
 
 
 def gradient_cosines(gramian: ArrayLike) -> jax.Array:

@@ -16,12 +16,12 @@ from samo_jax.experiments.__main__ import main
 from samo_jax.experiments.ablation import report, study
 from samo_jax.experiments.ablation.experiment import ALPHAS, MUS, RADII
 from samo_jax.experiments.ablation.methods import METHODS, Setting, make_optimizer
-from samo_jax.experiments.ablation.minima import Minimum, look
+from samo_jax.experiments.ablation.minima import POINTS, Minimum, look
 from samo_jax.experiments.ablation.results import Results
 from samo_jax.experiments.benchmarks import methods as benchmarks
 from samo_jax.experiments.benchmarks.benchmark import Benchmark, Examples
 from samo_jax.experiments.benchmarks.tasks import CLASSIFICATION
-from samo_jax.experiments.benchmarks.training import Run, Trainer
+from samo_jax.experiments.benchmarks.training import Run, Trainer, evaluated_epochs
 from samo_jax.experiments.networks.multitask_net import MultitaskNet
 
 TASKS = ("left", "right")
@@ -117,9 +117,10 @@ def test_a_minimum():
     np.testing.assert_allclose(found.conflicts, np.mean(np.less(cosines, 0)))
 
 
-def finished(left, right, seconds=0.1, loss=0.5):
+def finished(left, right, seconds=0.1, loss=0.5, epochs=2):
     metrics = {"left": {"accuracy": left}, "right": {"accuracy": right}}
-    return Run(metrics, [(1, metrics)], [1.0, loss], seconds)
+    curve = [(epoch, metrics) for epoch in evaluated_epochs(epochs)]
+    return Run(metrics, curve, [*[1.0] * (epochs - 1), loss], seconds)
 
 
 def results():
@@ -263,14 +264,15 @@ def test_runs_and_reports(ablation):
 def test_interrupted_and_resumed_as_uninterrupted(ablation, monkeypatch):
     calls, interrupts = [], []
 
-    def train(_trainer, seed, _epochs, _on_epoch, **hyperparams):
+    def train(_trainer, seed, epochs, _on_epoch, **hyperparams):
         calls.append((seed, hyperparams))
         if len(calls) in interrupts:
             raise KeyboardInterrupt
         accuracy = 90 - seed - abs(hyperparams["rho"] - 0.1) + hyperparams["alpha"]
-        return {}, finished(accuracy, 80)
+        return {}, finished(accuracy, 80, epochs=epochs)
 
-    minimum = Minimum(0.1, 0.2, [5.0, 4, 3, 2, 1], [[1.0, 2.0], [3.0, 4.0]])
+    heights = np.arange(1.0, POINTS**2 + 1).reshape(POINTS, POINTS).tolist()
+    minimum = Minimum(0.1, 0.2, [5.0, 4, 3, 2, 1], heights)
     monkeypatch.setattr(Trainer, "train", train)
     monkeypatch.setattr(study, "look", lambda *_: minimum)
     status, out = ablation()

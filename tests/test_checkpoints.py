@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -24,6 +25,7 @@ from samo_jax.experiments.benchmarks.checkpoints import (
     Clock,
 )
 from samo_jax.experiments.benchmarks.methods import METHODS
+from samo_jax.experiments.benchmarks.training import read_record
 
 import small_runs
 
@@ -239,6 +241,43 @@ def test_a_checkpoint_of_another_network_is_not_taken(saved):
     other = ARRAYS | {"params": {"a.b/c": jnp.zeros((3, 2))}}
     with pytest.raises(SystemExit, match="it is of another network or optimiser"):
         load(Checkpoint(saved, Clock(0)), other)
+
+
+def past(**others):
+    state = np.random.default_rng(0).bit_generator.state
+    metrics = {"left": {"accuracy": 1.0}}
+    evaluation = {"epoch": 1, "loss": {"left": 1.0}, "metrics": metrics, "look": None}
+    past = {"losses": [1.0], "seconds": [[0.1]], "evaluations": [evaluation]} | others
+    return {"rngs": [state, state], "past": past}
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        {},
+        {"rngs": [], "past": 1},
+        past() | {"rngs": [{}, {}]},
+        past() | {"rngs": past()["rngs"][:1]},
+        past() | {"more": 1},
+        past(losses=[]),
+        past(losses=["x"]),
+        past(losses=[1.0] * 3, seconds=[[0.1] * 3]),
+        past(seconds=[[]]),
+        past(seconds=[[], [0.1]]),
+        past(evaluations=[]),
+        past(evaluations=[{}]),
+    ],
+    ids=lambda record: str(record)[-40:],
+)
+def test_a_record_of_no_training_is_not_taken(tmp_path, record):
+    """Whoever has written it, and it is whole."""
+    checkpoint = Checkpoint(tmp_path, Clock(0))
+    read = partial(read_record, epochs=2)
+    assert read(past())[0].losses == [1.0]
+    checkpoint.save(1, {"a": np.ones(1)}, record)
+    with pytest.raises(SystemExit, match=r"cannot be read \(.*\): delete it") as end:
+        checkpoint.load(lambda: {"a": np.ones(1)}, read)
+    assert str(end.value).isprintable()
 
 
 def test_nothing_but_arrays_and_json(saved):

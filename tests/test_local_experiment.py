@@ -11,7 +11,7 @@ import samo_jax
 from samo_jax.experiments.__main__ import main
 from samo_jax.experiments.data.faces import ATTRIBUTES, draw_faces
 from samo_jax.experiments.local import experiment
-from samo_jax.experiments.local.looks import Look, look
+from samo_jax.experiments.local.looks import look
 from samo_jax.experiments.local.methods import METHODS, make_optimizer
 from samo_jax.experiments.local.problems import PROBLEMS
 from samo_jax.experiments.local.training import Cost, Run, Trainer
@@ -119,7 +119,7 @@ def test_a_radius_needs_no_new_compilation():
     )
     assert small == again
     assert small.error != large.error
-    assert [seen.step for seen in small.looks] == [1]
+    assert [step for step, *_ in small.looks] == [1]
 
 
 def test_learns_and_reports(monkeypatch, tmp_path):
@@ -165,7 +165,7 @@ def test_interrupted_and_resumed_as_uninterrupted(monkeypatch, tmp_path):
             if len(calls) in interrupts:
                 raise KeyboardInterrupt
             error = abs(rho - 0.2) + seed % 10
-            looks = [Look(1, 0.1, 0.2, 0.3, 0.4, 0.5)]
+            looks = [[1, 0.1, 0.2, 0.3, 0.4, 0.5]]
             return Run(dict.fromkeys(problem.tasks, error), 1.0, rho, looks)
 
         def seconds(self):

@@ -84,7 +84,7 @@ def test_the_command_line_overrides_the_file(tmp_path):
         ('{"methods": ["mean", "adam"]}', "--methods: invalid choice: 'adam'"),
         ('{"benchmark": "scenes"}', "invalid choice: 'scenes' (choose from"),
         ('{"rho": 1', "must be a JSON file, or a .toml file: Expecting ',' delimiter"),
-        ("[1]", "must hold settings by name, got [1]"),
+        ("[1]", "must hold settings by name, got a list"),
         (None, "No such file or directory"),
     ],
 )
@@ -110,10 +110,8 @@ def test_a_line_an_evaluation(folder):
     for method in METHODS[1:]:
         for seed, run in results[method].items():
             of = found[method, seed]
-            assert [[line["epoch"], line["metrics"]] for line in of] == (
-                run.metrics_curve
-            )
-            assert [[line["epoch"], line["look"]] for line in of] == run.looks
+            for field, curve in (("metrics", run.metrics_curve), ("look", run.looks)):
+                assert [(line["epoch"], line[field]) for line in of] == curve
             losses = [np.mean(list(line["loss"].values())) for line in of]
             np.testing.assert_allclose(losses, run.loss_curve, rtol=1e-6)
             assert set(of[0]["loss"]) == {"left", "right"}
@@ -287,23 +285,33 @@ def test_plot_of_many_tasks(tmp_path):
 
 
 class Page(HTMLParser):
-    """Pictures and cells."""
+    """Pictures, cells, and the cells by row."""
 
     def __init__(self, text):
         super().__init__()
-        self.pictures, self.cells = [], []
+        self.pictures, self.rows = [], []
         self.in_cell = False
         self.feed(text)
 
+    @property
+    def cells(self):
+        return [cell for row in self.rows for cell in row]
+
     def handle_starttag(self, tag, attrs):
-        self.in_cell = tag in ("td", "th")
+        if tag == "tr":
+            self.rows.append([])
+        self.in_cell = self.in_cell or tag in ("td", "th")
+        if tag in ("td", "th"):
+            self.rows[-1].append("")
         if tag == "img":
             self.pictures.append(dict(attrs)["src"])
 
+    def handle_endtag(self, tag):
+        self.in_cell = self.in_cell and tag not in ("td", "th")
+
     def handle_data(self, data):
         if self.in_cell:
-            self.cells.append(data)
-        self.in_cell = False
+            self.rows[-1][-1] += data
 
 
 def test_report_stands_alone(folder):

@@ -330,3 +330,18 @@ def test_labels_go_unchecked_where_a_program_cannot_be_read(monkeypatch):
     tx = samo_jax.multitask(samo_jax.mean(), num_tasks=3, param_labels=labels)
     with pytest.warns(UserWarning, match="`param_labels` were not checked.*'jaxpr'"):
         tx.update(PARAMS, tx.init(PARAMS), PARAMS, loss_fn=losses)
+
+
+@pytest.mark.parametrize("baseline", [0.0, -0.0, np.nan, np.inf, -np.inf])
+def test_delta_m_leaves_out_metrics_without_a_baseline(baseline):
+    """It is that of the others, whatever this metric is; a diverged run's is NaN."""
+    metrics = np.array([[0.9, 2.0], [1.1, np.nan]])
+    expected = samo_jax.delta_m(metrics, [1.0, 2.5], higher_is_better=[True, False])
+    for value in (0.0, 1.0, np.nan, np.inf):
+        with_one = np.insert(metrics, 1, value, axis=1)
+        found = samo_jax.delta_m(
+            with_one, [1.0, baseline, 2.5], higher_is_better=[True, True, False]
+        )
+        np.testing.assert_allclose(found, expected, rtol=1e-6)
+    assert np.isnan(found).tolist() == [False, True]
+    assert np.isnan(samo_jax.delta_m([1.0], [baseline]))

@@ -4,8 +4,6 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from samo_jax.experiments.configuration import FileParser, Parser
-
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Parse the command line (None: this process's) and run one experiment."""
@@ -16,11 +14,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from samo_jax.experiments.ablation import experiment as ablation
         from samo_jax.experiments.benchmarks import compare
         from samo_jax.experiments.benchmarks import experiment as benchmarks
+        from samo_jax.experiments.configuration import FileParser, Parser
         from samo_jax.experiments.local import experiment as local
         from samo_jax.experiments.toy import experiment as toy
     except ModuleNotFoundError as error:
+        name, _, _ = str(error.name).partition(".")
         raise SystemExit(
-            f"{error.name} is missing: pip install 'samo_jax[experiments]'"
+            f"{name} is missing: pip install 'samo_jax[experiments]'"
         ) from None
     matplotlib.use("Agg")  # pictures go into files
     parser = Parser(prog="python -m samo_jax.experiments")

@@ -1,7 +1,11 @@
 """What the command lines of the experiments share."""
 
 import argparse
+import os
+import sys
+from collections.abc import Callable
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
@@ -14,22 +18,54 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from samo_jax.experiments.schema import shown
 
-def positive_int(text: str) -> int:
+
+def positive_int(text: str, most: int = 10**6) -> int:
     """An argument type."""
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be a positive integer, got {text!r}")
+    if not text.isdecimal() or not text.strip("0"):
+        raise argparse.ArgumentTypeError(
+            f"must be a positive integer, got {shown(text)}"
+        )
+    if len(text) > 18 or int(text) > most:
+        raise argparse.ArgumentTypeError(f"must be at most {most}, got {shown(text)}")
     return int(text)
 
 
-def _number(text: str, requirement: str, low: float, high: float) -> float:
+def seed(text: str) -> int:
+    """An argument type."""
+    return int(_number(text, "an integer in [0, 2**32)", 0, 2**32 - 1, int))
+
+
+def _number(
+    text: str,
+    requirement: str,
+    low: float,
+    high: float,
+    parse: Callable[[str], float] = float,
+) -> float:
     try:
-        value = float(text)
+        value = parse(text)
     except ValueError:
         value = float("nan")
     if not low <= value <= high:
-        raise argparse.ArgumentTypeError(f"must be {requirement}, got {text!r}")
+        raise argparse.ArgumentTypeError(f"must be {requirement}, got {shown(text)}")
     return value
+
+
+def path(text: str) -> Path:
+    """An argument type: what can be the name of a file or folder."""
+    try:
+        text.encode()
+        os.lstat(text)
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
+        pass  # said where it is opened or made
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise argparse.ArgumentTypeError(
+            f"must be a path, got {shown(text)}: {reason}"
+        ) from None
+    return Path(text)
 
 
 def radius(text: str) -> float:
@@ -42,9 +78,14 @@ def seconds(text: str) -> float:
     return _number(text, "a non-negative number of seconds", 0.0, float("inf"))
 
 
-def positive(text: str) -> float:
+def patience(text: str) -> float:
     """An argument type."""
-    return _number(text, "a finite positive number", 1e-30, 1e30)
+    return _number(text, "a number of seconds in [1, 1e6]", 1.0, 1e6)
+
+
+def factor(text: str) -> float:
+    """An argument type."""
+    return _number(text, "a number in [0.001, 100]", 1e-3, 100)
 
 
 def share(text: str) -> float:
@@ -53,11 +94,18 @@ def share(text: str) -> float:
 
 
 def add_count_argument(
-    parser: argparse.ArgumentParser, option: str, default: int, what: str
+    parser: argparse.ArgumentParser,
+    option: str,
+    default: int,
+    what: str,
+    most: int = 1000,
 ) -> None:
     """Declare a positive number."""
     parser.add_argument(
-        option, type=positive_int, default=default, help=f"{what} (default: {default})"
+        option,
+        type=partial(positive_int, most=most),
+        default=default,
+        help=f"{what} (default: {default})",
     )
 
 
@@ -65,7 +113,7 @@ def add_out_argument(parser: argparse.ArgumentParser, name: str) -> None:
     """Declare `--out`, which `results_folder` takes."""
     parser.add_argument(
         "--out",
-        type=Path,
+        type=path,
         help=f"folder for results (default: runs/{name}-DATE-TIME)",
     )
 
@@ -88,10 +136,23 @@ def results_folder(out: Path | None, name: str) -> Path:
     return folder
 
 
+def make_console(width: int, quiet: bool = False) -> Console:
+    """What prints on a terminal, or in some width into a file.
+
+    Names of methods, tasks and folders are text: nothing in them is markup.
+    """
+    return Console(
+        width=None if sys.stdout.isatty() else width,
+        quiet=quiet,
+        markup=False,
+        emoji=False,
+    )
+
+
 def epochs_progress(console: Console, width: int) -> Progress:
     """A bar that counts epochs, with room for descriptions of some width."""
     return Progress(
-        TextColumn(f"{{task.description:<{width}}}"),
+        TextColumn(f"{{task.description:<{width}}}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TextColumn("epochs"),

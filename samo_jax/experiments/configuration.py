@@ -3,20 +3,22 @@
 import argparse
 import copy
 import json
-import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
-from samo_jax.experiments.command import check_folder, results_folder
+from samo_jax.experiments.command import check_folder, path, results_folder
+from samo_jax.experiments.folders import opened
+from samo_jax.experiments.schema import conform, read, shown
 from samo_jax.experiments.tables import replace
 
 CONFIG = "config.json"
 _NO_SETTINGS = (
     *("config", "resume", "out", "run"),
-    *("checkpoint_every", "distributed"),
+    *("checkpoint_every", "distributed", "join_timeout"),
 )
+_LONGEST_ERROR = 2000
 
 
 class Parser(argparse.ArgumentParser):
@@ -24,7 +26,8 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Say what is wrong, and end."""
-        self.exit(2, f"{self.prog}: {message} (see --help)\n")
+        line = "".join(c if c.isprintable() else repr(c)[1:-1] for c in message)
+        self.exit(2, f"{self.prog}: {line:.{_LONGEST_ERROR}} (see --help)\n")
 
 
 class FileParser(Parser):
@@ -42,21 +45,39 @@ class FileParser(Parser):
     def _read(self, path: Path) -> dict[str, Any]:
         """The settings of a file, checked as arguments are."""
         try:
-            document = _load(path)
+            document = read(path)
         except (OSError, ValueError) as error:
             self.error(f"{path} must be a JSON file, or a .toml file: {error}")
         if not isinstance(document, dict):
-            self.error(f"{path} must hold settings by name, got {document!r:.40}")
+            self.error(f"{path} must hold settings by name, got {shown(document)}")
         reader = copy.copy(self)
-        known = settings(reader.parse_args([]))
+        known = settings(Parser.parse_known_args(reader, [])[0])
         values = {}
         for key, value in document.items():
-            reader.prog = f"{path}: {key!r}"
+            reader.prog = f"{path}: {shown(key)}"
             if key not in known:
                 reader.error(f"is no setting; there are {', '.join(known)}")
             if value is not None:
-                values[key] = getattr(reader.parse_args(arguments(key, value)), key)
+                values[key] = getattr(reader._setting(key, value), key)
         return values
+
+    def _setting(self, key: str, value: Any) -> argparse.Namespace:
+        """What the command line makes of a setting."""
+        items = value if isinstance(value, list) else [value]
+        for item in items:
+            if not isinstance(item, str | int | float):
+                self.error(f"must be a value or a list of values, got {shown(item)}")
+            if items is value and str(item).startswith("-"):
+                # An option, such as the name of this very file.
+                self.error(f"must not begin with a dash, got {shown(item)}")
+        try:
+            words = arguments(key, value)
+        except ValueError as error:  # of a number with too many digits
+            self.error(str(error))
+        parsed, others = Parser.parse_known_args(self, words)
+        if others:
+            self.error(f"unrecognized arguments: {', '.join(map(shown, others))}")
+        return parsed
 
 
 def add_file_arguments(parser: argparse.ArgumentParser) -> None:
@@ -64,7 +85,7 @@ def add_file_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_mutually_exclusive_group()
     group.add_argument(
         "--config",
-        type=Path,
+        type=path,
         metavar="FILE",
         help="JSON or TOML file of settings, named as the options are, that stand "
         f"where the command line gives none; as the {CONFIG} of a run",
@@ -79,11 +100,12 @@ def add_file_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run_folder(text: str) -> Path:
     """An argument type."""
-    if not (Path(text) / CONFIG).is_file():
+    folder = path(text)
+    if not (folder / CONFIG).is_file():
         raise argparse.ArgumentTypeError(
             f"{text} is no folder of a run: it has no {CONFIG}"
         )
-    return Path(text)
+    return folder
 
 
 def settings(args: argparse.Namespace) -> dict[str, Any]:
@@ -106,17 +128,20 @@ def goes_on(folder: Path, config: dict[str, Any], writes: bool = True) -> bool:
     Raises:
         SystemExit: if it has begun with other settings.
     """
-    path = folder / CONFIG
-    if not path.exists():
+    file = folder / CONFIG
+    if not file.exists():
         if writes:
-            replace(path, json.dumps(config, indent=1))
+            replace(file, json.dumps(config, indent=1))
         return False
-    saved = json.loads(path.read_text())
+    try:
+        saved = conform(read(file), dict[str, Any], "it")
+    except (OSError, ValueError) as error:
+        raise SystemExit(f"--resume: {file} cannot be read: {error}") from None
     changed = [key for key in config if config[key] != saved.get(key)]
     if changed:
         raise SystemExit(
-            f"--resume: {path} has {changed[0]} {saved.get(changed[0])!r}, "
-            f"not {config[changed[0]]!r}: drop the options beside --resume"
+            f"--resume: {file} has {changed[0]} {shown(saved.get(changed[0]))}, "
+            f"not {shown(config[changed[0]])}: drop the options beside --resume"
         )
     return True
 
@@ -126,15 +151,18 @@ def resumable(args: argparse.Namespace, name: str) -> Iterator[Path]:
     """The folder of a new run, or of `--resume`; on Ctrl-C, say how to go on."""
     check_folder(args)
     folder = args.resume or results_folder(args.out, name)
-    goes_on(folder, settings(args))
-    try:
-        yield folder
-    except KeyboardInterrupt:
-        print(
-            "Interrupted. To go on after the runs that had finished: "
-            f"python -m samo_jax.experiments {name} --resume {folder}"
-        )
-        raise SystemExit(130) from None
+    go_on = f"python -m samo_jax.experiments {name} --resume {folder}"
+    with opened(folder):
+        goes_on(folder, settings(args))
+        try:
+            yield folder
+        except KeyboardInterrupt:
+            print(f"Interrupted. To go on after the runs that had finished: {go_on}")
+            raise SystemExit(130) from None
+        except OSError as error:
+            raise SystemExit(
+                f"Stopped: {error}. What was saved stays: {go_on}"
+            ) from None
 
 
 def arguments(key: str, value: Any) -> list[str]:
@@ -154,8 +182,3 @@ def arguments(key: str, value: Any) -> list[str]:
 def _file(args: argparse.Namespace) -> Path | None:
     resumed = getattr(args, "resume", None)
     return resumed / CONFIG if resumed else getattr(args, "config", None)
-
-
-def _load(path: Path) -> Any:
-    text = path.read_text()
-    return tomllib.loads(text) if path.suffix == ".toml" else json.loads(text)

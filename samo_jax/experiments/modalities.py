@@ -10,11 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.typing import ArrayLike
-from rich.console import Console
 from rich.progress import track
 
 import samo_jax
-from samo_jax.experiments.command import add_count_argument, add_out_argument
+from samo_jax.experiments.command import (
+    add_count_argument,
+    add_out_argument,
+    make_console,
+)
 from samo_jax.experiments.configuration import (
     add_file_arguments,
     resumable,
@@ -200,6 +203,14 @@ def train_all(method: str, args: argparse.Namespace) -> dict[int, Run]:
     }
 
 
+def _fault(run: Run) -> str | None:
+    """What is wrong with a run that a file says to have finished."""
+    for accuracy in (run.accuracy, run.validation_accuracy):
+        if accuracy.keys() != _PRESENT.keys():
+            return f"its accuracies are not those with {', '.join(_PRESENT)}"
+    return None
+
+
 def summarize(results: Results) -> list[list[str]]:
     """The table's cells, header first, a row a method."""
 
@@ -228,18 +239,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "(default: late)",
     )
     add_count_argument(parser, "--seeds", 5, "number of seeds")
-    add_count_argument(parser, "--epochs", 60, "epochs per run")
+    add_count_argument(parser, "--epochs", 60, "epochs per run", most=10**5)
     add_file_arguments(parser)
     add_out_argument(parser, "modalities")
 
 
 def run(args: argparse.Namespace) -> int:
     """Train with every method; return the exit status."""
-    console = Console()
+    console = make_console(120)
     methods = [name for name in METHODS if args.fusion == "late" or name != "encoder"]
     with resumable(args, "modalities") as folder:
-        _, results = load(folder, Run)
-        new = [method for method in methods if method not in results]
+        _, results = load(folder, Run, methods, args.seeds, lambda _, run: _fault(run))
+        new = [
+            method for method in methods if len(results.get(method, {})) < args.seeds
+        ]
         for method in track(new, "methods", console=console):
             results[method] = train_all(method, args)
             save(folder, settings(args), results)

@@ -1,6 +1,9 @@
 """Reports as pages: in Markdown, and in HTML with the pictures inside."""
 
 import base64
+import html
+import re
+from collections.abc import Collection
 from pathlib import Path
 from string import Template
 from typing import Any
@@ -24,24 +27,43 @@ $body</html>
 """)
 
 
-def write_page(folder: Path, title: str, text: str) -> None:
+def write_page(folder: Path, title: str, text: str, pictures: Collection[str]) -> None:
     """Write `report.md` and `report.html`.
 
     Args:
-        folder: where they go; it has the pictures that the text names.
+        folder: where they go.
         title: without a line break.
-        text: in Markdown.
+        text: in Markdown; of what others have named, only `tables.literal` text.
+        pictures: the files in the folder that the text may show.
     """
     page = f"# {title}\n\n{text}"
     (folder / "report.md").write_text(page)
     markdown = MarkdownIt("js-default")
     markdown.add_render_rule("image", _embedded)
-    body = markdown.render(page, {"folder": folder})
-    (folder / "report.html").write_text(_HTML.substitute(title=title, body=body))
+    body = markdown.render(page, {"folder": folder, "pictures": pictures})
+    (folder / "report.html").write_text(
+        _HTML.substitute(title=html.escape(title), body=body)
+    )
+
+
+def fenced(text: str, language: str) -> str:
+    """A block of code that nothing in its text ends.
+
+    >>> print(fenced("a ``` b", "sh"))
+    ````sh
+    a ``` b
+    ````
+    """
+    longest = max(map(len, re.findall("`+", text)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return f"{fence}{language}\n{text}\n{fence}"
 
 
 def _embedded(renderer: Any, tokens: Any, index: int, options: Any, env: Any) -> str:
     image = tokens[index]
-    picture = base64.b64encode((env["folder"] / image.attrs["src"]).read_bytes())
+    name = image.attrs["src"]
+    if name not in env["pictures"]:
+        return html.escape(image.content)
+    picture = base64.b64encode((env["folder"] / name).read_bytes())
     image.attrSet("src", f"data:image/png;base64,{picture.decode()}")
     return renderer.image(tokens, index, options, env)

@@ -2,21 +2,27 @@
 
 import json
 import os
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from rich import box
 from rich.table import Table
+from rich.text import Text
 from scipy.special import stdtrit
+
+from samo_jax.experiments.schema import conform, read, shown
 
 RESULTS = "results.json"
 T = TypeVar("T")
 
 
 def decimals_of(value: float) -> int:
-    """How many to print: of small numbers up to four."""
+    """How many to print: of small numbers up to four, of NaN and infinity one."""
+    if not np.isfinite(value):
+        return 1
     return int(np.clip(2 - np.floor(np.log10(abs(value) or 1)), 1, 4))
 
 
@@ -46,6 +52,7 @@ def half_width(values: Any) -> float:
     return stdtrit(count - 1, 0.975) * np.std(values, ddof=1) / np.sqrt(count)
 
 
+@np.errstate(invalid="ignore", over="ignore")  # of runs that diverged
 def _plus_minus(
     values: Any, error: Callable[[Any], float], decimals: int | None
 ) -> str:
@@ -58,9 +65,18 @@ def _plus_minus(
     return f"{text} ± {error(values):.{decimals}f}"
 
 
+def literal(text: str) -> str:
+    r"""Text that stays as it is in Markdown: no link, picture, emphasis or HTML.
+
+    >>> literal("nash_mtl"), literal("![x](y)")
+    ('nash_mtl', '!\\[x\\](y)')
+    """
+    return re.sub(r"[\\`*\[\]<>|~&]|(?<!\w)_|_(?!\w)", r"\\\g<0>", text)
+
+
 def markdown_table(rows: list[list[str]]) -> str:
     """The rows, header first, in Markdown."""
-    header, *body = rows
+    header, *body = [[literal(cell) for cell in row] for row in rows]
     lines = [header, ["---"] + ["---:"] * (len(header) - 1), *body]
     return "".join("| " + " | ".join(line) + " |\n" for line in lines)
 
@@ -68,14 +84,15 @@ def markdown_table(rows: list[list[str]]) -> str:
 def terminal_table(rows: list[list[str]], caption: str) -> Table:
     """The rows, header first, for a terminal."""
     table = Table(
-        box=box.SIMPLE, pad_edge=False, caption=caption, caption_justify="left"
+        box=box.SIMPLE, pad_edge=False, caption=Text(caption), caption_justify="left"
     )
     header, *body = rows
     for index, name in enumerate(header):
-        table.add_column(name, justify="right" if index else "left")
+        table.add_column(Text(name), justify="right" if index else "left")
     for row in body:
         # Headers may be broken into lines, cells may not.
-        table.add_row(*(cell.replace(" ", "\N{NO-BREAK SPACE}") for cell in row))
+        cells = (cell.replace(" ", "\N{NO-BREAK SPACE}") for cell in row)
+        table.add_row(*map(Text, cells))
     return table
 
 
@@ -102,15 +119,73 @@ def save(
 
 
 def load(
-    folder: Path, make_run: Callable[..., T]
-) -> tuple[dict[str, Any], dict[str, dict[int, T]]]:
-    """What `save` has written, nothing where it has not."""
+    folder: Path,
+    kind: type[T],
+    methods: Collection[str] | None = None,
+    seeds: int | None = None,
+    check: Callable[[Any, T], str | None] = lambda _settings, _run: None,
+    settings: type[Any] | None = None,
+) -> tuple[Any, dict[str, dict[int, T]]]:
+    """What `save` has written, nothing where it has not.
+
+    Args:
+        folder: where it is.
+        kind: of each run, a `NamedTuple`.
+        methods: that there may be; None: any.
+        seeds: that there may be, `range(seeds)`; None: any.
+        check: what is wrong with a run, if anything is, by the settings and the run.
+        settings: the settings that are wanted, a `NamedTuple`; None: none.
+
+    Returns:
+        The settings, None where there are none, and the runs by method and seed.
+
+    Raises:
+        SystemExit: in one line, if it is damaged, or has other runs.
+    """
     path = folder / RESULTS
     if not path.exists():
-        return {}, {}
-    document = json.loads(path.read_text())
-    results: dict[str, dict[int, T]] = {}
-    for run in document["runs"]:
-        method, seed = run.pop("method"), run.pop("seed")
-        results.setdefault(method, {})[seed] = make_run(**run)
-    return document["config"], results
+        return None, {}
+    try:
+        document = conform(read(path), _Document, "it")
+        wanted = settings._fields if settings else ()
+        found = {key: of for key, of in document.config.items() if key in wanted}
+        config = conform(found, settings, "config") if settings else None
+        results: dict[str, dict[int, T]] = {}
+        for number, fields in enumerate(document.runs):
+            name = f"runs[{number}]"
+            method, seed, run = _run(fields, kind, name)
+            if methods is not None and method not in methods:
+                raise ValueError(f"{name} has a method of another run, {shown(method)}")
+            if seed < 0 or (seeds is not None and seed >= seeds):
+                raise ValueError(f"{name} has a seed of another run, {seed}")
+            of_method = results.setdefault(method, {})
+            wrong = "it is there twice" if seed in of_method else check(config, run)
+            if wrong:
+                raise ValueError(f"{name} ({shown(method)}, seed {seed}): {wrong}")
+            of_method[seed] = run
+    except (OSError, ValueError) as error:
+        raise SystemExit(
+            f"{path} cannot be read: {error}. Without it, --resume trains anew"
+        ) from None
+    return config, results
+
+
+class _Document(NamedTuple):
+    """A file of results."""
+
+    config: dict[str, Any]
+    runs: list[dict[str, Any]]
+
+
+class _Key(NamedTuple):
+    """What a run is found by."""
+
+    method: str
+    seed: int
+
+
+def _run(fields: dict[str, Any], kind: type[T], name: str) -> tuple[str, int, T]:
+    """Method, seed, and what they came to."""
+    key = {of: fields.pop(of) for of in ("method", "seed") if of in fields}
+    method, seed = conform(key, _Key, name)
+    return method, seed, conform(fields, kind, name)

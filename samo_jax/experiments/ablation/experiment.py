@@ -1,10 +1,8 @@
 """The ablation: what SAMO's parameters do, and how sharp its minima are."""
 
 import argparse
-import sys
 from pathlib import Path
 
-from rich.console import Console
 from rich.progress import Progress
 
 from samo_jax.experiments.ablation import report
@@ -15,6 +13,7 @@ from samo_jax.experiments.command import (
     add_count_argument,
     add_out_argument,
     epochs_progress,
+    make_console,
     positive_int,
 )
 from samo_jax.experiments.configuration import (
@@ -22,6 +21,7 @@ from samo_jax.experiments.configuration import (
     resumable,
     settings,
 )
+from samo_jax.experiments.folders import inside
 from samo_jax.experiments.tables import terminal_table
 
 DESCRIPTION = """\
@@ -63,12 +63,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Investigate each problem; return the exit status."""
-    console = Console(width=None if sys.stdout.isatty() else 160)
+    console = make_console(160)
     sections = []
     with resumable(args, "ablation") as folder:
         for name in args.problems:
             with epochs_progress(console, 26) as progress:
-                results = _investigate(name, args, folder / name, progress)
+                results = _investigate(name, args, inside(folder, name), progress)
             sections.append(report.section(results, name))
             page = report.page(sections, args.seeds, args.minima)
             (folder / "table.md").write_text(page)

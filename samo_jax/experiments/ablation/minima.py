@@ -18,7 +18,8 @@ from samo_jax.experiments.benchmarks.training import task_losses
 
 BATCHES = 4
 EXTENT = 0.5
-_POINTS = 15
+POINTS = 15
+_EIGENVALUES = 5
 
 
 class Minimum(NamedTuple):
@@ -36,6 +37,11 @@ class Minimum(NamedTuple):
     conflicts: float
     eigenvalues: list[float]
     heights: list[list[float]]
+
+    def has_shape(self) -> bool:
+        """Whether there are as many eigenvalues and heights as `look` finds."""
+        rows = {len(row) for row in self.heights} | {len(self.heights)}
+        return len(self.eigenvalues) == _EIGENVALUES and rows == {POINTS}
 
 
 def look(benchmark: Benchmark, params: Any) -> Minimum:
@@ -61,6 +67,6 @@ def look(benchmark: Benchmark, params: Any) -> Minimum:
     return Minimum(
         cosine=float(jnp.mean(samo_jax.gradient_cosines(gramians)[:, *pairs])),
         conflicts=float(jnp.mean(samo_jax.conflict_rate(gramians))),
-        eigenvalues=hessian_eigenvalues(loss_fn, shared).tolist(),
-        heights=loss_slice(loss_fn, shared, directions, EXTENT, _POINTS).tolist(),
+        eigenvalues=hessian_eigenvalues(loss_fn, shared, _EIGENVALUES).tolist(),
+        heights=loss_slice(loss_fn, shared, directions, EXTENT, POINTS).tolist(),
     )

@@ -34,8 +34,9 @@ _LEGEND = """\
 ## How to read this
 
 First table: on test examples, mean ± standard deviation over seeds ({seeds}). rho: the
-best of the sweep below. Δm: against plain, lower is better; to global: Δm minus global
-SAM's, seed by seed. time: of a step, relative to plain.
+best of the sweep below. Δm: against plain, lower is better, without metrics that are 0
+there or not finite; to global: Δm minus global SAM's, seed by seed. time: of a step,
+relative to plain.
 
 Second table: training loss of the last epoch; the other columns are of the final,
 shared parameters ({minima} of the seeds). λ1 and λ5: largest and fifth largest

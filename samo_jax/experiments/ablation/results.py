@@ -6,12 +6,42 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from samo_jax.experiments.ablation.methods import PLAIN, Setting
+from samo_jax.experiments.ablation.methods import METHODS, PLAIN, Setting
 from samo_jax.experiments.ablation.minima import Minimum
-from samo_jax.experiments.benchmarks.scores import columns, finals, relative
+from samo_jax.experiments.benchmarks.scores import columns, fault, finals, relative
 from samo_jax.experiments.benchmarks.tasks import Task
-from samo_jax.experiments.benchmarks.training import Run
+from samo_jax.experiments.benchmarks.training import Metrics, Run
 from samo_jax.experiments.tables import load
+
+
+class _Sweep(NamedTuple):
+    """A run of a sweep, as the file has it: a `Setting`, a seed, and metrics."""
+
+    method: str
+    rho: float
+    alpha: float
+    mu: float
+    seed: int
+    metrics: Metrics
+
+
+class _Minimum(NamedTuple):
+    """A `Minimum`, as the file has it: with method and seed."""
+
+    method: str
+    seed: int
+    cosine: float
+    conflicts: float
+    eigenvalues: list[float]
+    heights: list[list[float]]
+
+
+class _Saved(NamedTuple):
+    """What the file has beside runs."""
+
+    rho: dict[str, float]
+    sweeps: list[_Sweep]
+    minima: list[_Minimum]
 
 
 class Results(NamedTuple):
@@ -32,22 +62,31 @@ class Results(NamedTuple):
     minima: dict[str, dict[int, Minimum]]
 
     @classmethod
-    def of(cls, tasks: dict[str, Task], folder: Path) -> "Results":
-        """What `results.json` in a folder has; nothing if there is none."""
+    def of(cls, tasks: dict[str, Task], folder: Path, epochs: int) -> "Results":
+        """What `results.json` in a folder has; nothing if there is none.
+
+        What cannot be of this problem is left out, and will be trained again.
+        """
         results = cls(tasks, {}, {}, {}, {})
-        document, finals = load(folder, Run)
-        if not document:
+        chosen = columns(tasks)
+        saved, finals = load(
+            folder,
+            Run,
+            METHODS,
+            check=lambda _, run: fault(chosen, run, epochs),
+            settings=_Saved,
+        )
+        if saved is None:
             return results
         results.finals.update(finals)
-        results.rhos.update(document["rho"])
-        for run in document["sweeps"]:
-            seed, metrics = run.pop("seed"), run.pop("metrics")
-            results.sweeps.setdefault(Setting(**run), {})[seed] = Run(
-                metrics, [], [], float("nan")
-            )
-        for minimum in document["minima"]:
-            method, seed = minimum.pop("method"), minimum.pop("seed")
-            results.minima.setdefault(method, {})[seed] = Minimum(**minimum)
+        for *setting, seed, metrics in saved.sweeps:
+            run = Run(metrics, [], [], float("nan"))
+            if setting[0] in METHODS and fault(chosen, run) is None:
+                results.sweeps.setdefault(Setting(*setting), {})[seed] = run
+        for method, seed, *fields in saved.minima:
+            minimum = Minimum(*fields)
+            if method in METHODS and minimum.has_shape():
+                results.minima.setdefault(method, {})[seed] = minimum
         return results
 
     def delta_m(
@@ -79,7 +118,9 @@ class Results(NamedTuple):
     def best_rho(self, method: str) -> float:
         """The radius whose Delta m is lowest, 0 for plain training."""
         by_rho = self.sweep(Setting(method), "rho")
-        return min(by_rho, key=lambda rho: by_rho[rho].mean())
+        # A radius with which training diverges is the worst.
+        means = {rho: delta_m.mean() for rho, delta_m in by_rho.items()}
+        return min(means, key=lambda rho: np.nan_to_num(means[rho], nan=np.inf))
 
     def document(self) -> dict[str, Any]:
         """All but `finals`, for a file."""

@@ -1,6 +1,6 @@
 """The runs of one problem: sweeps on validation, the comparison on test examples."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,7 @@ class Study:
         self.name, self.epochs, self.folder, self.config = name, epochs, folder, config
         self.progress = progress
         self.validation, self.test = map(PROBLEMS[name], ("validation", "test"))
-        self.results = Results.of(self.test.tasks, folder)
+        self.results = Results.of(self.test.tasks, folder, epochs)
         self.trainer = cache(self._trainer)
 
     def sweep(self, stage: str, settings: Iterable[Setting], seeds: int) -> None:
@@ -56,8 +56,15 @@ class Study:
             minima: the number of seeds whose minima are looked at.
         """
         settings = [Setting(*pair) for pair in self.results.rhos.items()]
-        finals = self.results.finals
-        done = {at: finals.get(at.method, {}) for at in settings}
+        finals, found = self.results.finals, self.results.minima
+        done = {
+            at: [
+                seed
+                for seed in finals.get(at.method, ())
+                if seed >= minima or seed in found.get(at.method, ())
+            ]
+            for at in settings
+        }
         new = _new(settings, seeds, done)
         for setting, seed, params, run in self._runs(self.test, stage, new):
             self.results.finals.setdefault(setting.method, {})[seed] = run
@@ -95,7 +102,7 @@ class Study:
 
 
 def _new(
-    settings: Iterable[Setting], seeds: int, done: Mapping[Setting, Mapping[int, Run]]
+    settings: Iterable[Setting], seeds: int, done: Mapping[Setting, Container[int]]
 ) -> list[tuple[Setting, int]]:
     """Those that have not been done; the settings take turns."""
     settings = list(settings)

@@ -26,10 +26,12 @@ def plot_slices(slices: Mapping[str, np.ndarray], extent: float, file: Path) -> 
         squeeze=False,
         layout="constrained",
     )
-    values = np.stack(list(slices.values()))
-    levels = np.linspace(values.min(), values.max(), 21)
+    values = np.ma.masked_invalid(np.stack(list(slices.values())))
+    low, high = (0.0, 1.0) if values.mask.all() else (values.min(), values.max())
+    levels = np.linspace(low, high if high > low else low + 1, 21)
     for ax, (method, height) in zip(axes[0], slices.items(), strict=True):
         steps = np.linspace(-extent, extent, len(height))
+        height = np.ma.masked_invalid(height)
         ax.contourf(steps, steps, height, levels, cmap="viridis")
         ax.contour(steps, steps, height, levels, colors="white", linewidths=0.4)
         ax.plot(0, 0, "*", color="white", markeredgecolor="black", ms=11)

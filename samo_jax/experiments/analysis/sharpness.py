@@ -45,7 +45,8 @@ def hessian_eigenvalues(
         seed: of the vector to start from.
 
     Returns:
-        Shape (num,), descending, to about four digits.
+        Shape (num,), descending, to about four digits; NaN where the Hessian is not
+        finite, as after training that diverged.
 
     Raises:
         ValueError: if `num` is not in [1, n - 1].
@@ -74,6 +75,8 @@ def hessian_eigenvalues(
         dtype=flat.dtype,
     )
     start = np.random.default_rng(seed).normal(size=flat.size).astype(flat.dtype)
+    if not np.all(np.isfinite(product(flat, start))):
+        return np.full(num, np.nan)
     # Rounding in float32 sets a limit to what can be asked for.
     values = eigsh(
         hessian, num, which="LA", v0=start, tol=1e-4, return_eigenvectors=False

@@ -20,6 +20,7 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
 from samo_jax.experiments.benchmarks.devices import is_chief
+from samo_jax.experiments.folders import inside
 
 CHECKPOINTS = "checkpoints"
 
@@ -74,11 +75,16 @@ class Checkpoint:
             raise OSError(number, os.strerror(number), str(self._folder)) from error
         self._clock.restart()
 
-    def load(self, like: Callable[[], Any]) -> tuple[Any, dict[str, Any]] | None:
+    def load(
+        self,
+        like: Callable[[], Any],
+        read: Callable[[dict[str, Any]], Any] = lambda record: record,
+    ) -> tuple[Any, Any] | None:
         """The last complete `(arrays, record)`, on the host; None if there is none.
 
         Args:
             like: gives a pytree of the structure, shapes and dtypes of what was saved.
+            read: what makes of the record what is returned, an error if it is damaged.
 
         Raises:
             SystemExit: if it is damaged, or of another structure.
@@ -97,7 +103,7 @@ class Checkpoint:
                 named, record = saved.arrays, saved.document["record"]
                 if _digest(named, record) != saved.document["digest"]:
                     raise ValueError("its content is not what was saved")
-                return _unnamed(named, like()), record
+                return _unnamed(named, like()), read(record)
             except Exception as error:  # of many kinds, as the damage
                 raise SystemExit(
                     f"--resume: {self._folder / str(epoch)} cannot be read "
@@ -128,7 +134,7 @@ class Checkpoints:
             folder: of the run.
             every: seconds between two.
         """
-        self._folder, self._clock = folder / CHECKPOINTS, Clock(every)
+        self._folder, self._clock = folder, Clock(every)
 
     def of(self, method: str, seed: int, networks: int) -> list[Checkpoint]:
         """Those of a run's networks, which are trained one after the other."""
@@ -146,12 +152,12 @@ class Checkpoints:
         folder = self._run(method, seed)
         if folder.exists():
             shutil.rmtree(folder)
-            for parent in (folder.parent, self._folder):
+            for parent in (folder.parent, folder.parent.parent):
                 if not any(parent.iterdir()):
                     parent.rmdir()
 
     def _run(self, method: str, seed: int) -> Path:
-        return self._folder / method / f"seed{seed}"
+        return inside(self._folder, CHECKPOINTS, method, f"seed{seed}")
 
 
 class Clock:

@@ -1,29 +1,30 @@
 """Finished runs of one benchmark, compared: intervals, and paired differences."""
 
 import argparse
-import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
-from rich.console import Console
 
 from samo_jax.experiments.benchmarks.scores import (
     Column,
     Results,
-    baseline,
     delta_m,
+    delta_m_caption,
+    fault,
     finals,
     grouped,
 )
 from samo_jax.experiments.benchmarks.training import Run
-from samo_jax.experiments.command import results_folder
+from samo_jax.experiments.command import make_console, path, results_folder
 from samo_jax.experiments.configuration import run_folder
+from samo_jax.experiments.schema import shown
 from samo_jax.experiments.tables import (
     decimals_of,
     interval,
+    literal,
     load,
     markdown_table,
     terminal_table,
@@ -33,7 +34,19 @@ DESCRIPTION = """\
 Compare the methods in folders of finished runs of one benchmark: means over seeds with
 95 % confidence intervals, and differences to one of the methods, seed by seed."""
 
-_ALIKE = ("benchmark", "split", "columns")
+
+class Alike(NamedTuple):
+    """The settings that runs must share to be compared.
+
+    Attributes:
+        benchmark: its name.
+        split: that was evaluated on.
+        columns: the metrics of all tasks.
+    """
+
+    benchmark: str
+    split: str
+    columns: list[Column]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -47,36 +60,36 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="METHOD",
         help="which differences are to, named as in the table (default: the first)",
     )
-    parser.add_argument("--out", type=Path, help="folder for comparison.md")
+    parser.add_argument("--out", type=path, help="folder for comparison.md")
 
 
 def run(args: argparse.Namespace) -> int:
     """Print the tables, and write them where asked; return the exit status."""
-    config, results = gather(args.runs)
+    (benchmark, split, columns), results = gather(args.runs)
     method = args.baseline or next(iter(results))
     if method not in results:
         raise SystemExit(
             f"--baseline: there is no {method!r}, only {', '.join(map(repr, results))}"
         )
-    columns = [Column(*column) for column in config["columns"]]
     tables = compare(results, columns, method)
     caption = (
-        f"{config['benchmark']}, {config['split']} examples: mean over seeds ± half of "
+        f"{benchmark}, {split} examples: mean over seeds ± half of "
         "its 95 % confidence interval, by the t distribution. "
-        f"Δm: against {baseline(columns, results)}, lower is better. "
+        f"{delta_m_caption(columns, results)} "
         f"Minus {method}: over the seeds that both have."
     )
-    console = Console(width=None if sys.stdout.isatty() else 160)
+    console = make_console(160)
     for table, text in zip(tables, ("", caption), strict=True):
         console.print(terminal_table(table, text))
     if args.out:
-        path = results_folder(args.out, "compare") / "comparison.md"
-        path.write_text("\n".join([*map(markdown_table, tables), caption, ""]))
-        console.print(f"Saved {path}")
+        file = results_folder(args.out, "compare") / "comparison.md"
+        page = [*map(markdown_table, tables), literal(caption), ""]
+        file.write_text("\n".join(page))
+        console.print(f"Saved {file}")
     return 0
 
 
-def gather(folders: Sequence[Path]) -> tuple[dict[str, Any], Results]:
+def gather(folders: Sequence[Path]) -> tuple[Alike, Results]:
     """The settings that all runs share, and the methods of all folders.
 
     A method that is in several is named with its folder.
@@ -85,27 +98,31 @@ def gather(folders: Sequence[Path]) -> tuple[dict[str, Any], Results]:
         raise SystemExit("RUN: a folder is given twice; give each once")
     loaded = {}
     for folder in folders:
-        loaded[folder] = load(folder, Run)
-        if not loaded[folder][1]:
+        alike, results = load(
+            folder, Run, check=lambda of, run: fault(of.columns, run), settings=Alike
+        )
+        if not results:
             raise SystemExit(
                 f"{folder}: no run has finished; go on with it: --resume {folder}"
             )
-    first, (config, _) = next(iter(loaded.items()))
+        loaded[folder] = alike, results
+    first, (alike, _) = next(iter(loaded.items()))
     for folder, (other, _) in loaded.items():
-        for key in _ALIKE:
-            if other[key] != config[key]:
+        for key, ours, theirs in zip(Alike._fields, alike, other, strict=True):
+            if ours != theirs:
                 raise SystemExit(
-                    f"{folder} has {key} {other[key]!r}, but {first} {config[key]!r}: "
+                    f"{folder} has {key} {shown(theirs)}, but {first} {shown(ours)}: "
                     "compare runs of one benchmark and split"
                 )
     count = Counter(method for _, results in loaded.values() for method in results)
-    return config, {
+    return alike, {
         method if count[method] == 1 else f"{method} ({folder})": runs
         for folder, (_, results) in loaded.items()
         for method, runs in results.items()
     }
 
 
+@np.errstate(invalid="ignore", over="ignore")  # of runs that diverged
 def compare(
     results: Results, columns: list[Column], method: str
 ) -> tuple[list[list[str]], list[list[str]]]:

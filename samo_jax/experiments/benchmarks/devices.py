@@ -3,14 +3,18 @@
 import os
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar, cast
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from samo_jax.experiments.benchmarks.benchmark import Benchmark, Data, Examples
+from samo_jax.experiments.benchmarks.rendezvous import at_most, meet
+
+T = TypeVar("T")
 
 _AXIS = "examples"
 
@@ -34,20 +38,34 @@ class Devices(NamedTuple):
 ONE = Devices(None, jax.device_put, lambda batch: batch, lambda tree: tree)
 
 
-def join() -> None:
+def join(timeout: float) -> None:
     """Make this process one of several.
 
     JAX itself reads `JAX_COORDINATOR_ADDRESS`, and the rest from clusters it knows
     (SLURM, Open MPI, TPU pods, Kubernetes).
 
+    Args:
+        timeout: seconds in which all must have come.
+
     Raises:
-        SystemExit: if it is not said which.
+        SystemExit: if it is not said which, or if another does not come.
     """
+    count, process = _number("JAX_NUM_PROCESSES"), _number("JAX_PROCESS_ID")
+    address = os.environ.get("JAX_COORDINATOR_ADDRESS")
+    if address and count and process is not None and process < count:
+        meet(address, count, process, timeout)
+    late = (
+        f"--distributed: JAX has not connected the processes in {timeout:g} seconds: "
+        f"one is missing, or the coordinator, {address or 'which the cluster names'}"
+    )
     try:
-        jax.distributed.initialize(
-            num_processes=_number("JAX_NUM_PROCESSES"),
-            process_id=_number("JAX_PROCESS_ID"),
-        )
+        # Before XLA ends the process.
+        with at_most(timeout, late):
+            jax.distributed.initialize(
+                num_processes=count,
+                process_id=process,
+                initialization_timeout=int(timeout) + 60,
+            )
     except (ValueError, TypeError) as error:
         raise SystemExit(
             f"--distributed: {error} Set JAX_COORDINATOR_ADDRESS (HOST:PORT of process "
@@ -56,11 +74,36 @@ def join() -> None:
         ) from None
 
 
+def together(prepare: Callable[[], T]) -> T:
+    """What each process prepares by itself; if one cannot, none goes on.
+
+    Raises:
+        SystemExit: in all processes if it is raised in one, so that none waits for it.
+    """
+    error = value = None
+    try:
+        value = prepare()
+    except SystemExit as ended:
+        error = ended
+    except OSError as failure:
+        error = SystemExit(f"{failure}")
+    failed = np.array(error is not None)
+    if jax.process_count() > 1:
+        failed = np.asarray(multihost_utils.process_allgather(failed))
+    if error is not None:
+        raise error
+    if failed.any():
+        raise SystemExit(
+            f"--distributed: process {np.flatnonzero(failed)[0]} has ended: it says why"
+        )
+    return cast(T, value)
+
+
 def _number(variable: str) -> int | None:
     text = os.environ.get(variable)
     if text is None:
         return None
-    if not text.isdigit():
+    if not text.isdecimal() or len(text) > 9:
         raise SystemExit(f"{variable}: must be a non-negative integer, got {text!r}")
     return int(text)
 

@@ -3,8 +3,8 @@
 import argparse
 import inspect
 import os
-import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -24,6 +24,7 @@ from samo_jax.experiments.benchmarks.devices import (
     is_chief,
     join,
     split,
+    together,
 )
 from samo_jax.experiments.benchmarks.generated import BENCHMARKS
 from samo_jax.experiments.benchmarks.looks import make_look
@@ -39,7 +40,7 @@ from samo_jax.experiments.benchmarks.methods import (
 )
 from samo_jax.experiments.benchmarks.records import Records
 from samo_jax.experiments.benchmarks.report import summarize, write_report
-from samo_jax.experiments.benchmarks.scores import Results, baseline, columns
+from samo_jax.experiments.benchmarks.scores import Results, columns, delta_m_caption
 from samo_jax.experiments.benchmarks.tensorboard import event_files, no_events
 from samo_jax.experiments.benchmarks.training import Run, Trainer, task_losses
 from samo_jax.experiments.command import (
@@ -47,7 +48,10 @@ from samo_jax.experiments.command import (
     add_out_argument,
     check_folder,
     epochs_progress,
-    positive,
+    factor,
+    make_console,
+    path,
+    patience,
     positive_int,
     radius,
     results_folder,
@@ -55,6 +59,7 @@ from samo_jax.experiments.command import (
     share,
 )
 from samo_jax.experiments.configuration import add_file_arguments, settings
+from samo_jax.experiments.folders import opened
 from samo_jax.experiments.tables import terminal_table
 
 _ALL_BENCHMARKS = BENCHMARKS | files.BENCHMARKS
@@ -135,6 +140,13 @@ class Experiment(NamedTuple):
             action="store_true",
             help="train on all devices of several processes (see README)",
         )
+        parser.add_argument(
+            "--join-timeout",
+            type=patience,
+            default=300.0,
+            metavar="SECONDS",
+            help="how long processes wait for each other at the start (default: 300)",
+        )
         add_file_arguments(parser)
         add_out_argument(parser, self.name)
         if self.name in files.BENCHMARKS:
@@ -155,13 +167,15 @@ def _summary(name: str) -> str:
 
 
 def _add_data_arguments(parser: argparse.ArgumentParser, name: str) -> None:
-    parser.add_argument("--data", metavar="FOLDER", help="of the data set, see above")
+    parser.add_argument(
+        "--data", type=path, metavar="FOLDER", help="of the data set, see above"
+    )
     parser.add_argument(
         "--batch-size", type=positive_int, help="(default: the benchmark's)"
     )
     parser.add_argument(
         "--width",
-        type=positive,
+        type=factor,
         default=1.0,
         metavar="FACTOR",
         help="of the network's channels (default: 1, the paper's)",
@@ -205,36 +219,27 @@ def run(name: str, args: argparse.Namespace) -> int:
     """Train every method with every seed; return the exit status."""
     check_folder(args)
     if args.distributed:
-        join()
-    width = None if sys.stdout.isatty() else 160
-    console = Console(width=width, quiet=not is_chief())
-    events = event_files() if args.tensorboard else no_events
-    benchmark = _benchmark(name, args)
-    devices = ONE
-    if args.distributed:
-        devices = everywhere()
-        benchmark = split(benchmark, devices)
-    folder = args.resume or _new_folder(args.out, name)
-    config = settings(args) | {"methods": selected_methods(args.methods)}
-    own = [field for field in benchmark._fields if config.get(field, 0) is None]
-    config |= {field: getattr(benchmark, field) for field in own}
-    benchmark = benchmark._replace(
-        **{field: config[field] for field in ("epochs", "rho", "alpha")}
-    )
-    go_on = f"python -m samo_jax.experiments {name} --resume {folder}"
-    try:
-        records = Records(
-            folder, config, columns(benchmark.tasks), events, args.checkpoint_every
+        join(args.join_timeout)
+    console = make_console(160, quiet=not is_chief())
+    devices = everywhere() if args.distributed else ONE
+    with ExitStack() as stack:
+        benchmark, records = together(
+            lambda: _prepared(name, args, devices, stack.enter_context)
         )
+        folder = records.folder
+        go_on = f"python -m samo_jax.experiments {name} --resume {folder}"
         try:
-            _train_all(benchmark, devices, records, console)
-            interrupted = False
-        except KeyboardInterrupt:
-            interrupted = True
-        if records.results and is_chief():
-            _report(name, benchmark, records, folder, console)
-    except OSError as error:
-        raise SystemExit(f"Stopped: {error}. What was saved stays: {go_on}") from None
+            try:
+                _train_all(benchmark, devices, records, console)
+                interrupted = False
+            except KeyboardInterrupt:
+                interrupted = True
+            if records.results and is_chief():
+                _report(name, benchmark, records, folder, console)
+        except OSError as error:
+            raise SystemExit(
+                f"Stopped: {error}. What was saved stays: {go_on}"
+            ) from None
     if interrupted:
         console.print(
             "Interrupted: what there is are the runs that had finished. "
@@ -244,9 +249,35 @@ def run(name: str, args: argparse.Namespace) -> int:
     return 130 if interrupted else 0
 
 
-def _new_folder(out: Path | None, name: str) -> Path:
-    """For results, of the one process that writes them."""
-    return results_folder(out, name) if is_chief() else Path(os.devnull)
+def _prepared(
+    name: str,
+    args: argparse.Namespace,
+    devices: Devices,
+    enter: Callable[[AbstractContextManager[None]], None],
+) -> tuple[Benchmark, Records]:
+    """The benchmark, and the records of its folder, which this process has entered."""
+    events = event_files() if args.tensorboard else no_events
+    benchmark = _benchmark(name, args)
+    if devices is not ONE:
+        benchmark = split(benchmark, devices)
+    folder = args.resume
+    if is_chief():  # which writes
+        folder = folder or results_folder(args.out, name)
+        enter(opened(folder))
+    config = settings(args) | {"methods": selected_methods(args.methods)}
+    own = [field for field in benchmark._fields if config.get(field, 0) is None]
+    config |= {field: getattr(benchmark, field) for field in own}
+    benchmark = benchmark._replace(
+        **{field: config[field] for field in ("epochs", "rho", "alpha")}
+    )
+    records = Records(
+        folder or Path(os.devnull),
+        config,
+        columns(benchmark.tasks),
+        events,
+        args.checkpoint_every,
+    )
+    return benchmark, records
 
 
 def _report(
@@ -254,7 +285,7 @@ def _report(
 ) -> None:
     """Print the table, and write the report."""
     config, results = records.config, records.results
-    caption = _caption(config, results, baseline(columns(benchmark.tasks), results))
+    caption = _caption(config, results, benchmark)
     write_report(folder, results, benchmark.tasks, caption, config, _summary(name))
     console.print(terminal_table(summarize(results, benchmark.tasks), caption))
     console.print(f"Saved report.html, report.md and results.json in {folder}")
@@ -343,12 +374,12 @@ def _as_one(runs: Sequence[Run]) -> Run:
     )
 
 
-def _caption(config: dict[str, Any], results: Results, against: str) -> str:
+def _caption(config: dict[str, Any], results: Results, benchmark: Benchmark) -> str:
     seeds = max(len(runs) for runs in results.values())
     return (
         f"On {config['split']} examples, mean ± standard deviation over {seeds} "
         f"seed{'s' if seeds > 1 else ''}, {config['epochs']} epochs, "
         f"rho {config['rho']:g}, alpha {config['alpha']:g}. "
-        f"Δm: against {against}, lower is better. "
+        f"{delta_m_caption(columns(benchmark.tasks), results)} "
         f"time: per step, relative to plain mean, {jax.default_backend()}."
     )

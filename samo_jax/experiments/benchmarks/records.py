@@ -13,19 +13,34 @@ from typing import Any
 
 from samo_jax.experiments.benchmarks.checkpoints import Checkpoints
 from samo_jax.experiments.benchmarks.devices import is_chief
-from samo_jax.experiments.benchmarks.scores import Column, Results
+from samo_jax.experiments.benchmarks.scores import Column, Results, fault
 from samo_jax.experiments.benchmarks.tensorboard import Events, Write
-from samo_jax.experiments.benchmarks.training import Run
+from samo_jax.experiments.benchmarks.training import Evaluation, Run
 from samo_jax.experiments.configuration import goes_on
+from samo_jax.experiments.folders import inside
+from samo_jax.experiments.schema import conform, parse
 from samo_jax.experiments.tables import load, replace, save
 
 LINES = "metrics.jsonl"
+
+
+class Line(Evaluation):
+    """One of `metrics.jsonl`.
+
+    Attributes:
+        method: that was trained with.
+        seed: of the run.
+    """
+
+    method: str
+    seed: int
 
 
 class Records:
     """Those of one folder.
 
     Attributes:
+        folder: where the files are.
         config: the settings.
         results: of the runs that have finished, also before an interrupt.
         checkpoints: of those that have not.
@@ -52,11 +67,17 @@ class Records:
         """
         self.config = config
         self.checkpoints = Checkpoints(folder, checkpoint_every)
-        self._folder, self._columns, self._events = folder, columns, events
+        self.folder, self._columns, self._events = folder, columns, events
         self.results: Results = {}
         if not goes_on(folder, config, writes=is_chief()):
             return
-        _, self.results = load(folder, Run)
+        _, self.results = load(
+            folder,
+            Run,
+            config["methods"],
+            config["seeds"],
+            lambda _, run: fault(columns, run, config["epochs"]),
+        )
         if is_chief():
             for method, runs in self.results.items():
                 for seed in runs:
@@ -69,11 +90,12 @@ class Records:
         if not is_chief():
             yield lambda _: None
             return
-        with self._events(self._folder / "tensorboard" / method / f"seed{seed}") as add:
+        folder = inside(self.folder, "tensorboard", method, f"seed{seed}")
+        with self._events(folder) as add:
 
             def write(evaluation):
                 line = json.dumps({"method": method, "seed": seed, **evaluation})
-                with (self._folder / LINES).open("a") as file:
+                with (self.folder / LINES).open("a") as file:
                     file.write(line + "\n")
                 add(evaluation)
 
@@ -84,18 +106,26 @@ class Records:
         self.results.setdefault(method, {})[seed] = run
         if is_chief():
             config = {**self.config, "columns": self._columns}
-            save(self._folder, config, self.results)
+            save(self.folder, config, self.results)
             self.checkpoints.drop(method, seed)
 
     def _drop_unfinished_lines(self) -> None:
         """A run that goes on writes its lines again, those of its checkpoint too."""
-        path = self._folder / LINES
+        path = self.folder / LINES
         if path.exists():
+            lines = path.read_bytes().splitlines(keepends=True)
             # An interrupt may have torn the last line, which is of an unfinished run.
-            lines = path.read_text().splitlines(keepends=True)
-            kept = [line for line in lines if line.endswith("\n") and self._done(line)]
-            replace(path, "".join(kept))
+            if lines and not lines[-1].endswith(b"\n"):
+                del lines[-1]
+            kept = [line for n, line in enumerate(lines, 1) if self._done(line, n)]
+            replace(path, b"".join(kept).decode())
 
-    def _done(self, line: str) -> bool:
-        record = json.loads(line)
+    def _done(self, line: bytes, number: int) -> bool:
+        try:
+            record = conform(parse(line), Line, "it")
+        except ValueError as error:
+            raise SystemExit(
+                f"--resume: {self.folder / LINES}, line {number}, cannot be read: "
+                f"{error}. Without that line, or the file, training goes on"
+            ) from None
         return record["seed"] in self.results.get(record["method"], {})

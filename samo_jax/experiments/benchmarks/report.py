@@ -22,8 +22,8 @@ from samo_jax.experiments.benchmarks.training import Run
 from samo_jax.experiments.benchmarks.training_plot import plot_training
 from samo_jax.experiments.configuration import arguments
 from samo_jax.experiments.machine import machine
-from samo_jax.experiments.pages import write_page
-from samo_jax.experiments.tables import markdown_table, spread
+from samo_jax.experiments.pages import fenced, write_page
+from samo_jax.experiments.tables import literal, markdown_table, spread
 
 
 def _seconds(runs: dict[int, Run]) -> float:
@@ -77,7 +77,7 @@ def write_report(
     parts = [
         summary,
         markdown_table(summarize(results, tasks)),
-        caption,
+        literal(caption),
         "![Training loss, and final Δm](summary.png)",
     ]
     if plot_training(results, folder / "training.png"):
@@ -88,8 +88,9 @@ def write_report(
         ]
     parts += [
         "## Repeat",
-        f"```sh\n{command(config)}\n```",
-        f"Settings (`config.json`):\n\n```json\n{json.dumps(config, indent=1)}\n```",
+        fenced(command(config), "sh"),
+        f"Settings (`config.json`):\n\n{fenced(json.dumps(config, indent=1), 'json')}",
         f"On {machine('samo_jax', 'jax', 'jaxlib', 'optax', 'flax', 'numpy')}",
     ]
-    write_page(folder, config["benchmark"], "\n\n".join(parts) + "\n")
+    pictures = ("summary.png", "training.png")
+    write_page(folder, config["benchmark"], "\n\n".join(parts) + "\n", pictures)

@@ -8,7 +8,7 @@ import numpy as np
 import samo_jax
 from samo_jax.experiments.benchmarks.methods import SINGLE_TASK
 from samo_jax.experiments.benchmarks.tasks import Task
-from samo_jax.experiments.benchmarks.training import Run
+from samo_jax.experiments.benchmarks.training import Run, evaluated_epochs
 
 Results: TypeAlias = dict[str, dict[int, Run]]  # by method, by seed
 
@@ -58,24 +58,71 @@ def finals(columns: list[Column], runs: Mapping[int, Run]) -> np.ndarray:
     )
 
 
-def baseline(columns: list[Column], results: Results) -> str:
-    """What Delta m is relative to.
+def fault(columns: list[Column], run: Run, epochs: int | None = None) -> str | None:
+    """What is wrong with a run that a file says to have finished, None if nothing.
 
-    Published single-task results, else single-task training, else the first method.
+    Args:
+        columns: the metrics of all tasks.
+        run: whose fields have the right types.
+        epochs: it should have been trained for; None: whatever.
     """
-    if _are_published(columns):
-        return PUBLISHED
-    return SINGLE_TASK if SINGLE_TASK in results else next(iter(results))
+    names: dict[str, set[str]] = {}
+    for column in columns:
+        names.setdefault(column.task, set()).add(column.metric)
+    found = {task: set(metrics) for task, metrics in run.metrics.items()}
+    if found != names or not names:
+        return "its metrics are not those of the benchmark's tasks"
+    if epochs is None:
+        return None
+    evaluated, looked = (
+        [epoch for epoch, _ in of] for of in (run.metrics_curve, run.looks)
+    )
+    expected = evaluated_epochs(epochs)
+    if len(run.loss_curve) != epochs or evaluated != expected:
+        return f"it was not trained for {epochs} epochs"
+    weighted = [set(look["weights"]) for _, look in run.looks if look["weights"]]
+    if looked not in ([], expected) or any(of != set(names) for of in weighted):
+        return "its looks are not at these epochs, or at other tasks"
+    if not 0 < run.seconds_per_step < float("inf"):
+        return f"it took {run.seconds_per_step} seconds a step"
+    return None
 
 
 def delta_m(columns: list[Column], results: Results) -> dict[str, np.ndarray]:
     """Delta m in percent by method, shape (seeds,)."""
-    if _are_published(columns):
-        reference = np.array([column.single_task for column in columns])
-    else:
-        single_task = results[baseline(columns, results)]
-        reference = finals(columns, single_task).mean(axis=0)
+    reference, _ = baseline(columns, results)
     return {m: relative(columns, runs, reference) for m, runs in results.items()}
+
+
+def delta_m_caption(columns: list[Column], results: Results) -> str:
+    """What Delta m is relative to, and which columns it leaves out."""
+    reference, name = baseline(columns, results)
+    caption = f"Δm: against {name}, lower is better."
+    out = [
+        f"{column.task} {column.metric}"
+        for column, value in zip(columns, reference, strict=True)
+        if value == 0 or not np.isfinite(value)
+    ]
+    if out:
+        more = f" and {len(out) - 5} more" if len(out) > 5 else ""
+        caption += (
+            f" It leaves out {', '.join(out[:5])}{more}: there the baseline is 0 or "
+            "not finite."
+        )
+    return caption
+
+
+def baseline(columns: list[Column], results: Results) -> tuple[np.ndarray, str]:
+    """Metrics that Delta m is relative to, shape (columns,), and their name.
+
+    Published single-task results, else single-task training, else the first method.
+    """
+    published = [column.single_task for column in columns]
+    if None not in published:
+        return np.array(published, float), PUBLISHED
+    name = SINGLE_TASK if SINGLE_TASK in results else next(iter(results))
+    with np.errstate(invalid="ignore", over="ignore"):  # some may have diverged
+        return finals(columns, results[name]).mean(axis=0), name
 
 
 def relative(
@@ -88,7 +135,3 @@ def relative(
             finals(columns, runs), reference, higher_is_better=higher_is_better
         )
     )
-
-
-def _are_published(columns: list[Column]) -> bool:
-    return all(column.single_task is not None for column in columns)

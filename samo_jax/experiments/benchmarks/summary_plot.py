@@ -19,6 +19,7 @@ from samo_jax.experiments.benchmarks.tasks import Task
 _STYLES = dict(zip(SHARPNESS, ("-", "--", ":"), strict=True))
 
 
+@np.errstate(invalid="ignore", over="ignore")  # of runs that diverged
 def plot(results: Results, tasks: dict[str, Task], path: Path) -> None:
     """Training loss, and final Delta m with its spread over seeds.
 
@@ -28,20 +29,23 @@ def plot(results: Results, tasks: dict[str, Task], path: Path) -> None:
         1, 2, figsize=(12, max(4.6, 0.24 * len(results))), layout="constrained"
     )
     colors = _combiner_colors(results)
-    used = set()
+    used, drawable = set(), False
     chosen = columns(tasks)
     deltas = delta_m(chosen, results)
+    _, against = baseline(chosen, results)
     for position, (method, runs) in enumerate(results.items()):
         combiner, sharpness = split(method)
         used.add(sharpness)
         color = colors[combiner]
         losses = np.mean([run.loss_curve for run in runs.values()], axis=0)
+        drawable = drawable or np.any((losses > 0) & np.isfinite(losses))
         epochs = np.arange(1, len(losses) + 1)
-        curves.semilogy(epochs, losses, _STYLES[sharpness], color=color)
+        curves.plot(epochs, losses, _STYLES[sharpness], color=color)
         delta = deltas[method]
         final.scatter(delta, [position] * len(delta), color=color, alpha=0.4)
         final.plot(delta.mean(), position, "|", color=color, ms=12, mew=3)
-    curves.set(xlabel="epoch", ylabel="mean training loss")
+    scale = "log" if drawable else "linear"  # of nothing, where all diverged
+    curves.set(xlabel="epoch", ylabel="mean training loss", yscale=scale)
     curves.xaxis.set_major_locator(MaxNLocator(integer=True))
     for sharpness in SHARPNESS:
         if sharpness in used:
@@ -49,8 +53,7 @@ def plot(results: Results, tasks: dict[str, Task], path: Path) -> None:
     curves.legend()
     final.axvline(0, color="grey", lw=0.8)
     final.set(
-        xlabel=f"Δm against {baseline(chosen, results)}, %, lower is better "
-        "(dots: seeds, bars: means)"
+        xlabel=f"Δm against {against}, %, lower is better (dots: seeds, bars: means)"
     )
     final.set_yticks(range(len(results)), list(results))
     for label, method in zip(final.get_yticklabels(), results, strict=True):

@@ -18,6 +18,7 @@ from samo_jax.experiments.benchmarks.checkpoints import Checkpoint
 from samo_jax.experiments.benchmarks.devices import ONE, Devices
 from samo_jax.experiments.benchmarks.looks import Look
 from samo_jax.experiments.benchmarks.methods import Step
+from samo_jax.experiments.schema import conform
 
 Metrics = dict[str, dict[str, float]]  # by task
 
@@ -96,6 +97,43 @@ class Past(NamedTuple):
             seconds_per_step=float(np.median(later or self.seconds[0])),
             looks=[(of["epoch"], of["look"]) for of in self.evaluations if of["look"]],
         )
+
+
+class Record(NamedTuple):
+    """What a checkpoint has beside arrays.
+
+    Attributes:
+        rngs: the states of the generators of batches.
+        past: of the run.
+    """
+
+    rngs: list[dict[str, Any]]
+    past: Past
+
+
+def read_record(record: Any, epochs: int) -> tuple[Past, list[np.random.Generator]]:
+    """What a run of so many epochs has behind it, and its generators.
+
+    Raises:
+        ValueError: if this is not the record of such a run.
+    """
+    states, past = conform(record, Record, "its record")
+    done = len(past.losses)
+    evaluated = [epoch for epoch in evaluated_epochs(epochs) if epoch <= done]
+    if not 0 < done <= epochs or [of["epoch"] for of in past.evaluations] != evaluated:
+        raise ValueError(f"its record is not that of a run of {epochs} epochs")
+    if not all(past.seconds) or sum(map(len, past.seconds)) != done:
+        raise ValueError("its record lacks the times of some epochs")
+    rngs = [np.random.default_rng(0) for _ in range(2)]
+    for rng, state in zip(rngs, states, strict=True):
+        rng.bit_generator.state = state
+    return past, rngs
+
+
+def evaluated_epochs(epochs: int) -> list[int]:
+    """After which there is an evaluation: about ten, and the last."""
+    every = max(epochs // 10, 1)
+    return [*range(every, epochs, every), epochs]
 
 
 def apply_net(
@@ -248,20 +286,19 @@ class Trainer:
         last, past = None, Past([], [], [])
         if checkpoint and (
             saved := checkpoint.load(
-                lambda: gather((params, opt_state, state, self._batch()))
+                lambda: gather((params, opt_state, state, self._batch())),
+                partial(read_record, epochs=epochs),
             )
         ):
-            (*arrays, last), record = saved
+            (*arrays, last), (past, rngs) = saved
             (params, opt_state, state), last = place(arrays), self.devices.split(last)
-            past = Past(**record["past"])
-            for rng, of in zip(rngs, record["rngs"], strict=True):
-                rng.bit_generator.state = of
         for evaluation in past.evaluations:
             on_evaluation(evaluation)
         for _ in past.losses:
             on_epoch()
         past.seconds.append([])
         rng, second_rng = rngs
+        evaluated = set(evaluated_epochs(epochs))
         for epoch in range(len(past.losses) + 1, epochs + 1):
             history = []
             start = time.perf_counter()
@@ -278,7 +315,7 @@ class Trainer:
             past.seconds[-1].append((time.perf_counter() - start) / len(history))
             history = jax.device_get(history)
             past.losses.append(float(np.mean(jax.tree.leaves(history))))
-            if epoch % max(epochs // 10, 1) == 0 or epoch == epochs:
+            if epoch in evaluated:
                 evaluation = Evaluation(
                     epoch=epoch,
                     loss=jax.tree.map(lambda *steps: float(np.mean(steps)), *history),

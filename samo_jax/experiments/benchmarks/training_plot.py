@@ -35,6 +35,7 @@ class Curves(NamedTuple):
     weights: dict[str, np.ndarray]
 
 
+@np.errstate(invalid="ignore", over="ignore")  # of runs that diverged
 def curves(runs: Sequence[Run]) -> Curves:
     """Those of a method's runs."""
     looks = [[look for _, look in run.looks] for run in runs]
@@ -42,9 +43,10 @@ def curves(runs: Sequence[Run]) -> Curves:
         np.mean([[look[name] for look in of] for of in looks], axis=0)
         for name in ("cosine", "conflicts")
     )
-    tasks = list(looks[0][0]["weights"] or ())
+    seen = [look["weights"] for of in looks for look in of]
+    tasks = list(seen[0] or ()) if all(seen) else []
     weights = np.array(
-        [[list((look["weights"] or {}).values()) for look in of] for of in looks]
+        [[[(look["weights"] or {})[t] for t in tasks] for look in of] for of in looks]
     )
     total = np.abs(weights).sum(axis=-1, keepdims=True)
     shares = (weights / np.where(total == 0, 1, total)).mean(axis=0).T
@@ -79,8 +81,9 @@ def plot_training(results: Results, path: Path) -> bool:
     uppers, lowers = axes[::2].ravel(), axes[1::2].ravel()
     for panel in (*uppers[len(seen) :], *lowers[len(seen) :]):
         panel.set_axis_off()
-    shares = [share for of in seen.values() for share in of.weights.values()]
-    norm = Normalize(np.min(shares or 0), np.max(shares or 1))
+    shares = np.array([s for of in seen.values() for s in of.weights.values()])
+    finite = shares[np.isfinite(shares)]
+    norm = Normalize(*((finite.min(), finite.max()) if finite.size else (0, 1)))
     for (method, of), upper, lower in zip(seen.items(), uppers, lowers, strict=False):
         upper.set_title(method, fontsize=9)
         _plot_agreement(upper, of)
@@ -123,7 +126,7 @@ def _plot_agreement(axes: Axes, of: Curves) -> None:
 
 def _plot_weights(axes: Axes, of: Curves) -> None:
     for index, (task, share) in enumerate(of.weights.items()):
-        axes.plot(of.epochs, share, ".-", color=f"C{index}", label=task)
+        axes.plot(of.epochs, share, ".-", color=f"C{index}", label=_literal(task))
     axes.grid(alpha=0.3)
 
 
@@ -135,4 +138,9 @@ def _paint_weights(axes: Axes, of: Curves, norm: Normalize) -> None:
         np.array(list(of.weights.values())),
         norm=norm,
     )
-    axes.set_yticks(np.arange(len(tasks)) + 0.5, tasks)
+    axes.set_yticks(np.arange(len(tasks)) + 0.5, list(map(_literal, tasks)))
+
+
+def _literal(name: str) -> str:
+    """A name that stays as it is in a picture: no mathematical formula."""
+    return name.replace("$", r"\$")

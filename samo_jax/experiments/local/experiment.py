@@ -1,8 +1,10 @@
 """The local experiment: which local part of SAMO's perturbation is worth its cost?"""
 
 import argparse
-import sys
+from collections.abc import Collection, Mapping
 from pathlib import Path
+from types import MappingProxyType
+from typing import NamedTuple
 
 import numpy as np
 from rich.console import Console
@@ -12,6 +14,7 @@ from samo_jax.experiments.command import (
     add_count_argument,
     add_out_argument,
     epochs_progress,
+    make_console,
     positive_int,
 )
 from samo_jax.experiments.configuration import (
@@ -19,6 +22,8 @@ from samo_jax.experiments.configuration import (
     resumable,
     settings,
 )
+from samo_jax.experiments.folders import inside
+from samo_jax.experiments.local.looks import Look
 from samo_jax.experiments.local.methods import METHODS, PLAIN
 from samo_jax.experiments.local.problems import PROBLEMS
 from samo_jax.experiments.local.report import Results, plot, summarize
@@ -27,7 +32,6 @@ from samo_jax.experiments.local.training import (
     Run,
     SingleTaskTrainer,
     Trainer,
-    finished_run,
 )
 from samo_jax.experiments.tables import load, markdown_table, save, terminal_table
 
@@ -65,12 +69,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Train every problem with every method and seed; return the exit status."""
-    console = Console(width=None if sys.stdout.isatty() else 120)
+    console = make_console(120)
     results: Results = {}
     pages = []
     with resumable(args, "local") as folder:
         for name in args.problems:
-            (folder / name).mkdir(exist_ok=True)
+            inside(folder, name).mkdir(exist_ok=True)
             title, *results[title] = _train(name, args, folder / name, console)
             rows = summarize(*results[title])
             pages.append(f"## {title}\n\n{markdown_table(rows)}")
@@ -84,20 +88,28 @@ def run(args: argparse.Namespace) -> int:
 
 def _train(
     name: str, args: argparse.Namespace, folder: Path, console: Console
-) -> tuple[str, dict[str, dict[int, Run]], dict[str, Cost]]:
+) -> tuple[str, dict[str, dict[int, Run]], Mapping[str, Cost]]:
     """Title, runs and costs of one problem; what the folder has is not run again."""
     validation, test = (
         problem._replace(epochs=args.epochs or problem.epochs)
         for problem in map(PROBLEMS[name], ("validation", "test"))
     )
     title = f"{name}, {len(test.tasks)} tasks"
-    saved, runs = load(folder, finished_run)
-    if "costs" in saved:  # the last that is measured
-        return title, runs, {m: Cost(**cost) for m, cost in saved["costs"].items()}
-    scores: dict[str, dict[str, list[float]]] = saved.get("validation_error", {})
+    methods = [SINGLE_TASK, *args.methods]
+    saved, runs = load(
+        folder,
+        Run,
+        methods,
+        args.seeds,
+        lambda _, run: _fault(run, test.tasks),
+        _Measured,
+    )
+    scores = saved.validation_error if saved else {}
+    costs = saved.costs if saved else {}
+    if _is_complete(costs, runs, methods, args.seeds):
+        return title, runs, costs
     config = {**settings(args), "problem": name, "rhos": RHOS}
     config["validation_error"] = scores
-    methods = [SINGLE_TASK, *args.methods]
     trainers: dict[str, Trainer] = {}
     with epochs_progress(console, max(map(len, methods)) + 20) as progress:
         count = len(RHOS) * args.tuning_seeds * sum(map(_has_radius, methods))
@@ -119,7 +131,9 @@ def _train(
                     error = train(trainer, validation, rho, seed, method).error
                     of_seeds.append(float(np.mean(list(error.values()))))
                     save(folder, config, runs)
-            return min(RHOS, key=lambda rho: np.mean(errors[str(rho)]))
+            # A radius with which training diverges is the worst.
+            means = {rho: np.mean(errors[str(rho)]) for rho in RHOS}
+            return min(means, key=lambda rho: np.nan_to_num(means[rho], nan=np.inf))
 
         for method in methods:
             progress.update(bar, description=f"{method}, compiling")
@@ -150,6 +164,35 @@ def _train(
     return title, runs, costs
 
 
+class _Measured(NamedTuple):
+    """What `results.json` has beside runs.
+
+    Attributes:
+        validation_error: by method, radius and tuning seed.
+        costs: by method; they are measured when all runs have finished.
+    """
+
+    validation_error: dict[str, dict[str, list[float]]]
+    costs: Mapping[str, Cost] = MappingProxyType({})
+
+
+def _fault(run: Run, tasks: Collection[str]) -> str | None:
+    """What is wrong with a run that a file says to have finished."""
+    if run.error.keys() != set(tasks):
+        return "its errors are not those of the problem's tasks"
+    if any(len(look) != len(Look._fields) for look in run.looks):
+        return f"its looks do not have {len(Look._fields)} numbers each"
+    return None
+
+
+def _is_complete(
+    costs: Mapping[str, Cost], runs: Results, methods: list[str], seeds: int
+) -> bool:
+    """Whether nothing is left to do."""
+    finished = all(len(runs.get(method, ())) == seeds for method in methods)
+    return finished and costs.keys() == set(methods) - {SINGLE_TASK}
+
+
 def _has_radius(method: str) -> bool:
     return method not in (SINGLE_TASK, PLAIN)
 
@@ -159,7 +202,8 @@ def _caption(args: argparse.Namespace) -> str:
         "Mean error over tasks on test examples, mean ± standard deviation over seeds "
         f"({args.seeds}). rho: of {', '.join(f'{rho:g}' for rho in RHOS)}, the best on "
         f"validation examples (seeds of their own, {args.tuning_seeds}); alpha 0.5. "
-        "Δm: against single-task. to global: error minus global SAM's, seed by seed. "
+        "Δm: against single-task, without tasks whose error is 0 there or not finite. "
+        "to global: error minus global SAM's, seed by seed. "
         "cos: mean cosine with the task's gradient through training, of the local "
         "part, of the whole perturbation and of g0. passes: a backward pass counts as "
         "two forward ones. time: of a step, relative to plain. MB: its peak temporary "

@@ -1,5 +1,6 @@
 """The tables and the picture of the local experiment."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -31,7 +32,7 @@ def _looks(runs: dict[int, Run]) -> np.ndarray:
 
 
 def summarize(
-    results: dict[str, dict[int, Run]], costs: dict[str, Cost]
+    results: dict[str, dict[int, Run]], costs: Mapping[str, Cost]
 ) -> list[list[str]]:
     """The table's cells of one problem, header first, a row a method."""
     cosines, costs_of = ["cos local", "whole", "g0"], ["passes", "time", "MB"]

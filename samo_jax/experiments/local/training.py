@@ -13,7 +13,7 @@ import optax
 import samo_jax
 from samo_jax.experiments.benchmarks.benchmark import Benchmark
 from samo_jax.experiments.benchmarks.tasks import Task
-from samo_jax.experiments.local.looks import Look, look
+from samo_jax.experiments.local.looks import look
 from samo_jax.experiments.local.methods import METHODS, PLAIN, Method, make_optimizer
 
 _LOOK_EVERY = 40
@@ -26,18 +26,13 @@ class Run(NamedTuple):
         error: of each task, in percent, lower is better.
         loss: mean training loss over tasks and the batches of the last epoch.
         rho: the radius.
-        looks: one in forty steps; none of plain training.
+        looks: the fields of a `Look`, one in forty steps; none of plain training.
     """
 
     error: dict[str, float]
     loss: float
     rho: float
-    looks: list[Look]
-
-
-def finished_run(looks: list[list[float]], **others: Any) -> Run:
-    """A run, as JSON has it."""
-    return Run(looks=[Look(*seen) for seen in looks], **others)
+    looks: list[list[float]]
 
 
 class Cost(NamedTuple):
@@ -83,7 +78,7 @@ class Trainer:
                 # Not at step 0, when a memory is empty.
                 if self.method.local is not None and count % _LOOK_EVERY == 1:
                     seen = self.look(params, opt_state, batch)
-                    looks.append(jax.tree.map(float, seen))
+                    looks.append(list(map(float, seen)))
                 params, opt_state, loss = self.step(params, opt_state, batch, rho)
                 losses.append(loss)
                 count += 1

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import product
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -18,7 +19,13 @@ from rich.progress import track
 
 import samo_jax
 from samo_jax.experiments.benchmarks import methods
-from samo_jax.experiments.command import add_out_argument, results_folder
+from samo_jax.experiments.command import (
+    add_out_argument,
+    make_console,
+    results_folder,
+    seed,
+)
+from samo_jax.experiments.folders import opened
 from samo_jax.experiments.tables import markdown_table, save, terminal_table
 from samo_jax.experiments.toy.landscapes import (
     LANDSCAPES,
@@ -208,15 +215,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             help=f"{summary}: {', '.join(choices)} (default: {' '.join(default)})",
         )
     parser.add_argument(
-        "--seed", type=int, default=0, help="of noise and probes (default: 0)"
+        "--seed", type=seed, default=0, help="of noise and probes (default: 0)"
     )
     add_out_argument(parser, "toy")
 
 
 def run(args: argparse.Namespace) -> int:
     """Descend with every method; return the exit status."""
-    console = Console()
+    console = make_console(120)
     folder = results_folder(args.out, "toy")
+    with opened(folder):
+        _run(args, folder, console)
+    return 0
+
+
+def _run(args: argparse.Namespace, folder: Path, console: Console) -> None:
+    """Descend, and write what comes of it."""
     variants = list(product(args.combiners, args.sharpness))
     jobs = [(name, *variant) for name in args.landscapes for variant in variants]
     # In threads, for most of the time goes into compilation.
@@ -247,7 +261,6 @@ def run(args: argparse.Namespace) -> int:
     (folder / "table.md").write_text("\n".join(tables))
     files = ["table.md", "results.json", *(f"{name}.png" for name in fronts)]
     console.print(f"Saved {', '.join(files)} in {folder}")
-    return 0
 
 
 def _caption(name):
