@@ -143,8 +143,8 @@ def celeba(folder: Path, split: Split) -> LabelledImages:
     if part_of.keys() != attributes_of.keys():
         alone = min(part_of.keys() ^ attributes_of.keys())
         raise MalformedFileError(
-            f"{attributes} and {partition} must list the same images, got {alone!r} in "
-            f"one alone: {_REMEDY}"
+            f"{attributes} and {partition} must list the same images, got "
+            f"{short(repr(alone))} in one alone: {_REMEDY}"
         )
     files = [file for file in attributes_of if part_of[file] == part]
     values = [attributes_of[file] for file in files]
@@ -156,13 +156,12 @@ def celeba(folder: Path, split: Split) -> LabelledImages:
 def _read_partition(path: Path) -> dict[str, str]:
     """The part of each image."""
     rows = _rows(path)
-    if path.suffix == ".csv" and (first := next(rows, (1, []))[1]) != [
-        "image_id",
-        "partition",
-    ]:
-        raise MalformedFileError(
-            f"{path}:1: must be image_id,partition, got {short(first)}: {_REMEDY}"
-        )
+    if path.suffix == ".csv":
+        header = next(rows, (1, []))[1]
+        if header != ["image_id", "partition"]:
+            raise MalformedFileError(
+                f"{path}:1: must be image_id,partition, got {short(header)}: {_REMEDY}"
+            )
     read = []
     for number, row in rows:
         if len(row) != 2 or row[1] not in {"0", "1", "2"}:
@@ -199,10 +198,10 @@ def _read_attributes(path: Path) -> tuple[list[str], dict[str, list[bool]]]:
             )
         read.append((row[0], [value == "1" for value in row[1:]]))
     without_repetition(path, "image", (file for file, _ in read), _REMEDY)
-    if path.suffix != ".csv" and int(header[0]) != len(read):
+    if path.suffix != ".csv" and header != [str(len(read))]:
         raise MalformedFileError(
-            f"{path} must list the {header[0]} images of its first line, got "
-            f"{len(read)}: is it cut off? {_REMEDY}"
+            f"{path} must list the {short(header[0])} images of its first line, "
+            f"got {len(read)}: is it cut off? {_REMEDY}"
         )
     return names, dict(read)
 
