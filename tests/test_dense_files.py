@@ -1,13 +1,15 @@
 """Folders of NumPy files in the format of MTAN, written here in miniature, and read."""
 
+import os
 import pickle
+import struct
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 
-from samo_jax.experiments.data import dense_files
+from samo_jax.experiments.data.checked_files import read_array
 from samo_jax.experiments.data.dense_files import (
     CITYSCAPES,
     NYU_V2,
@@ -139,6 +141,33 @@ def test_empty_folders(small):
         DenseFiles(folder, layout, "val")
 
 
+def test_numbers_far_apart(small):
+    """Whatever they are, no more is kept than the names that are there."""
+    folder, layout = small
+    for number in (30_000_000, 10**200):
+        (folder / "train/image" / f"{number}.npy").touch()
+        with pytest.raises(ValueError, match=rf"image lacks 3\.npy: .* to {number}\.n"):
+            DenseFiles(folder, layout, "train")
+
+
+def test_what_is_not_a_file(small):
+    """A folder, and a pipe that nobody writes to."""
+    folder, layout = small
+    files = DenseFiles(folder, layout, "val")
+    for path, make in (("depth/0", Path.mkdir), ("label/1", os.mkfifo)):
+        place = folder / "val" / f"{path}.npy"
+        place.unlink()
+        make(place)
+        with pytest.raises(ValueError, match=rf"{path}.npy must be a regular file"):
+            files[int(path[-1])]
+
+
+def header(shape):
+    """A NumPy file of numbers of this shape that ends where they should begin."""
+    text = f"{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}, }}\n"
+    return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(text)) + text.encode()
+
+
 @pytest.mark.parametrize(
     ("part", "content", "message"),
     [
@@ -150,10 +179,23 @@ def test_empty_folders(small):
         (
             "label",
             np.full((8, 12), 13),
-            r"has classes from 13 to 13, expected -1 to 12",
+            r"from 13 to 13, expected whole numbers from -1 to 12; give the layout",
         ),
-        ("label", np.full((8, 12), -2), r"has classes from -2 to -2, expected"),
-        ("image", np.full((8, 12, 3), None), r"not a NumPy array of numbers \(Object"),
+        ("label", np.full((8, 12), -2), r"has numbers from -2 to -2, expected"),
+        ("label", np.full((8, 12), np.nan), r"from nan to nan, expected whole numbers"),
+        ("label", np.full((8, 12), 1.5), r"from 1.5 to 1.5, expected whole numbers"),
+        ("depth", np.full((8, 12, 1), np.nan), r"from nan to nan, expected finite num"),
+        ("normal", np.full((8, 12, 3), -np.inf), r"from -inf to -inf, expected finite"),
+        ("image", np.full((8, 12, 3), 1e300), r"from inf to inf, expected finite num"),
+        ("image", np.full((8, 12, 3), "1"), r"not a NumPy array of numbers"),
+        ("image", np.full((8, 12, 3), 1j), r"not a NumPy array .*type is complex128"),
+        ("image", np.zeros((8, 12, 3), "f4,f4"), r"not a NumPy array .*type is \["),
+        ("image", header((10**12, 3)), r"not a NumPy array of numbers \(mmap length"),
+        ("image", header((10**40, 3)), r"not a NumPy array of numbers"),
+        ("image", header((8, 12, 3)), r"not a NumPy array of numbers \(mmap length"),
+        ("image", header((8, -12, 3)), r"not a NumPy array of numbers"),
+        ("image", header("(" * 9000), r"not a NumPy array of numbers"),
+        ("image", np.full((8, 12, 3), None), r"not a NumPy array of .*Python objects"),
         ("image", np.full((8, 12, 3), "a"), r"not a NumPy array of numbers"),
         ("depth", b"not an array", r"not a NumPy array of numbers"),
         ("depth", b"", r"not a NumPy array of numbers"),
@@ -275,5 +317,5 @@ def test_reading_runs_no_code(tmp_path, kind):
     with path.open("wb") as file:
         (np.save if kind == "pickled" else np.savez)(file, objects)
     with pytest.raises(ValueError, match=r"0\.npy is not a NumPy array of numbers"):
-        dense_files._read(path, (1,))
+        read_array(path, (1,), "")
     assert not harm.exists()

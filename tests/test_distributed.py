@@ -44,7 +44,7 @@ def start(count, devices, args, errors=None):
         "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
         "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{free_port()}",
         "JAX_NUM_PROCESSES": str(count),
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "JAX_NUM_CPU_DEVICES": str(devices),
     }
     command = [sys.executable, small_runs.__file__, "digits", "--distributed"]
     return [

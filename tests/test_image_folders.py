@@ -1,11 +1,16 @@
 """CelebA and Office-Home from miniature folders in exactly their formats."""
 
+import io
 import os
 import pickle
+import struct
+import subprocess
+import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import EpsImagePlugin, Image
 
 from samo_jax.experiments.data.image_folders import (
     OFFICE_DOMAINS,
@@ -110,10 +115,16 @@ def lines(path, *, number, become):
     [
         ("list_attr_celeba", 4, "000002.jpg 1 -1", r"attr_celeba.txt:4: .*of 3 attrib"),
         ("list_attr_celeba", 4, "000002.jpg 1 0 1", r"attr_celeba.txt:4: .*-1 or 1"),
-        ("list_attr_celeba", 4, "other.jpg 1 1 1", r"txt:4: other.jpg is not in"),
+        ("list_attr_celeba", 4, "other.jpg 1 1 1", r"same images, got '000002.jpg' in"),
+        ("list_attr_celeba", 4, "000001.jpg 1 1 1", r"each image once, got '000001"),
+        ("list_attr_celeba", 2, "Male Young Male", r"attribute once, got 'Male' 2"),
+        ("list_attr_celeba", 2, "", r"txt:1: must be the number of images, with"),
+        ("list_attr_celeba", 1, "5", r"txt must list the 5 images .*, got 4: is it"),
+        ("list_attr_celeba", 1, "<html>", r"txt:1: must be the number of images"),
         ("list_attr_celeba", 6, None, r"must list the 4 images .* got 3"),
         ("list_eval_partition", 2, "000002.jpg 3", r"partition.txt:2: .* 0, 1 or 2"),
         ("list_eval_partition", 2, "", r"partition.txt:2: .* got \[\]"),
+        ("list_eval_partition", 2, "000001.jpg 1", r"each image once, got '000001.jpg"),
     ],
 )
 def test_malformed_celeba(tmp_path, name, number, become, message):
@@ -123,12 +134,99 @@ def test_malformed_celeba(tmp_path, name, number, become, message):
         celeba(tmp_path, "train")
 
 
+@pytest.mark.parametrize("name", ["list_attr_celeba", "list_eval_partition"])
+def test_a_table_needs_its_header(tmp_path, name):
+    """Else its first image would be left out."""
+    write_celeba(tmp_path, "csv")
+    path = tmp_path / f"{name}.csv"
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[1:]))
+    with pytest.raises(ValueError, match=rf"{name}.csv:1: must be .*image_id"):
+        celeba(tmp_path, "train")
+
+
+def test_lists_that_are_no_text(tmp_path):
+    write_celeba(tmp_path / "faces")
+    write_office(tmp_path / "office")
+    for path, read in (
+        ("faces/list_eval_partition.txt", celeba),
+        ("office/split/Art_train.txt", office_home),
+    ):
+        (tmp_path / path).write_bytes(b"\xff\xfe")
+        with pytest.raises(ValueError, match=rf"{path} must be text in UTF-8, got"):
+            read(tmp_path / Path(path).parts[0], "train")
+
+
+def test_the_archives_name_of_a_domain(tmp_path):
+    """Of the folder alone, and in the lists as well."""
+    write_office(tmp_path)
+    expected, _ = office_home(tmp_path, "train")["Real_World"][0]
+    (tmp_path / "office/Real_World").rename(tmp_path / "office/Real World")
+    for listed in ("Real_World", "Real World"):
+        listing = tmp_path / "split/Real_World_train.txt"
+        listing.write_text(listing.read_text().replace("Real_World", listed))
+        image, label = office_home(tmp_path, "train")["Real_World"][0]
+        np.testing.assert_array_equal(image, expected)
+        assert label == {"Real_World": 0}
+
+
+def test_an_empty_list(tmp_path):
+    write_office(tmp_path)
+    (tmp_path / "split/Art_train.txt").write_text("")
+    with pytest.raises(ValueError, match=r"Art_train.txt must list images, got none"):
+        office_home(tmp_path, "train")
+
+
+def png(width, height):
+    """A picture that says it has this size."""
+    file = io.BytesIO()
+    Image.new("L", (1, 1)).save(file, format="png")
+    content = bytearray(file.getvalue())
+    content[16:24] = struct.pack(">II", width, height)
+    content[29:33] = struct.pack(">I", zlib.crc32(content[12:29]))
+    return bytes(content)
+
+
+EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "is not an image in JPEG, PNG"),
+        (b"<html></html>", "is not an image in JPEG, PNG"),
+        (EPS, "is not an image in JPEG, PNG"),
+        (png(1, 1)[:40], "is not an image in JPEG, PNG"),
+        (png(9000, 9000), r"is not an image .*9000 x 9000 pixels, more than"),
+        (png(2**30, 2**30), r"is not an image"),
+        (None, "must be a regular file, got a folder, pipe or device"),
+    ],
+    ids=["empty", "html", "eps", "cut", "large", "bomb", "pipe"],
+)
+def test_what_is_not_an_image(tmp_path, monkeypatch, content, message):
+    """And no other program is started to find that out."""
+    started = []
+    monkeypatch.setattr(subprocess, "Popen", lambda *args, **_: started.append(args))
+    monkeypatch.setattr(EpsImagePlugin, "gs_binary", "gs")
+    write_celeba(tmp_path)
+    faces = celeba(tmp_path, "train")
+    path = tmp_path / "img_align_celeba/000001.jpg"
+    path.unlink()
+    if content is None:
+        os.mkfifo(path)
+    else:
+        path.write_bytes(content)
+    with pytest.raises(ValueError, match=rf"000001.jpg {message}.* unpack the data"):
+        faces[0]
+    assert not started
+
+
 @pytest.mark.parametrize(
     ("become", "message"),
     [
         ("Art/Calendar/00001.jpg", r"Art_train.txt:1: .* class from 0 to 64"),
         ("Art/Calendar/00001.jpg 65", r"Art_train.txt:1: .* class from 0 to 64"),
         ("Art/Calendar/00001.jpg -1", r"Art_train.txt:1: .* class from 0 to 64"),
+        ("Art/Calendar/00001.jpg \N{SUPERSCRIPT TWO}", r"txt:1: .* class from 0 to 64"),
         ("Art/Calendar/00009.jpg 0", r"1 of 2 listed images are missing.*00009.jpg"),
         ("../secret.jpg 0", r"'../secret.jpg' must be a path within"),
         ("Art/../../secret.jpg 0", r"must be a path within"),

@@ -1,11 +1,16 @@
 """QM9 from miniature raw files in exactly their formats."""
 
+import os
+
 import numpy as np
 import pytest
 
+from samo_jax.experiments.data import qm9_files
 from samo_jax.experiments.data.qm9_files import TARGETS, read_qm9
 
 from miniatures import HEADER, METHANE_ATOMS, write_qm9
+
+FILES = ("gdb9.sdf", "gdb9.sdf.csv", "uncharacterized.txt")
 
 
 def find(data, number):
@@ -81,15 +86,16 @@ def test_split(tmp_path):
             "gdb9.sdf",
             4,
             "  5  4  0  0  0  0 V3000",
-            r"sdf:4: must be the counts of atoms",
+            r"sdf:4: must be the counts of 1 to 29 atoms",
         ),
         (
             "gdb9.sdf",
             4,
             " 30  4  0  0  0  0 V2000",
-            r"sdf:4: .* 1 to 29 atoms .* got 30",
+            r"sdf:4: .* 1 to 29 atoms .* got ' 30",
         ),
-        ("gdb9.sdf", 4, "  5 44  0  0  0  0 V2000", r"sdf:4: .* got 5 and 44 in 10 li"),
+        ("gdb9.sdf", 4, "  5 -1  0  0  0  0 V2000", r"sdf:4: .* and of bonds .* got"),
+        ("gdb9.sdf", 4, "  5 44  0  0  0  0 V2000", r"sdf:4: .* 44 bonds, got 10 li"),
         ("gdb9.sdf", 5, "    0.0000    1.0000 C", r"sdf:5: must be a position and one"),
         (
             "gdb9.sdf",
@@ -106,6 +112,8 @@ def test_split(tmp_path):
         ("gdb9.sdf", 11, "  1  6  1  0", r"sdf:11: must be two of 5 atoms and a bond"),
         ("gdb9.sdf", 11, "  0  2  1  0", r"sdf:11: must be two of 5 atoms and a bond"),
         ("gdb9.sdf", 11, "  1  2  5  0", r"sdf:11: must be two of 5 atoms and a bond"),
+        ("gdb9.sdf", 11, "  2  2  1  0", r"sdf:11: must be two of 5 atoms and a bond"),
+        ("gdb9.sdf", 1, "$$$$", r"sdf:1: .* the molecule of line 2 of .*, got ''"),
         ("gdb9.sdf", 16, "gdb_7", r"sdf:16: .* line 3 of gdb9.sdf.csv, got 'gdb_7'"),
         ("gdb9.sdf", 16, None, r"the 20 molecules of gdb9.sdf.csv, got 1: is it cut"),
         ("gdb9.sdf", 20, None, r"sdf:16: the molecule must end with \$\$\$\$"),
@@ -116,6 +124,20 @@ def test_split(tmp_path):
             HEADER.replace("zpve", "z"),
             r"csv:1: must name column zpve",
         ),
+        (
+            "gdb9.sdf.csv",
+            1,
+            HEADER.replace("zpve", "mu"),
+            r"csv must name each column once, got 'mu' 2 times",
+        ),
+        (
+            "gdb9.sdf.csv",
+            3,
+            "gdb_1" + ",1" * 19,
+            r"csv must name each molecule once, got 'gdb_1' 2 times",
+        ),
+        ("gdb9.sdf.csv", 3, "gdb_2" + ",1e39" * 19, r"csv:3: must be a name and 19 nu"),
+        ("gdb9.sdf.csv", 3, "gdb_2" + ",1_0" * 19, r"csv:3: must be a name and 19 num"),
         ("gdb9.sdf.csv", 3, "gdb_2,1,2", r"csv:3: must be a name and 19 numbers"),
         ("gdb9.sdf.csv", 3, "gdb_2" + ",x" * 19, r"csv:3: must be a name and 19 numb"),
         ("gdb9.sdf.csv", 3, "gdb_2" + ",nan" * 19, r"csv:3: must be a name and 19 num"),
@@ -123,6 +145,12 @@ def test_split(tmp_path):
         ("uncharacterized.txt", 11, "", r"txt:11: must be a molecule's number"),
         ("uncharacterized.txt", 11, "21 C C 1", r"txt:11: .*number from 1 to 20 and"),
         ("uncharacterized.txt", 11, "0 C C 1", r"txt:11: .*number from 1 to 20 and"),
+        ("uncharacterized.txt", 11, "3 C C 1", r"txt must name .* once, got 3 2 times"),
+        ("uncharacterized.txt", 1, None, r"txt must have 9 lines of header, .*cut off"),
+        ("uncharacterized.txt", 5, None, r"txt must have 9 lines of header, .*cut off"),
+        ("uncharacterized.txt", 10, None, r"txt must have 9 lines of header, .*cut of"),
+        ("uncharacterized.txt", 11, None, r"txt must have 9 lines of header, .*cut of"),
+        ("uncharacterized.txt", 12, None, r"txt must have 9 lines of header, .*cut of"),
     ],
 )
 def test_malformed(tmp_path, name, number, become, message):
@@ -138,12 +166,46 @@ def test_malformed(tmp_path, name, number, become, message):
         read_qm9(tmp_path, num_eval=4)
 
 
-@pytest.mark.parametrize("name", ["gdb9.sdf", "gdb9.sdf.csv", "uncharacterized.txt"])
-def test_missing(tmp_path, name):
+@pytest.mark.parametrize("name", FILES)
+def test_other_files(tmp_path, name):
+    """None, a folder, a pipe that nobody writes to, and bytes that are no text."""
     write_qm9(tmp_path)
-    (tmp_path / "raw" / name).unlink()
-    with pytest.raises(ValueError, match=rf"raw/{name} is missing: unpack"):
+    path = tmp_path / "raw" / name
+    path.unlink()
+    for make, message in (
+        (lambda: None, "is missing: unpack"),
+        (path.mkdir, "must be a regular file, got a folder, pipe or device: unpack"),
+        (lambda: (path.rmdir(), os.mkfifo(path)), "must be a regular file, got"),
+        (lambda: (path.unlink(), path.write_bytes(b"\xff" * 9)), "must be text in UTF"),
+    ):
+        make()
+        with pytest.raises(ValueError, match=rf"raw/{name} {message}"):
+            read_qm9(tmp_path, num_eval=4)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "<html><body>Too many requests</body></html>",
+        "<html>\n" + "<p>Not found</p>\n" * 30 + "</html>\n",
+        "".join(f"{k} C C 1.0\n" for k in range(1, 15)) + "=" * 60,  # no header
+    ],
+)
+def test_what_is_not_the_list_of_those_left_out(tmp_path, text):
+    """It is not taken for a shorter list, which would let bad molecules in."""
+    write_qm9(tmp_path)
+    (tmp_path / "raw/uncharacterized.txt").write_text(text)
+    with pytest.raises(ValueError, match=r"txt(:10:)? must (have 9 |be a mol)"):
         read_qm9(tmp_path, num_eval=4)
+
+
+def test_all_of_qm9_has_3054_left_out(tmp_path):
+    write_qm9(tmp_path)
+    path = tmp_path / "raw/uncharacterized.txt"
+    assert qm9_files._read_left_out(path, 20).tolist() == [2, 4]
+    with pytest.raises(ValueError, match=r"txt must list 3054 of .* 133885 .*, got 2:"):
+        qm9_files._read_left_out(path, 133_885)
 
 
 def test_too_few(tmp_path):

@@ -19,11 +19,12 @@ from typing import Literal, NamedTuple, SupportsIndex
 
 import numpy as np
 
-from samo_jax.experiments.data.malformed import MalformedFileError
+from samo_jax.experiments.data.checked_files import read_array
 
 Example = tuple[np.ndarray, dict[str, np.ndarray]]
 
 _CHANNELS = {"segmentation": (), "depth": (1,), "normals": (3,)}
+_REMEDY = "give the layout of this data set, or unpack it again"
 
 
 class Layout(NamedTuple):
@@ -73,14 +74,15 @@ class DenseFiles:
             for name, part in {"image": "image", **layout.folders}.items()
         }
         numbers = {path: _numbers(path) for path in self.paths.values()}
-        self.length = 1 + max(set.union(*numbers.values()), default=-1)
+        last = max(set.union(*numbers.values()), default=0)
+        self.length = last + 1
         for path, present in numbers.items():
-            missing = set(range(max(self.length, 1))) - present
-            if missing:
+            # Not a set of all to the last, whose name may have any number.
+            missing = min(set(range(len(present) + 1)) - present)
+            if missing <= last:
                 raise ValueError(
-                    f"{path} lacks {min(missing)}.npy: all folders of {split} must "
-                    f"have 0.npy to {max(self.length, 1) - 1}.npy; unpack the data set "
-                    "again"
+                    f"{path} lacks {missing}.npy: all folders of {split} must have "
+                    f"0.npy to {last}.npy; unpack the data set again"
                 )
 
     def __len__(self) -> int:
@@ -92,26 +94,22 @@ class DenseFiles:
 
         Raises:
             IndexError: if there is no such example.
-            MalformedFileError: if a file is not a NumPy array of numbers, of the
-                layout's size, or has a class that is not one of -1, 0, ...,
+            MalformedFileError: if a file is not a NumPy array of finite numbers, of
+                the layout's size, or has a class that is not one of -1, 0, ...,
                 `num_classes` - 1.
         """
         name = f"{range(self.length)[index]}.npy"
         size, num_classes, folders = self.layout
-        image = _read(self.paths["image"] / name, (*size, 3))
-        labels = {
-            task: _read(self.paths[task] / name, (*size, *_CHANNELS[task]))
-            for task in folders
-        }
-        if "segmentation" in labels:
-            classes = labels["segmentation"]
-            if classes.min() < -1 or classes.max() >= num_classes:
-                raise MalformedFileError(
-                    f"{self.paths['segmentation'] / name} has classes from "
-                    f"{classes.min():g} to {classes.max():g}, expected -1 to "
-                    f"{num_classes - 1}; give the layout of this data set"
-                )
-            labels["segmentation"] = classes.astype(np.int32)
+        image = read_array(self.paths["image"] / name, (*size, 3), _REMEDY)
+        labels = {}
+        for task in folders:
+            path, shape = self.paths[task] / name, (*size, *_CHANNELS[task])
+            if task == "segmentation":
+                labels[task] = read_array(
+                    path, shape, _REMEDY, low=-1, high=num_classes - 1, whole=True
+                ).astype(np.int32)
+            else:
+                labels[task] = read_array(path, shape, _REMEDY)
         return image, labels
 
 
@@ -187,21 +185,3 @@ def _numbers(path: Path) -> set[int]:
         re.fullmatch(r"(0|[1-9][0-9]*)\.npy", file.name) for file in path.iterdir()
     )
     return {int(name[1]) for name in names if name}
-
-
-def _read(path: Path, shape: tuple[int, ...]) -> np.ndarray:
-    try:
-        with path.open("rb") as file:
-            array = np.lib.format.read_array(file, allow_pickle=False)
-        array = array.astype(np.float32)
-    except (ValueError, EOFError) as error:
-        raise MalformedFileError(
-            f"{path} is not a NumPy array of numbers ({error}); unpack the data set "
-            "again"
-        ) from error
-    if array.shape != shape:
-        raise MalformedFileError(
-            f"{path} has shape {array.shape}, expected {shape}; give the layout of "
-            "this data set"
-        )
-    return array

@@ -13,6 +13,13 @@ from typing import Literal, TypeAlias
 import numpy as np
 from PIL import Image
 
+from samo_jax.experiments.data.checked_files import (
+    read_image,
+    short,
+    text_lines,
+    whole_number,
+    without_repetition,
+)
 from samo_jax.experiments.data.malformed import MalformedFileError
 
 OFFICE_DOMAINS = ("Art", "Clipart", "Product", "Real_World")
@@ -20,7 +27,9 @@ OFFICE_CLASSES = 65
 Split: TypeAlias = Literal["train", "validation", "test"]
 
 _SPLITS = ("train", "validation", "test")
-_DECODING_ERRORS = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
+_MAX_LIST_BYTES = 2**28
+_REMEDY = "unpack the data set again"
+_LISTS = "take LibMTL's lists again"
 _IMAGENET_MEAN, _IMAGENET_DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -74,7 +83,8 @@ class LabelledImages:
             The image, shape (side, side, 3), float32; and its label for each task.
 
         Raises:
-            MalformedFileError: it is a link out of the folder, or no image.
+            MalformedFileError: it is a link out of the folder, or not an image of the
+                formats and the size that `read_image` takes.
         """
         path = (self.folder / self.files[index]).resolve()
         if not path.is_relative_to(self.folder.resolve()):
@@ -82,13 +92,7 @@ class LabelledImages:
                 f"{path} must lie within {self.folder}, not be linked to"
             )
         size = (self.side, self.side)
-        try:
-            with Image.open(path) as image:
-                small = image.convert("RGB").resize(size, Image.Resampling.BILINEAR)
-        except _DECODING_ERRORS as error:
-            raise MalformedFileError(
-                f"{path} is not an image ({error}); unpack the data set again"
-            ) from error
+        small = read_image(path, _REMEDY).resize(size, Image.Resampling.BILINEAR)
         pixels = (np.array(small, np.float32) / 255 - self.mean) / self.deviation
         return pixels, {task: values[index] for task, values in self.labels.items()}
 
@@ -134,38 +138,72 @@ def celeba(folder: Path, split: Split) -> LabelledImages:
         "list_eval_partition.csv",
     )
 
-    part_of = {}
-    for number, row in _rows(partition, header=partition.suffix == ".csv"):
-        if len(row) != 2 or row[1] not in {"0", "1", "2"}:
-            raise ValueError(
-                f"{partition}:{number}: must be a file name and 0, 1 or 2, got {row}"
-            )
-        part_of[row[0]] = row[1]
-
-    with_id = attributes.suffix == ".csv"
-    lines = _rows(attributes, header=not with_id)
-    names = next(lines, (0, []))[1][with_id:]
-    files, values, count = [], [], 0
-    for number, row in lines:
-        if len(row) != len(names) + 1 or not set(row[1:]) <= {"-1", "1"}:
-            raise ValueError(
-                f"{attributes}:{number}: must be a file name and -1 or 1 for each of "
-                f"{len(names)} attributes, got {row}"
-            )
-        if row[0] not in part_of:
-            raise ValueError(f"{attributes}:{number}: {row[0]} is not in {partition}")
-        count += 1
-        if part_of[row[0]] == part:
-            files.append(row[0])
-            values.append([value == "1" for value in row[1:]])
-    if count != len(part_of):
-        raise ValueError(
-            f"{attributes} must list the {len(part_of)} images of {partition}, got "
-            f"{count}: is it cut off?"
+    part_of = _read_partition(partition)
+    names, attributes_of = _read_attributes(attributes)
+    if part_of.keys() != attributes_of.keys():
+        alone = min(part_of.keys() ^ attributes_of.keys())
+        raise MalformedFileError(
+            f"{attributes} and {partition} must list the same images, got "
+            f"{short(repr(alone))} in one alone: {_REMEDY}"
         )
+    files = [file for file in attributes_of if part_of[file] == part]
+    values = [attributes_of[file] for file in files]
     columns = np.array(values, np.int32).reshape(-1, len(names)).T
     labels = dict(zip(names, columns, strict=True))
     return LabelledImages(images, files, labels, side=64)
+
+
+def _read_partition(path: Path) -> dict[str, str]:
+    """The part of each image."""
+    rows = _rows(path)
+    if path.suffix == ".csv":
+        header = next(rows, (1, []))[1]
+        if header != ["image_id", "partition"]:
+            raise MalformedFileError(
+                f"{path}:1: must be image_id,partition, got {short(header)}: {_REMEDY}"
+            )
+    read = []
+    for number, row in rows:
+        if len(row) != 2 or row[1] not in {"0", "1", "2"}:
+            raise MalformedFileError(
+                f"{path}:{number}: must be a file name and 0, 1 or 2, got "
+                f"{short(row)}: {_REMEDY}"
+            )
+        read.append(row)
+    without_repetition(path, "image", (file for file, _ in read), _REMEDY)
+    return dict(read)
+
+
+def _read_attributes(path: Path) -> tuple[list[str], dict[str, list[bool]]]:
+    """Names of the attributes, and whether each image has them."""
+    rows = _rows(path)
+    header = next(rows, (1, []))[1]
+    if path.suffix == ".csv":
+        is_header, names = header[:1] == ["image_id"], header[1:]
+    else:
+        is_header, names = "".join(header).isdecimal(), next(rows, (2, []))[1]
+    if not (is_header and names):
+        raise MalformedFileError(
+            f"{path}:1: must be the number of images, with the attributes in line 2, "
+            f"or, in a .csv, image_id and the attributes, got {short(header)}: "
+            f"{_REMEDY}"
+        )
+    without_repetition(path, "attribute", names, _REMEDY)
+    read = []
+    for number, row in rows:
+        if len(row) != len(names) + 1 or not set(row[1:]) <= {"-1", "1"}:
+            raise MalformedFileError(
+                f"{path}:{number}: must be a file name and -1 or 1 for each of "
+                f"{len(names)} attributes, got {short(row)}: {_REMEDY}"
+            )
+        read.append((row[0], [value == "1" for value in row[1:]]))
+    without_repetition(path, "image", (file for file, _ in read), _REMEDY)
+    if path.suffix != ".csv" and header != [str(len(read))]:
+        raise MalformedFileError(
+            f"{path} must list the {short(header[0])} images of its first line, "
+            f"got {len(read)}: is it cut off? {_REMEDY}"
+        )
+    return names, dict(read)
 
 
 def office_home(folder: Path, split: Split) -> dict[str, LabelledImages]:
@@ -177,8 +215,8 @@ def office_home(folder: Path, split: Split) -> dict[str, LabelledImages]:
     - `split/Art_train.txt`, `split/Art_val.txt`, ..., LibMTL's lists (its folder
       `examples/office/data_txt/office-home`): lines such as
       `Art/Calendar/00017.jpg 0`;
-    - the images, in `office` or in `folder` itself; the archive's folder `Real World`
-      has to be renamed to `Real_World`, which is its name in the lists.
+    - the images, in `office` or in `folder` itself; `Real_World`, its name in the
+      lists, may be `Real World`, its name in the archive.
 
     Raises:
         ValueError: a file is missing or malformed.
@@ -188,15 +226,22 @@ def office_home(folder: Path, split: Split) -> dict[str, LabelledImages]:
 
     def source(domain: str) -> LabelledImages:
         listing = _find(folder, f"split/{domain}_{suffix}.txt")
+        names = (domain, domain.replace("_", " "))
+        there = next((name for name in names if (images / name).is_dir()), domain)
         files, classes = [], []
-        for number, row in _rows(listing):
-            if len(row) != 2 or not row[1].isdigit() or int(row[1]) >= OFFICE_CLASSES:
-                raise ValueError(
+        for number, line in text_lines(listing, _MAX_LIST_BYTES, _LISTS):
+            try:
+                file, label = line.rsplit(maxsplit=1)
+                classes.append(whole_number(label, 0, OFFICE_CLASSES - 1))
+            except ValueError as error:
+                raise MalformedFileError(
                     f"{listing}:{number}: must be an image and a class from 0 to "
-                    f"{OFFICE_CLASSES - 1}, got {row}"
-                )
-            files.append(row[0])
-            classes.append(int(row[1]))
+                    f"{OFFICE_CLASSES - 1}, got {short(repr(line.rstrip()))}: {_LISTS}"
+                ) from error
+            top, slash, rest = file.partition("/")
+            files.append((there if top in names else top) + slash + rest)
+        if not files:
+            raise MalformedFileError(f"{listing} must list images, got none: {_LISTS}")
         return LabelledImages(
             images,
             files,
@@ -223,9 +268,7 @@ def _find(folder: Path, *names: str) -> Path:
     raise ValueError(f"{folder} must hold {' or '.join(names)}: put it there")
 
 
-def _rows(path: Path, header: int = 0) -> Iterator[tuple[int, list[str]]]:
-    """Number and words, between blanks or commas, of each line after the header."""
-    with path.open() as lines:
-        for number, line in enumerate(lines, 1):
-            if number > header:
-                yield number, line.replace(",", " ").split()
+def _rows(path: Path) -> Iterator[tuple[int, list[str]]]:
+    """Number and words, between blanks or commas, of each line."""
+    for number, line in text_lines(path, _MAX_LIST_BYTES, _REMEDY):
+        yield number, line.replace(",", " ").split()

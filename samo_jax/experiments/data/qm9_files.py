@@ -4,13 +4,20 @@ Ramakrishnan et al. 2014, as packed by MoleculeNet and read by PyTorch Geometric
 `raw/gdb9.sdf`, `raw/gdb9.sdf.csv` and `raw/uncharacterized.txt`.
 """
 
-import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
 
+from samo_jax.experiments.data.checked_files import (
+    finite_number,
+    short,
+    text_lines,
+    whole_number,
+    without_repetition,
+)
+from samo_jax.experiments.data.malformed import MalformedFileError
 from samo_jax.experiments.data.molecules import (
     GraphRegression,
     Molecules,
@@ -19,6 +26,8 @@ from samo_jax.experiments.data.molecules import (
 
 MAX_ATOMS = 29
 ELEMENTS = {"H": 1, "C": 6, "N": 7, "O": 8, "F": 9}
+# Of all molecules; and of those that `uncharacterized.txt` lists among these.
+NUM_MOLECULES, NUM_LEFT_OUT = 133_885, 3_054
 
 _HARTREE, _KCAL_PER_MOL = 27.2113825435, 0.04336414  # in eV
 # By target, the column of `gdb9.sdf.csv` and the factor to the unit of `read_qm9`.
@@ -36,6 +45,12 @@ _COLUMNS = {
     "cv": ("cv", 1.0),
 }
 TARGETS = tuple(_COLUMNS)
+
+_MAX_BYTES = 2**30
+_REMEDY = (
+    "unpack MoleculeNet's qm9.zip and save figshare's file 3195404 as "
+    "uncharacterized.txt there, as PyTorch Geometric does"
+)
 
 _T = TypeVar("_T")
 
@@ -68,12 +83,12 @@ def read_qm9(folder: Path, seed: int = 0, num_eval: int = 10_000) -> GraphRegres
         ValueError: a file is missing or malformed, or there are too few molecules.
     """
     structures, table, left_out = (
-        _existing(folder / "raw" / name)
+        folder / "raw" / name
         for name in ("gdb9.sdf", "gdb9.sdf.csv", "uncharacterized.txt")
     )
     names, labels = _read_table(table)
-    molecules = _read_structures(structures, names)
     kept = np.setdiff1d(np.arange(len(names)), _read_left_out(left_out, len(names)))
+    molecules = _read_structures(structures, names)
     if len(kept) <= 2 * num_eval:
         raise ValueError(
             f"{folder} must hold more than 2 * {num_eval} characterised molecules, got "
@@ -91,15 +106,6 @@ def read_qm9(folder: Path, seed: int = 0, num_eval: int = 10_000) -> GraphRegres
     return graph_regression(train, validation, test)
 
 
-def _existing(path: Path) -> Path:
-    if not path.is_file():
-        raise ValueError(
-            f"{path} is missing: unpack MoleculeNet's qm9.zip and save figshare's file "
-            "3195404 as uncharacterized.txt there, as PyTorch Geometric does"
-        )
-    return path
-
-
 def _each(
     path: Path, start: int, lines: Iterable[str], read: Callable[[str], _T], wanted: str
 ) -> Iterator[_T]:
@@ -108,48 +114,60 @@ def _each(
         try:
             yield read(line)
         except (IndexError, KeyError, ValueError) as error:
-            raise ValueError(
-                f"{path}:{number}: must be {wanted}, got {line.rstrip()!r}"
+            raise MalformedFileError(
+                f"{path}:{number}: must be {wanted}, got {short(repr(line.rstrip()))}: "
+                f"{_REMEDY}"
             ) from error
 
 
 def _read_table(path: Path) -> tuple[list[str], np.ndarray]:
     """Names of the molecules and their targets, (N, 11) float32."""
-    with path.open() as lines:
-        header = next(lines, "").strip().split(",")
-        for column in ("mol_id", *(column for column, _ in _COLUMNS.values())):
-            if column not in header:
-                raise ValueError(f"{path}:1: must name column {column}, got {header}")
+    lines = (line for _, line in text_lines(path, _MAX_BYTES, _REMEDY))
+    header = next(lines, "").strip().split(",")
+    without_repetition(path, "column", header, _REMEDY)
+    for column in ("mol_id", *(column for column, _ in _COLUMNS.values())):
+        if column not in header:
+            raise MalformedFileError(
+                f"{path}:1: must name column {column}, got {short(header)}: {_REMEDY}"
+            )
 
-        def read(line: str) -> tuple[str, list[float]]:
-            row = dict(zip(header, line.split(","), strict=True))
-            values = _COLUMNS.values()
-            return row["mol_id"], [_finite(row[name]) * unit for name, unit in values]
+    def read(line: str) -> tuple[str, list[float]]:
+        row = dict(zip(header, line.split(","), strict=True))
+        values = _COLUMNS.values()
+        return row["mol_id"], [finite_number(row[name]) * unit for name, unit in values]
 
-        wanted = f"a name and {len(header) - 1} numbers"
-        rows = list(_each(path, 2, lines, read, wanted))
-    return [name for name, _ in rows], np.array([row for _, row in rows], np.float32)
-
-
-def _finite(text: str) -> float:
-    value = float(text)
-    if not math.isfinite(value):
-        raise ValueError(text)
-    return value
+    wanted = f"a name and {len(header) - 1} numbers"
+    rows = list(_each(path, 2, lines, read, wanted))
+    names = [name for name, _ in rows]
+    without_repetition(path, "molecule", names, _REMEDY)
+    return names, np.array([row for _, row in rows], np.float32)
 
 
 def _read_left_out(path: Path, count: int) -> np.ndarray:
     """Indices, from 0, between nine lines of header and a closing line."""
 
     def read(line: str) -> int:
-        index = int(line.split()[0])
-        if not 1 <= index <= count:
-            raise ValueError(line)
-        return index - 1
+        return whole_number(line.split()[0], 1, count)
 
-    lines = path.read_text().splitlines()[9:-1]
+    def is_entry(line: str) -> bool:
+        return "".join(line.split()[:1]).isdecimal()
+
+    lines = [line for _, line in text_lines(path, _MAX_BYTES, _REMEDY)]
+    header, entries, closing = lines[:9], lines[9:-1], lines[9:][-1:]
+    if not entries or any(map(is_entry, header + closing)):
+        raise MalformedFileError(
+            f"{path} must have 9 lines of header, the molecules left out and a closing "
+            f"line, got {len(lines)} lines that are not: is it cut off? {_REMEDY}"
+        )
     wanted = f"a molecule's number from 1 to {count} and its SMILES"
-    return np.array(list(_each(path, 10, lines, read, wanted)), int)
+    left_out = list(_each(path, 10, entries, read, wanted))
+    without_repetition(path, "molecule", left_out, _REMEDY)
+    if count == NUM_MOLECULES and len(left_out) != NUM_LEFT_OUT:
+        raise MalformedFileError(
+            f"{path} must list {NUM_LEFT_OUT} of QM9's {count} molecules, got "
+            f"{len(left_out)}: {_REMEDY}"
+        )
+    return np.array(left_out) - 1
 
 
 def _read_structures(path: Path, names: Sequence[str]) -> Molecules:
@@ -162,10 +180,11 @@ def _read_structures(path: Path, names: Sequence[str]) -> Molecules:
     )
     found = 0
     for start, lines in _records(path):
-        if found == count or lines[0].strip() != names[found]:
-            raise ValueError(
+        name = "".join(lines[:1]).strip()
+        if found == count or name != names[found]:
+            raise MalformedFileError(
                 f"{path}:{start}: must be the molecule of line {found + 2} of "
-                f"{path.name}.csv, got {lines[0].strip()!r}: take both from one archive"
+                f"{path.name}.csv, got {short(repr(name))}: take both from one archive"
             )
         atoms, bonds, positions = _structure(path, start, lines)
         size, (i, j, kind) = len(atoms), np.array(bonds, int).reshape(-1, 3).T
@@ -174,9 +193,9 @@ def _read_structures(path: Path, names: Sequence[str]) -> Molecules:
         molecules.bonds[found, i, j] = molecules.bonds[found, j, i] = kind
         found += 1
     if found < count:
-        raise ValueError(
+        raise MalformedFileError(
             f"{path} must have the {count} molecules of {path.name}.csv, got {found}: "
-            "is it cut off?"
+            f"is it cut off? {_REMEDY}"
         )
     return molecules
 
@@ -184,15 +203,16 @@ def _read_structures(path: Path, names: Sequence[str]) -> Molecules:
 def _records(path: Path) -> Iterator[tuple[int, list[str]]]:
     """Number of the first line, and the lines, of each molecule of an SDF file."""
     start, lines = 1, []
-    with path.open() as file:
-        for number, line in enumerate(file, 1):
-            if line.startswith("$$$$"):
-                yield start, lines
-                start, lines = number + 1, []
-            else:
-                lines.append(line)
+    for number, line in text_lines(path, _MAX_BYTES, _REMEDY):
+        if line.startswith("$$$$"):
+            yield start, lines
+            start, lines = number + 1, []
+        else:
+            lines.append(line)
     if lines:
-        raise ValueError(f"{path}:{start}: the molecule must end with $$$$: cut off?")
+        raise MalformedFileError(
+            f"{path}:{start}: the molecule must end with $$$$: is it cut off? {_REMEDY}"
+        )
 
 
 def _structure(path: Path, start: int, lines: list[str]):
@@ -205,25 +225,25 @@ def _structure(path: Path, start: int, lines: list[str]):
     def counts(line: str) -> tuple[int, int]:
         if "V2000" not in line:
             raise ValueError(line)
-        return int(line[:3]), int(line[3:6])
+        return whole_number(line[:3], 1, MAX_ATOMS), whole_number(line[3:6], 0, 999)
 
     def atom(line: str) -> tuple[int, list[float]]:
-        position = [_finite(line[k : k + 10]) for k in (0, 10, 20)]
+        position = [finite_number(line[k : k + 10]) for k in (0, 10, 20)]
         return ELEMENTS[line[31:34].strip()], position
 
     def bond(line: str) -> tuple[int, int, int]:
-        i, j, kind = int(line[:3]), int(line[3:6]), int(line[6:9])
-        if not (1 <= i <= size and 1 <= j <= size and 1 <= kind <= 4):
+        i, j = whole_number(line[:3], 1, size), whole_number(line[3:6], 1, size)
+        if i == j:
             raise ValueError(line)
-        return i - 1, j - 1, kind
+        return i - 1, j - 1, whole_number(line[6:9], 1, 4)
 
-    wanted = "the counts of atoms and bonds of a V2000 molecule"
+    wanted = f"the counts of 1 to {MAX_ATOMS} atoms and of bonds of a V2000 molecule"
     [(size, pairs)] = _each(path, start + 3, lines[3:4] or [""], counts, wanted)
     ends = np.cumsum([4, size, pairs])
-    if not 1 <= size <= MAX_ATOMS or len(lines) < ends[-1]:
-        raise ValueError(
-            f"{path}:{start + 3}: must be followed by 1 to {MAX_ATOMS} atoms and their "
-            f"bonds, got {size} and {pairs} in {len(lines) - 4} lines"
+    if len(lines) < ends[-1]:
+        raise MalformedFileError(
+            f"{path}:{start + 3}: must be followed by {size} atoms and {pairs} bonds, "
+            f"got {len(lines) - 4} lines: {_REMEDY}"
         )
     wanted = f"a position and one of {', '.join(ELEMENTS)}"
     atoms = list(_each(path, start + 4, lines[4 : 4 + size], atom, wanted))
