@@ -71,7 +71,7 @@ def check_combiner(solver: Any) -> None:
 
 def solver_update(solver: Solver) -> Callable[..., tuple[jax.Array, Any]]:
     """`Solver.update`, called with `present` whether the method names it or not."""
-    if _names_present(solver.update):
+    if names_present(solver.update):
         return solver.update
 
     def update(gramian, state, *, present=None, **extra_args):
@@ -90,7 +90,7 @@ def combiner_update(
     """
     if isinstance(solver, Solver):
         return _combining(solver_update(solver))
-    if _names_present(solver.update):
+    if names_present(solver.update):
         return solver.update
 
     def update(task_grads, state, *, present=None, **extra_args):
@@ -115,7 +115,8 @@ def _combining(weigh: Callable[..., tuple[jax.Array, Any]]):
     return update
 
 
-def _names_present(update: Callable[..., Any]) -> bool:
+def names_present(update: Callable[..., Any]) -> bool:
+    """Whether a function takes `present` by name."""
     return "present" in inspect.signature(update).parameters
 
 
