@@ -160,7 +160,7 @@ def _by_weights(
         method.perturbation, problem, state.perturbation_state
     )
     losses = method.over_devices(losses)
-    present = task_mask & jnp.isfinite(losses)
+    present = method.everywhere(task_mask & jnp.isfinite(losses))
     no_gramian = jnp.zeros((len(losses), len(losses)), losses.dtype)
     weights, solver_state = method.weigh(problem, state, no_gramian, losses, present)
     gradients = gradient(weights), gradient(present.astype(weights.dtype))

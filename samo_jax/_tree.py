@@ -75,6 +75,16 @@ def all_finite(tree: PyTree) -> jax.Array:
     return jnp.all(jnp.stack(parts)) if parts else jnp.ones((), bool)
 
 
+def keep_tasks(present: jax.Array, new: PyTree, old: PyTree) -> PyTree:
+    """`new` of the present tasks, else `old`, along the leading task axis."""
+
+    def select(new_leaf, old_leaf):
+        axes = tuple(range(1, new_leaf.ndim))
+        return jnp.where(jnp.expand_dims(present, axes), new_leaf, old_leaf)
+
+    return jax.tree.map(select, new, old)
+
+
 def scale_tasks(leaf: jax.Array, scales: jax.Array) -> jax.Array:
     """`scales_i * leaf_i` along the leading task axis, in `accumulator_dtype`."""
     leaf = leaf.astype(accumulator_dtype())

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from samo_jax._faults import fill_in, share_out
+from samo_jax._faults import fill_in, names_present, share_out
 from samo_jax._gramian import combine, gramian
 from samo_jax._tree import (
     PyTree,
@@ -113,11 +113,6 @@ def _combining(weigh: Callable[..., tuple[jax.Array, Any]]):
         return combine(weights, task_grads), weights, state
 
     return update
-
-
-def names_present(update: Callable[..., Any]) -> bool:
-    """Whether a function takes `present` by name."""
-    return "present" in inspect.signature(update).parameters
 
 
 def _filled(extra_args: dict[str, Any], present: jax.Array | None) -> dict[str, Any]:

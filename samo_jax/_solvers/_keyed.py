@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import optax
 
 from samo_jax._arguments import as_key, check_key
-from samo_jax._solvers._base import Solver, as_present, names_present
+from samo_jax._faults import names_present
+from samo_jax._solvers._base import Solver, as_present
 
 
 class KeyedState(NamedTuple):
