@@ -15,6 +15,7 @@ from samo_jax._diagnostics import conflict_rate as conflict_rate
 from samo_jax._diagnostics import delta_m as delta_m
 from samo_jax._diagnostics import gradient_cosines as gradient_cosines
 from samo_jax._f_mtl import f_mtl as f_mtl
+from samo_jax._faults import keep_finite as keep_finite
 from samo_jax._gradients import mean_value_and_grad as mean_value_and_grad
 from samo_jax._gradients import task_gradients as task_gradients
 from samo_jax._gramian import combine as combine

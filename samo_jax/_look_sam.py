@@ -19,6 +19,8 @@ from samo_jax._tree import (
     PyTree,
     as_floats,
     group_products,
+    keep,
+    keep_if,
     safe_divide,
     scale_leaves,
     zeros_like_params,
@@ -59,7 +61,8 @@ def look_sam(
 
     With `single_task(sam(rho))` it is the paper's. Around `samo` or `multitask` it also
     reuses what the combiner changed, of which the steps in between see nothing else.
-    Under `jax.shard_map`, average the incoming updates first.
+    Under `jax.shard_map`, average the incoming updates first. A step in between whose
+    incoming gradient is not finite is skipped (d = 0), and v stays.
 
     Args:
         inner: `single_task(...)`, `multitask(...)`, `samo(...)`, ...
@@ -116,6 +119,7 @@ def look_sam(
             updates, lambda _, label: 1 if label == SHARED else num_tasks, labels
         )
         length = optax.tree.norm(g)
+        finite = jnp.isfinite(length)
 
         def look():
             d, inner_state = inner.update(
@@ -126,12 +130,15 @@ def look_sam(
             product = group_products(g, floats, one_group)[SHARED]
             share = safe_divide(product, length**2)
             rest = jax.tree.map(lambda d, g: d - share * g, floats, g)
-            return d, scale_to_radius(rest, 1.0), inner_state
+            # What is skipped, or has no gradient to compare with, teaches nothing.
+            seen = finite & (optax.tree.norm(floats) > 0)
+            v = keep_if(seen, scale_to_radius(rest, 1.0), state.orthogonal)
+            return d, v, inner_state
 
         def reuse():
             weight = resolve("alpha", alpha, step) * length
             d = jax.tree.map(
-                lambda g, v, update: (g + weight * v).astype(update.dtype),
+                lambda g, v, update: keep(finite, g + weight * v).astype(update.dtype),
                 *(g, state.orthogonal, updates),
             )
             return d, state.orthogonal, state.inner_state

@@ -95,9 +95,10 @@ def multitask(
     away. Keep float32 parameters, and compute in half precision by `mixed_precision`.
 
     Tasks whose loss or gradient is not finite, or of which the batch has no examples
-    (`task_mask`), are left out: their gradients count as zero, and their weights go to
-    the others. Where none is left, or the direction is not finite, it is zero and the
-    solver's state stays.
+    (`task_mask`), are left out: the direction is that of the method built for the
+    others, and what the state holds of them alone stays. Where none is left, or the
+    direction is not finite, it is zero, and the states of the solver and of the
+    perturbation stay.
 
     Args:
         solver: the combiner, such as `fairgrad()`.
@@ -253,14 +254,17 @@ def multitask(
         finite = all_finite(direction)
         present = seen.present & finite
         direction = jax.tree.map(partial(keep, finite), direction)
+        solver_state, perturbation_state = keep_if(
+            jnp.any(present),
+            (seen.solver_state, seen.perturbation_state),
+            (state.solver_state, state.perturbation_state),
+        )
         return direction, MultitaskState(
             step=jnp.asarray(optax.safe_increment(state.step)),
             key=state.key,
             weights=keep(finite, seen.weights),
-            solver_state=keep_if(
-                jnp.any(present), seen.solver_state, state.solver_state
-            ),
-            perturbation_state=seen.perturbation_state,
+            solver_state=solver_state,
+            perturbation_state=perturbation_state,
             skipped=state.skipped + (~present).astype(jnp.int32),
         )
 

@@ -75,6 +75,16 @@ def all_finite(tree: PyTree) -> jax.Array:
     return jnp.all(jnp.stack(parts)) if parts else jnp.ones((), bool)
 
 
+def keep_tasks(present: jax.Array, new: PyTree, old: PyTree) -> PyTree:
+    """`new` of the present tasks, else `old`, along the leading task axis."""
+
+    def select(new_leaf, old_leaf):
+        axes = tuple(range(1, new_leaf.ndim))
+        return jnp.where(jnp.expand_dims(present, axes), new_leaf, old_leaf)
+
+    return jax.tree.map(select, new, old)
+
+
 def scale_tasks(leaf: jax.Array, scales: jax.Array) -> jax.Array:
     """`scales_i * leaf_i` along the leading task axis, in `accumulator_dtype`."""
     leaf = leaf.astype(accumulator_dtype())
@@ -84,6 +94,11 @@ def scale_tasks(leaf: jax.Array, scales: jax.Array) -> jax.Array:
 def as_floats(tree: PyTree) -> PyTree:
     """`tree` in `accumulator_dtype`."""
     return jax.tree.map(lambda leaf: leaf.astype(accumulator_dtype()), tree)
+
+
+def cast_like(tree: PyTree, reference: PyTree) -> PyTree:
+    """`tree` in the dtypes of the reference's leaves."""
+    return jax.tree.map(lambda leaf, other: leaf.astype(other.dtype), tree, reference)
 
 
 def displace(params: PyTree, displacement: PyTree) -> PyTree:

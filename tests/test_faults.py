@@ -14,6 +14,7 @@ import samo_jax
 from samo_jax._solvers._base import combiner_update
 from samo_jax.experiments.benchmarks.methods import COMBINERS, Setting
 
+import small_runs
 from toy import without_keys
 
 LABELS = {"body": "shared", "a": "a", "b": "b", "c": "c"}
@@ -165,6 +166,279 @@ def test_faults_come_and_go(perturbation):
         assert all(np.any(direction[name]) for name in ("body", "a", "c"))
         assert np.any(direction["b"]) == (fault == NO_FAULT)
     np.testing.assert_array_equal(state.skipped, [0, 1, 0])
+
+
+@pytest.mark.parametrize("perturbation", ["surrogate gap", "memory"])
+def test_a_masked_task_has_no_say_under_any_perturbation(perturbation):
+    """Whatever its own loss is: here large, and finite."""
+    params = initial_params()
+    tx = make_tx(samo_jax.total(), PERTURBATIONS[perturbation])
+    mask, grads = jnp.array([True, False, True]), initial_params()
+    directions = [
+        tx.update(
+            grads,
+            tx.init(params),
+            params,
+            loss_fn=functools.partial(task_losses, fault=(factor, 1.0)),
+            task_mask=mask,
+        )[0]
+        for factor in (1.0, 1e3)
+    ]
+    chex.assert_trees_all_equal(*directions)
+    assert not np.any(directions[0]["b"])
+
+
+MEMORIES = {
+    "memory": samo_jax.memory_sam(0.1),
+    "average": samo_jax.memory_sam(0.1, decay=0.5),
+    "adaptive": samo_jax.memory_sam(0.1, "adaptive"),
+    "momentum": samo_jax.momentum_sam(0.1),
+    "friendly": samo_jax.friendly_sam(0.1),
+}
+
+
+@pytest.mark.parametrize("perturbation", MEMORIES)
+def test_memories_of_gradients_wait(perturbation):
+    params, tx = initial_params(), make_tx(samo_jax.mean(), MEMORIES[perturbation])
+    _, before = update(tx, tx.init(params), params)
+    _, without = update(tx, before, params, FAULTS["NaN loss"])
+    _, skipped = update(tx, before, params, task_mask=jnp.zeros(3, bool))
+    chex.assert_trees_all_equal(skipped.perturbation_state, before.perturbation_state)
+    chex.assert_tree_all_finite(without.perturbation_state)
+    if perturbation in ("memory", "average", "adaptive"):
+        of_b = [
+            jax.tree.map(lambda leaf: leaf[1], state.perturbation_state)
+            for state in (before, without)
+        ]
+        chex.assert_trees_all_equal(*of_b)
+
+
+def test_momentum_is_that_of_the_present_tasks():
+    params = initial_params()
+    mask = {"a": True, "b": False, "c": True}
+    tx, others = (
+        make_tx(samo_jax.mean(), samo_jax.momentum_sam(0.1), tasks)
+        for tasks in (("a", "b", "c"), ("a", "c"))
+    )
+    _, state = update(tx, tx.init(params), params, task_mask=mask)
+    _, expected = update(others, others.init(params), params, tasks=("a", "c"))
+    state, expected = (of.perturbation_state["body"] for of in (state, expected))
+    np.testing.assert_allclose(state, expected, rtol=1e-5)
+
+
+def test_a_modality_of_a_faulty_task():
+    """Neither its clean gradient nor its contributions spoil the others' step."""
+
+    def loss_fn(w, present=True, fault=1.0):
+        x = jnp.where(present, jnp.array([[2.0, 1.0], [1.0, -1.0]]), 0)
+        return [jnp.mean((x @ w - 1) ** 2), fault * jnp.mean((x @ w + 1) ** 2)]
+
+    perturbation = samo_jax.modality_aware_sam(0.1, num_modalities=2, decay=0.5)
+    tx = samo_jax.multitask(samo_jax.total(), perturbation, num_tasks=2)
+
+    @jax.jit
+    def step(w, state, fault):
+        return tx.update(
+            jnp.ones(2),
+            state,
+            w,
+            loss_fn=lambda w: loss_fn(w, fault=fault),
+            modality_fn=lambda w, present: [
+                -loss for loss in loss_fn(w, present, fault)
+            ],
+        )
+
+    w = jnp.array([0.5, 0.2])
+    _, before = step(w, tx.init(w), 1.0)
+    direction, after = step(w, before, jnp.nan)
+    assert np.isfinite(direction).all()
+    assert np.any(direction)
+    for old, new in zip(
+        before.perturbation_state, after.perturbation_state, strict=True
+    ):
+        np.testing.assert_array_equal(new[1], old[1])
+    np.testing.assert_array_equal(after.skipped, [0, 1])
+
+
+def test_look_sam_forgets_nothing_in_a_bad_step():
+    def loss_fn(w):
+        return w[0] ** 2 / 2 + w[1] ** 2
+
+    tx = samo_jax.look_sam(samo_jax.single_task(samo_jax.sam(1.0)), every=2)
+    params, grads = jnp.array([3.0, 2.0]), jnp.array([3.0, 4.0])
+    _, state = tx.update(grads, tx.init(params), params, loss_fn=loss_fn)
+    expected, _ = tx.update(grads, state, params, loss_fn=loss_fn)
+    for _ in range(2):  # a step in between, and one that looks
+        direction, state = tx.update(
+            jnp.nan * grads, state, params, loss_fn=lambda w: jnp.nan * loss_fn(w)
+        )
+        np.testing.assert_array_equal(direction, [0, 0])
+    direction, _ = tx.update(grads, state, params, loss_fn=loss_fn)
+    np.testing.assert_array_equal(direction, expected)
+
+
+def by_losses():
+    """A user's own solver, which does not ask for `present`."""
+
+    def update(_gramian, state, *, losses, **extra_args):
+        assert "present" not in extra_args
+        return 2 * losses, state
+
+    return samo_jax.Solver(lambda _num_tasks: (), update)
+
+
+def as_combiner(solver):
+    """A user's own combiner, which does not ask either."""
+
+    def update(task_grads, state, *, losses, **extra_args):
+        weights, state = solver.update(None, state, losses=losses, **extra_args)
+        return jnp.tensordot(weights, task_grads, 1), weights, state
+
+    return samo_jax.Combiner(lambda *_: (), update)
+
+
+WRAPPERS = {
+    "itself": lambda solver: solver,
+    "combiner": as_combiner,
+    "smoothed": samo_jax.smoothed,
+    "grouped": samo_jax.grouped,
+    "log_losses": samo_jax.log_losses,
+}
+
+
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+def test_what_a_combiner_of_the_users_sees_of_an_absent_task(wrapper):
+    """The mean of the others' losses; its weight is theirs in proportion."""
+    params, mask = jnp.array([1.0, -2.0]), jnp.array([True, False, True])
+    tx = samo_jax.multitask(WRAPPERS[wrapper](by_losses()), num_tasks=3)
+    direction, state = tx.update(
+        params,
+        tx.init(params),
+        params,
+        loss_fn=lambda w: [1.0 + 0 * w[0], 50 + w[1], 3 + w[0]],
+        task_mask=mask,
+    )
+    if wrapper == "log_losses":  # of 1 and 4: 0 and log 4, and half of it between
+        weights = np.array([0, 0, 3 * np.log(4) / 4])
+    else:  # 1 and 4, and 2.5 between
+        weights = 2 * np.array([1, 0, 4]) * (1 + 2.5 + 4) / (1 + 4)
+    np.testing.assert_allclose(state.weights, weights, rtol=1e-5)
+    np.testing.assert_allclose(direction, [weights[2], 0], rtol=1e-5)
+
+
+def test_devices_agree_on_a_mask():
+    """Also where one backward pass serves all tasks."""
+    tx = samo_jax.multitask(samo_jax.mean(), num_tasks=2, axis_name="x")
+    params = jnp.array([1.0, -2.0])
+
+    def step(params, mask):
+        return tx.update(
+            params,
+            tx.init(params),
+            params,
+            loss_fn=lambda w: [jnp.sum(w), jnp.sum(w**2)],
+            task_mask=[True, mask[0]],
+        )
+
+    mesh = jax.make_mesh((4,), ("x",), axis_types=(jax.sharding.AxisType.Auto,))
+    direction, state = jax.jit(
+        jax.shard_map(step, mesh=mesh, in_specs=(P(), P("x")), out_specs=P())
+    )(params, jnp.array([True, False, True, True]))
+    np.testing.assert_array_equal(direction, [1, 1])
+    np.testing.assert_array_equal(state.weights, [1, 0])
+    np.testing.assert_array_equal(state.skipped, [0, 1])
+
+
+LOGARITHMIC = {
+    "famo": samo_jax.famo,
+    "geometric_mean": samo_jax.geometric_mean,
+    "uncertainty": samo_jax.uncertainty,
+    "imtl_l": samo_jax.imtl_l,
+    "log_losses": functools.partial(samo_jax.log_losses, samo_jax.mean()),
+    "db_mtl_momentum": samo_jax.db_mtl_momentum,
+}
+
+
+@pytest.mark.parametrize("method", LOGARITHMIC)
+def test_losses_that_are_not_positive_are_counted_and_cured(method):
+    params = jnp.array([1.0, -2.0, 0.5])
+
+    def train(offset):
+        tx = samo_jax.multitask(LOGARITHMIC[method](offset=offset), num_tasks=3)
+
+        def step(state, _):
+            _, state = tx.update(
+                params, state, params, loss_fn=lambda w: [w[0], w[1], w[2] ** 2]
+            )
+            return state, state.weights
+
+        return jax.jit(lambda state: jax.lax.scan(step, state, length=50))(
+            tx.init(params)
+        )
+
+    state, weights = train(0.0)
+    np.testing.assert_array_equal(optax.tree.get(state, "unusable"), [0, 50, 0])
+    assert np.ptp(weights, axis=0).max() == 0
+    for offset in (-3.0, [-1.0, -3.0, 0.0]):
+        state, weights = train(offset)
+        assert not optax.tree.get(state, "unusable").any()
+        assert np.ptp(weights[-1]) > 0.01
+
+
+@pytest.mark.parametrize("method", LOGARITHMIC)
+@pytest.mark.parametrize("offset", [np.nan, [[0.0]], "low"])
+def test_wrong_offsets(method, offset):
+    with pytest.raises(ValueError, match=r"`offset` must be .*, got"):
+        LOGARITHMIC[method](offset=offset)
+
+
+def test_state_of_the_clean_pass_is_kept_as_a_whole():
+    old = {"mean": jnp.zeros(2, jnp.bfloat16), "count": jnp.array(3)}
+    old |= {"key": jax.random.key(0)}
+    good = {"mean": jnp.ones(2), "count": jnp.array(4), "key": jax.random.key(1)}
+
+    @jax.jit
+    def kept(new):
+        return samo_jax.keep_finite(new, old)
+
+    chex.assert_trees_all_equal(
+        without_keys(kept(good)),
+        without_keys(good | {"mean": jnp.ones(2, jnp.bfloat16)}),
+    )
+    for bad in (np.nan, np.inf):
+        chex.assert_trees_all_equal(
+            without_keys(kept(good | {"mean": jnp.array([0.0, bad])})),
+            without_keys(old),
+        )
+    assert samo_jax.keep_finite({}, {}) == {}
+
+
+@pytest.mark.parametrize(
+    "new", [{}, {"mean": jnp.zeros(3)}, {"mean": jnp.zeros(2), "var": jnp.zeros(2)}]
+)
+def test_states_of_another_structure(new):
+    with pytest.raises(ValueError, match=r"`new` must have the shapes of `old`, got"):
+        samo_jax.keep_finite(new, {"mean": jnp.zeros(2)})
+
+
+def test_one_bad_batch_leaves_no_nan_in_a_training_loop():
+    """The experiments' own, whose network has batch statistics and dropout."""
+    benchmark = small_runs.normalised_benchmark()
+    trainer = small_runs.trainer(benchmark, "mgda+global")
+    params, state = trainer._start(0)
+    opt_state = trainer.make_tx(0).init(params)
+    good = trainer._batch()
+    bad = good._replace(inputs=np.nan * good.inputs)
+    for batch in (good, bad, good):
+        before = state
+        params, opt_state, _, state = trainer.train_step(
+            params, opt_state, batch, batch, batch, state
+        )
+        chex.assert_tree_all_finite((params, state.collections))
+        if batch is bad:
+            chex.assert_trees_all_equal(state.collections, before.collections)
+    metrics = trainer.evaluate(params, state)
+    assert np.isfinite([list(of.values()) for of in metrics.values()]).all()
 
 
 @pytest.mark.parametrize(

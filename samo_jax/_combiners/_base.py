@@ -3,10 +3,13 @@
 import jax
 import jax.numpy as jnp
 
+from samo_jax._solvers._base import uniform_weights
 from samo_jax._tree import (
     PyTree,
     accumulator_dtype,
+    keep,
     leaf_norm,
+    safe_divide,
     scale_tasks,
 )
 
@@ -20,25 +23,50 @@ def task_norms(task_grads: PyTree, num_tasks: int) -> jax.Array:
 
 
 def moving_average(
-    average: PyTree, values: PyTree, keep: jax.Array, scales: jax.Array
+    average: PyTree,
+    values: PyTree,
+    decay: jax.Array,
+    scales: jax.Array,
+    present: jax.Array,
 ) -> PyTree:
-    """`keep * average + (1 - keep) * scales_i * values_i`, leaf by leaf."""
+    """`decay * average + (1 - decay) * scales_i * values_i`, leaf by leaf.
+
+    Averages of absent tasks, whose values are zero, stay.
+    """
+    kept = jnp.where(present, decay, 1)
+    shares = (1 - kept) * scales
     return jax.tree.map(
-        lambda old, leaf: keep * old + (1 - keep) * scale_tasks(leaf, scales),
+        lambda old, leaf: scale_tasks(old, kept) + scale_tasks(leaf, shares),
         average,
         values,
     )
 
 
-def project_simplex(weights: jax.Array) -> jax.Array:
-    """The nearest point of the probability simplex, shape (K,)."""
-    descending = -jnp.sort(-weights)
+def project_simplex(weights: jax.Array, present: jax.Array) -> jax.Array:
+    """The nearest point of the present tasks' probability simplex, shape (K,)."""
+    descending = -jnp.sort(-jnp.where(present, weights, -jnp.inf))
     counts = jnp.arange(1, len(weights) + 1).astype(weights.dtype)
     thresholds = (jnp.cumsum(descending) - 1) / counts
     support = jnp.sum(descending > thresholds)
-    return jnp.maximum(weights - thresholds[support - 1], 0)
+    return keep(present, jnp.maximum(weights - thresholds[support - 1], 0))
 
 
-def cast_like(tree: PyTree, reference: PyTree) -> PyTree:
-    """`tree` in the dtypes of the reference's leaves."""
-    return jax.tree.map(lambda leaf, other: leaf.astype(other.dtype), tree, reference)
+def among_present(weights: jax.Array, present: jax.Array) -> jax.Array:
+    """Weights on the simplex, those of the present tasks scaled to sum to one.
+
+    Uniform where these have none.
+    """
+    kept = keep(present, weights)
+    total = jnp.sum(kept)
+    uniform = uniform_weights(len(weights), present)
+    return jnp.where(total > 0, safe_divide(kept, total), uniform)
+
+
+def put_back(shares: jax.Array, weights: jax.Array, present: jax.Array) -> jax.Array:
+    """The inverse: absent tasks keep their weights, the rest goes by the shares.
+
+    It is a little where there is no rest, so that the shares are not forgotten.
+    """
+    rest = 1 - jnp.sum(keep(~present, weights))
+    rest = jnp.maximum(rest, jnp.finfo(weights.dtype).eps)
+    return jnp.where(present, rest * shares, weights)

@@ -7,21 +7,24 @@ import jax.numpy as jnp
 import optax
 
 from samo_jax._combiners._base import (
-    cast_like,
     moving_average,
     task_norms,
 )
 from samo_jax._gramian import combine
 from samo_jax._hyperparameters import check_nonnegative, check_share
 from samo_jax._solvers import Combiner
+from samo_jax._solvers._arguments import Vector, check_offset, per_task
+from samo_jax._solvers._base import as_present
 from samo_jax._tree import (
     PyTree,
     accumulator_dtype,
+    cast_like,
+    keep,
     keep_if,
     safe_divide,
     zeros_per_task,
 )
-from samo_jax._weightings._base import usable_losses
+from samo_jax._weightings._base import shifted_losses, usable_losses
 
 
 class DBMTLState(NamedTuple):
@@ -31,13 +34,18 @@ class DBMTLState(NamedTuple):
         step: shape (), int32, updates done.
         average: E, like the shared parameters with a leading task axis, float32
             (float64 under x64); 0 at first.
+        unusable: shape (K,), int32, how many updates had a loss of each task that was
+            not finite or not above `offset`. While it grows, the averages stand still.
     """
 
     step: jax.Array
     average: PyTree
+    unusable: jax.Array
 
 
-def db_mtl_momentum(decay: float = 0.9, *, power: float = 0.0) -> Combiner:
+def db_mtl_momentum(
+    decay: float = 0.9, *, power: float = 0.0, offset: Vector = 0.0
+) -> Combiner:
     """DB-MTL: moving averages of the log losses' gradients, made equally long.
 
     At step t = 1, 2, ... with `b_t = decay / t^power`:
@@ -55,15 +63,18 @@ def db_mtl_momentum(decay: float = 0.9, *, power: float = 0.0) -> Combiner:
     Args:
         decay: of the moving averages, in [0, 1]. 0: none.
         power: exponent of the decay's own decay, non-negative. 0: constant.
+        offset: one number or one per task: `L_i - offset_i` stands for L_i. Losses that
+            can be negative need one below their minimum.
 
     Returns:
-        A `Combiner`, whose weights are those of the averages; a task whose average is 0
-        has weight 0. On a step with a gradient that is not finite, or a loss that is
-        not finite or not positive, its state does not change, and d is that of the
-        averages so far.
+        A `Combiner`, whose weights are those of the averages. A task whose gradient is
+        0 counts as absent: its average waits, and the others' d is that without it. On
+        a step with a gradient that is not finite, or a loss that is not finite or not
+        above `offset`, no average changes, and d is that of the averages so far.
 
     Raises:
-        ValueError: if an argument is out of its range.
+        ValueError: if an argument is out of its range, or `offset` is neither one
+            finite number nor one per task.
 
     Examples:
         >>> import jax.numpy as jnp, samo_jax
@@ -82,31 +93,37 @@ def db_mtl_momentum(decay: float = 0.9, *, power: float = 0.0) -> Combiner:
     """
     check_share("decay", decay, "0 keeps no history.")
     check_nonnegative("power", power, "0 keeps `decay` constant.")
+    check_offset(offset)
 
     def init(params, num_tasks):
+        per_task("offset", offset, num_tasks, 0)
         return DBMTLState(
-            jnp.zeros((), jnp.int32),
-            zeros_per_task(params, num_tasks, accumulator_dtype()),
+            step=jnp.zeros((), jnp.int32),
+            average=zeros_per_task(params, num_tasks, accumulator_dtype()),
+            unusable=jnp.zeros((num_tasks,), jnp.int32),
         )
 
-    def update(task_grads, state, *, losses, **extra_args):
+    def update(task_grads, state, *, losses, present=None, **extra_args):
         del extra_args
-        grad_norms = task_norms(task_grads, losses.shape[0])
-        losses = jnp.asarray(losses, grad_norms.dtype)
-        usable = usable_losses(losses, positive=True)
-        usable &= jnp.all(jnp.isfinite(grad_norms))
+        losses = shifted_losses(losses, offset)
+        num_tasks, dtype = len(losses), losses.dtype
+        grad_norms = task_norms(task_grads, num_tasks)
+        present = as_present(present, num_tasks) & (grad_norms != 0)
+        unusable = present & ~usable_losses(losses, positive=True)
+        usable = ~jnp.any(unusable) & jnp.all(jnp.isfinite(grad_norms))
 
         step = jnp.asarray(optax.safe_increment(state.step))
-        keep = jnp.asarray(decay, losses.dtype)
-        keep = keep * step.astype(losses.dtype) ** -jnp.asarray(power, losses.dtype)
-        scales = 1 / jnp.where(usable, losses, 1)
-        average = moving_average(state.average, task_grads, keep, scales)
-        usable &= jnp.all(jnp.isfinite(task_norms(average, len(losses))))
-        state = keep_if(usable, DBMTLState(step, average), state)
+        kept = jnp.asarray(decay, dtype)
+        kept = kept * step.astype(dtype) ** -jnp.asarray(power, dtype)
+        scales = 1 / jnp.where(present & usable, losses, 1)
+        average = moving_average(state.average, task_grads, kept, scales, present)
+        usable &= jnp.all(jnp.isfinite(task_norms(average, num_tasks)))
+        step, average = keep_if(usable, (step, average), (state.step, state.average))
 
-        norms = task_norms(state.average, len(losses))
-        weights = safe_divide(jnp.max(norms), norms) / len(losses)
-        direction = combine(weights, state.average)
-        return cast_like(direction, task_grads), weights, state
+        norms = keep(present, task_norms(average, num_tasks))
+        weights = safe_divide(jnp.max(norms), norms * jnp.sum(norms > 0, dtype=dtype))
+        direction = cast_like(combine(weights, average), task_grads)
+        unusable = state.unusable + unusable.astype(jnp.int32)
+        return direction, weights, DBMTLState(step, average, unusable)
 
     return Combiner(init, update)

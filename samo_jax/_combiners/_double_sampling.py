@@ -7,18 +7,23 @@ import jax.numpy as jnp
 
 from samo_jax._combiners._base import task_norms
 from samo_jax._gramian import gramian
+from samo_jax._solvers._base import uniform_weights
 from samo_jax._tree import PyTree, accumulator_dtype
 
 
 def double_sampling(
-    task_grads: PyTree, sample_grads: Sequence[PyTree], num_tasks: int, method: str
+    task_grads: PyTree,
+    sample_grads: Sequence[PyTree],
+    present: jax.Array,
+    method: str,
 ) -> tuple[PyTree, jax.Array]:
     """The gradients J to combine, and the unbiased Gramian `M = J1 J2' / m^2`.
 
     With one further sample J1 and J2 are the two there are, and J their mean; with two,
     J1 and J2 are these, and J, which then is independent of M, `task_grads`. The scale
-    is `m = mean_i sqrt(||J1_i|| ||J2_i||)`.
+    is `m = mean_i sqrt(||J1_i|| ||J2_i||)`, over the present tasks.
     """
+    num_tasks = len(present)
     if len(sample_grads) not in (1, 2):
         raise ValueError(
             f"`sample_grads` is required by {method}(), one or two further samples of "
@@ -34,7 +39,8 @@ def double_sampling(
     if not jax.tree.leaves(first):
         return task_grads, jnp.zeros((num_tasks, num_tasks), accumulator_dtype())
     norms = [task_norms(sample, num_tasks) for sample in (first, second)]
-    scale = jnp.mean(jnp.sqrt(norms[0]) * jnp.sqrt(norms[1]))
+    scale = jnp.sqrt(norms[0]) * jnp.sqrt(norms[1])
+    scale = jnp.sum(uniform_weights(num_tasks, present) * scale)
     scale = jnp.where(scale == 0, 1, scale)
     return task_grads, gramian(first, second) / scale / scale
 

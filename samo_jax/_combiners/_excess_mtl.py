@@ -11,7 +11,7 @@ from samo_jax._combiners._base import (
 from samo_jax._gramian import combine
 from samo_jax._hyperparameters import check_nonnegative
 from samo_jax._solvers import Combiner
-from samo_jax._solvers._base import uniform_weights
+from samo_jax._solvers._base import as_present, uniform_weights
 from samo_jax._tree import (
     PyTree,
     accumulator_dtype,
@@ -26,7 +26,8 @@ class ExcessMTLState(NamedTuple):
     """State of `excess_mtl`.
 
     Attributes:
-        log_weights: shape (K,), logarithms of the weights; of uniform ones at first.
+        log_weights: shape (K,), logarithms of the weights, which sum to one; of uniform
+            ones at first.
         baseline: shape (K,), the first positive excess risk of every task; 0 before.
         sum_of_squares: S, like the shared parameters with a leading task axis, float32
             (float64 under x64); 0 at first.
@@ -85,8 +86,9 @@ def excess_mtl(eta: float = 1e-2) -> Combiner:
             sum_of_squares=zeros_per_task(params, num_tasks, accumulator_dtype()),
         )
 
-    def update(task_grads, state, *, losses, **extra_args):
+    def update(task_grads, state, *, losses, present=None, **extra_args):
         del losses, extra_args
+        present = as_present(present, len(state.baseline))
         squares = jax.tree.map(
             lambda total, leaf: total + jnp.square(leaf.astype(total.dtype)),
             state.sum_of_squares,
@@ -103,14 +105,22 @@ def excess_mtl(eta: float = 1e-2) -> Combiner:
         risks = jnp.square(task_norms(roots, len(state.baseline)))
         known = state.baseline > 0
         growth = jnp.where(known, safe_divide(risks, state.baseline), 0)
-        logits = state.log_weights + jnp.asarray(eta, growth.dtype) * growth
+        # Present tasks change their weights among themselves.
+        old = state.log_weights
+        logits = old + jnp.asarray(eta, growth.dtype) * growth
+        logits += _log_total(old, present) - _log_total(logits, present)
         new = ExcessMTLState(
-            log_weights=jax.nn.log_softmax(logits),
+            log_weights=jnp.where(present, logits, old),
             baseline=jnp.where(known, state.baseline, risks),
             sum_of_squares=squares,
         )
         state = keep_if(all_finite(new), new, state)
-        weights = jnp.exp(state.log_weights)
+        weights = jax.nn.softmax(state.log_weights, where=present)
         return combine(weights, task_grads), weights, state
 
     return Combiner(init, update)
+
+
+def _log_total(logits: jax.Array, present: jax.Array) -> jax.Array:
+    """The logarithm of the present tasks' summed weights."""
+    return jax.nn.logsumexp(logits, where=present)

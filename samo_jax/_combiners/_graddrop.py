@@ -68,32 +68,34 @@ def graddrop(key: jax.Array | int, leak: Vector = 0.0) -> Combiner:
         del params, num_tasks
         return GradDropState(as_key(key), jnp.zeros((), jnp.int32))
 
-    def update(task_grads, state, *, losses, **extra_args):
+    def update(task_grads, state, *, losses, present=None, **extra_args):
         del extra_args
+        weights = uniform_weights(len(losses), present)
         leaks = per_task("leak", leak, len(losses), 0)
         draw = jax.random.fold_in(state.key, state.step)
         leaves, treedef = jax.tree.flatten(task_grads)
         direction = [
-            _drop(jax.random.fold_in(draw, i), leaf, leaks)
+            _drop(jax.random.fold_in(draw, i), leaf, leaks, jnp.max(weights))
             for i, leaf in enumerate(leaves)
         ]
         return (
             treedef.unflatten(direction),
-            uniform_weights(losses.shape[0]),
+            weights,
             GradDropState(state.key, jnp.asarray(optax.safe_increment(state.step))),
         )
 
     return Combiner(init, update)
 
 
-def _drop(key, leaf, leaks):
+def _drop(key, leaf, leaks, weight):
     dtype = accumulator_dtype()
     grads = leaf.astype(dtype)
     agreement = safe_divide(jnp.sum(grads, axis=0), jnp.sum(jnp.abs(grads), axis=0))
     positive = (1 + agreement) / 2 > jax.random.uniform(key, leaf.shape[1:], dtype)
     kept = (positive[None] & (grads > 0)) | (~positive[None] & (grads < 0))
     leaks = jnp.expand_dims(leaks, tuple(range(1, grads.ndim)))
-    return jnp.mean(jnp.where(kept, grads, leaks * grads), axis=0).astype(leaf.dtype)
+    total = jnp.sum(jnp.where(kept, grads, leaks * grads), axis=0)
+    return (weight * total).astype(leaf.dtype)
 
 
 def _check_leak(leak):

@@ -10,7 +10,7 @@ from jax.tree_util import keystr
 
 from samo_jax._gramian import combine, gramian
 from samo_jax._solvers import Combiner, Solver
-from samo_jax._solvers._base import uniform_weights
+from samo_jax._solvers._base import solver_update, uniform_weights
 from samo_jax._tasks import prefix_leaves
 from samo_jax._tree import PyTree
 
@@ -100,7 +100,7 @@ def grouped(
             ],
         )
 
-    def update(task_grads, state, *, losses, **extra_args):
+    def update(task_grads, state, *, losses, present=None, **extra_args):
         labels = _label_groups(jax.tree.map(lambda leaf: leaf[0], task_grads), groups)
         leaves = jax.tree.leaves(task_grads)
         members: dict[str, list[jax.Array]] = {}
@@ -110,7 +110,9 @@ def grouped(
         weights, states = {}, []
         clusters = by_solver(set(members)).items()
         for (each, names), old in zip(clusters, state.solver_states, strict=True):
-            update_one = partial(each.update, losses=losses, **extra_args)
+            update_one = partial(
+                solver_update(each), losses=losses, present=present, **extra_args
+            )
             products = jnp.stack([gramian(members[name]) for name in names])
             rows, new = jax.vmap(update_one)(products, old)
             weights |= dict(zip(names, rows, strict=True))
@@ -119,7 +121,7 @@ def grouped(
         direction = jax.tree.map(
             lambda name, leaf: combine(weights[name], leaf), labels, task_grads
         )
-        rows = list(weights.values()) or [uniform_weights(len(losses))]
+        rows = list(weights.values()) or [uniform_weights(len(losses), present)]
         average = jnp.mean(jnp.stack(rows), axis=0)
         return direction, average, GroupedState(weights, states)
 

@@ -7,18 +7,21 @@ import jax.numpy as jnp
 import optax
 
 from samo_jax._combiners._base import (
-    cast_like,
+    among_present,
     moving_average,
     project_simplex,
+    put_back,
     task_norms,
 )
 from samo_jax._gramian import combine, gramian
 from samo_jax._hyperparameters import check_nonnegative, check_share
 from samo_jax._solvers import Combiner
-from samo_jax._solvers._base import uniform_weights
+from samo_jax._solvers._base import as_present, uniform_weights
 from samo_jax._tree import (
     PyTree,
     accumulator_dtype,
+    cast_like,
+    keep,
     keep_if,
     safe_divide,
     zeros_per_task,
@@ -30,7 +33,8 @@ class MoCoState(NamedTuple):
 
     Attributes:
         step: shape (), int32, updates done.
-        weights: lambda, shape (K,), on the simplex; uniform at first.
+        weights: lambda, shape (K,), on the simplex; uniform at first. Present tasks
+            change theirs among themselves.
         tracked: Y, like the shared parameters with a leading task axis, float32
             (float64 under x64); 0 at first.
     """
@@ -72,7 +76,9 @@ def moco(
 
     Returns:
         A `Combiner`. On a step with a gradient (or loss) that is not finite its state
-        does not change, and d is that of the gradients tracked so far.
+        does not change, and d is that of the gradients tracked so far. With
+        `normalize`, a task whose gradient is 0 counts as absent: Y_i waits, and d is
+        that without it.
 
     Raises:
         ValueError: if an argument is out of its range.
@@ -105,30 +111,35 @@ def moco(
             tracked=zeros_per_task(params, num_tasks, accumulator_dtype()),
         )
 
-    def update(task_grads, state, *, losses, **extra_args):
+    def update(task_grads, state, *, losses, present=None, **extra_args):
         del extra_args
-        weights = state.weights
-        losses = jnp.asarray(losses, weights.dtype)
-        norms = task_norms(task_grads, len(weights))
+        num_tasks, dtype = len(state.weights), state.weights.dtype
+        present = as_present(present, num_tasks)
+        norms = task_norms(task_grads, num_tasks)
         usable = jnp.all(jnp.isfinite(norms))
-        scales = jnp.ones_like(weights)
+        scales = jnp.ones_like(norms)
         if normalize:
+            present &= norms != 0
+            losses = keep(present, jnp.asarray(losses, dtype))
             usable &= jnp.all(jnp.isfinite(losses))
             scales = safe_divide(losses, norms)
 
         step = jnp.asarray(optax.safe_increment(state.step))
-        shrink = step.astype(weights.dtype) ** -jnp.asarray(decay, weights.dtype)
-        keep = 1 - jnp.asarray(beta, weights.dtype) * shrink
-        tracked = moving_average(state.tracked, task_grads, keep, scales)
+        shrink = step.astype(dtype) ** -jnp.asarray(decay, dtype)
+        kept = 1 - jnp.asarray(beta, dtype) * shrink
+        tracked = moving_average(state.tracked, task_grads, kept, scales, present)
+        old = weights = among_present(state.weights, present)
         if jax.tree.leaves(tracked):
             slope = jnp.matmul(gramian(tracked), weights, precision="highest")
-            slope += jnp.asarray(rho, weights.dtype) * weights
+            slope += jnp.asarray(rho, dtype) * weights
             weights = project_simplex(
-                weights - jnp.asarray(gamma, weights.dtype) * shrink * slope
+                weights - jnp.asarray(gamma, dtype) * shrink * slope, present
             )
         usable &= jnp.all(jnp.isfinite(weights))
-        state = keep_if(usable, MoCoState(step, weights, tracked), state)
-        direction = combine(state.weights, state.tracked)
-        return cast_like(direction, task_grads), state.weights, state
+        weights = jnp.where(usable, weights, old)
+        new = MoCoState(step, put_back(weights, state.weights, present), tracked)
+        state = keep_if(usable, new, state)
+        direction = combine(weights, state.tracked)
+        return cast_like(direction, task_grads), weights, state
 
     return Combiner(init, update)

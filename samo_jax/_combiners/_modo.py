@@ -2,12 +2,12 @@
 
 import jax.numpy as jnp
 
-from samo_jax._combiners._base import project_simplex
+from samo_jax._combiners._base import among_present, project_simplex, put_back
 from samo_jax._combiners._double_sampling import double_sampling
 from samo_jax._gramian import combine
 from samo_jax._hyperparameters import check_nonnegative
 from samo_jax._solvers import Combiner
-from samo_jax._solvers._base import uniform_weights
+from samo_jax._solvers._base import as_present, uniform_weights
 
 
 def modo(gamma: float = 0.1, rho: float = 0.1) -> Combiner:
@@ -58,14 +58,20 @@ def modo(gamma: float = 0.1, rho: float = 0.1) -> Combiner:
         del params
         return uniform_weights(num_tasks)
 
-    def update(task_grads, state, *, losses, sample_grads=(), **extra_args):
+    def update(
+        task_grads, state, *, losses, present=None, sample_grads=(), **extra_args
+    ):
         del losses, extra_args
+        present = as_present(present, len(state))
         task_grads, products = double_sampling(
-            task_grads, sample_grads, len(state), "modo"
+            task_grads, sample_grads, present, "modo"
         )
-        slope = jnp.matmul(products, state, precision="highest") + rho * state
-        weights = project_simplex(state - gamma * slope)
-        weights = jnp.where(jnp.isfinite(weights).all(), weights, state)
-        return combine(weights, task_grads), weights, weights
+        old = among_present(state, present)
+        slope = jnp.matmul(products, old, precision="highest") + rho * old
+        weights = project_simplex(old - gamma * slope, present)
+        finite = jnp.isfinite(weights).all()
+        weights = jnp.where(finite, weights, old)
+        state = jnp.where(finite, put_back(weights, state, present), state)
+        return combine(weights, task_grads), weights, state
 
     return Combiner(init, update)

@@ -3,13 +3,14 @@
 import jax.numpy as jnp
 from jax import lax
 
-from samo_jax._combiners._base import project_simplex
+from samo_jax._combiners._base import among_present, project_simplex, put_back
 from samo_jax._combiners._double_sampling import double_sampling
 from samo_jax._gramian import combine
 from samo_jax._hyperparameters import check_count, check_nonnegative, check_share
 from samo_jax._solvers import Combiner
-from samo_jax._solvers._arguments import Vector, check_preference, preference_vector
-from samo_jax._solvers._base import uniform_weights
+from samo_jax._solvers._arguments import Vector, check_preference, per_task
+from samo_jax._solvers._base import as_present, uniform_weights
+from samo_jax._tree import keep
 
 
 def sdmgrad(
@@ -77,23 +78,32 @@ def sdmgrad(
         del params
         return uniform_weights(num_tasks)
 
-    def update(task_grads, state, *, losses, sample_grads=(), **extra_args):
+    def update(
+        task_grads, state, *, losses, present=None, sample_grads=(), **extra_args
+    ):
         del losses, extra_args
+        present = as_present(present, len(state))
         task_grads, products = double_sampling(
-            task_grads, sample_grads, len(state), "sdmgrad"
+            task_grads, sample_grads, present, "sdmgrad"
         )
-        pull = lam * preference_vector(preference, len(state))
+        uniform = uniform_weights(len(state), present)
+        pull = per_task("preference", preference, len(state), uniform)
+        pull = lam * keep(present, pull)
 
         def descend(_, carry):
             weights, velocity = carry
             slope = jnp.matmul(products, weights + pull, precision="highest")
             velocity = momentum * velocity + slope
-            return project_simplex(weights - learning_rate * velocity), velocity
+            return project_simplex(
+                weights - learning_rate * velocity, present
+            ), velocity
 
-        start = (state, jnp.zeros_like(state))
-        new, _ = lax.fori_loop(0, steps, descend, start)
-        new = jnp.where(jnp.isfinite(new).all(), new, state)
+        old = among_present(state, present)
+        new, _ = lax.fori_loop(0, steps, descend, (old, jnp.zeros_like(old)))
+        finite = jnp.isfinite(new).all()
+        new = jnp.where(finite, new, old)
         weights = (new + pull) / (1 + lam)
-        return combine(weights, task_grads), weights, new
+        state = jnp.where(finite, put_back(new, state, present), state)
+        return combine(weights, task_grads), weights, state
 
     return Combiner(init, update)

@@ -3,17 +3,19 @@
 import jax
 import jax.numpy as jnp
 
+from samo_jax._gramian import combine
 from samo_jax._hyperparameters import check_count
 from samo_jax._solvers import Combiner
-from samo_jax._solvers._base import uniform_weights
-from samo_jax._tree import accumulator_dtype
+from samo_jax._solvers._base import as_present, uniform_weights
+from samo_jax._tree import accumulator_dtype, cast_like
 
 
 def trimmed_mean(trim: int) -> Combiner:
     """Trimmed mean: in each coordinate, without the `trim` largest and smallest.
 
     `d_j = mean of the K - 2 trim middle values among g_1j, ..., g_Kj`. `trim=0` is the
-    mean gradient, the largest possible `trim` the median.
+    mean gradient, the largest possible `trim` the median. Where tasks are absent and
+    too few are left for `trim`, it is the median of these.
 
     Args:
         trim: values dropped at each end, at most (K - 1) / 2.
@@ -52,17 +54,23 @@ def trimmed_mean(trim: int) -> Combiner:
         check(num_tasks)
         return ()
 
-    def update(task_grads, state, *, losses, **extra_args):
+    def update(task_grads, state, *, losses, present=None, **extra_args):
         del extra_args
         num_tasks = losses.shape[0]
         check(num_tasks)
+        present = as_present(present, num_tasks)
+        count = jnp.sum(present)
+        cut = jnp.clip((count - 1) // 2, 0, trim)
+        places = jnp.arange(num_tasks)
+        shares = uniform_weights(num_tasks, (places >= cut) & (places < count - cut))
 
         def middle(leaf):
-            ordered = jnp.sort(leaf.astype(accumulator_dtype()), axis=0)
-            average = jnp.mean(ordered[trim : num_tasks - trim], axis=0)
-            return average.astype(leaf.dtype)
+            absent = jnp.expand_dims(~present, tuple(range(1, leaf.ndim)))
+            ordered = jnp.where(absent, jnp.inf, leaf.astype(accumulator_dtype()))
+            ordered = jnp.sort(ordered, axis=0)
+            return combine(shares, jnp.where(jnp.isinf(ordered), 0, ordered))
 
-        direction = jax.tree.map(middle, task_grads)
-        return direction, uniform_weights(num_tasks), state
+        direction = cast_like(jax.tree.map(middle, task_grads), task_grads)
+        return direction, uniform_weights(num_tasks, present), state
 
     return Combiner(init, update)

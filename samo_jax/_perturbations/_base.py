@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from samo_jax._arguments import check_like
-from samo_jax._faults import is_finite
+from samo_jax._faults import is_finite, names_present
 from samo_jax._gradients import (
     forward_passes,
     look_into,
@@ -23,7 +23,7 @@ from samo_jax._tasks import (
     Unroll,
     map_tasks,
 )
-from samo_jax._tree import PyTree, displace, keep
+from samo_jax._tree import PyTree, displace, keep, keep_tasks
 
 
 class Problem(NamedTuple):
@@ -80,9 +80,11 @@ class Perturbation(NamedTuple):
         perturb: `perturb(context, i) -> eps_i` like `params`, in the loop over tasks;
             `i` may be traced. Leaves of other tasks' heads are ignored.
         init: `init(params, num_tasks) -> state`, a pytree of fixed shapes and dtypes.
-        finish: `finish(context, task_grads, state) -> (task_grads, state)`, once per
-            step, with the K gradients at the perturbed points (leading task axis).
-            None: they are left alone, and so is the state.
+        finish: `finish(context, task_grads, state, *, present) -> (task_grads, state)`,
+            once per step, with the K gradients at the perturbed points (leading task
+            axis). `present`, shape (K,), bool, may be left out of the signature: absent
+            tasks' gradients are zero before, and again after. None: the gradients are
+            left alone, and so is the state.
         needs_key: whether `prepare` draws random numbers.
         clean_gradients: `clean_gradients(context) -> task_grads`, the K gradients at
             theta, where the method has them and a combiner wants them (`f_mtl`).
@@ -99,7 +101,7 @@ class Perturbation(NamedTuple):
     prepare: Callable[[Problem, Any], Any]
     perturb: Callable[[Any, int | jax.Array], PyTree]
     init: Callable[[PyTree, int], Any] = lambda _params, _num_tasks: ()
-    finish: Callable[[Any, PyTree, Any], tuple[PyTree, Any]] | None = None
+    finish: Callable[..., tuple[PyTree, Any]] | None = None
     needs_key: bool = False
     clean_gradients: Callable[[Any], PyTree | None] = lambda _context: None
     loss: Callable[[Problem, Any, PyTree, Any], jax.Array] | None = None
@@ -145,11 +147,14 @@ def within(inner: Direction) -> Direction:
     def given(function, context, *rest):
         return function(context[1], *rest)
 
+    def finish(context, task_grads, state, *, present):
+        return finish_of(inner)(context[1], task_grads, state, present=present)
+
     def loss(inner_loss, problem, context, *rest):
         return inner_loss(problem, context[1], *rest)
 
     return inner._replace(
-        finish=inner.finish and partial(given, inner.finish),
+        finish=inner.finish and finish,
         clean_gradients=partial(given, inner.clean_gradients),
         loss=inner.loss and partial(loss, inner.loss),
     )
@@ -210,9 +215,27 @@ def perturbed_gradients(
         without_faults, len(problem.tasks), problem.unroll
     )
     if perturbation.finish is not None:
-        samples = [perturbation.finish(context, grads, state)[0] for grads in samples]
-        task_grads, state = perturbation.finish(context, task_grads, state)
+        finish = partial(finish_of(perturbation), context, present=present)
+        samples = [finish(grads, state)[0] for grads in samples]
+        task_grads, state = finish(task_grads, state)
+        # Clean gradients of absent tasks may have come in.
+        given = samples, task_grads
+        zeros = jax.tree.map(jnp.zeros_like, given)
+        samples, task_grads = keep_tasks(present, given, zeros)
     return Gradients(losses, task_grads, samples, clean), present, state
+
+
+def finish_of(perturbation: Perturbation) -> Callable[..., tuple[PyTree, Any]]:
+    """`Perturbation.finish`, called with `present` whether it names it or not."""
+    finish = cast(Callable, perturbation.finish)
+    if names_present(finish):
+        return finish
+
+    def finish_all(context, task_grads, state, *, present):
+        del present
+        return finish(context, task_grads, state)
+
+    return finish_all
 
 
 def perturbed_weighted_gradient(

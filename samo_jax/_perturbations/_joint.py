@@ -15,7 +15,13 @@ from samo_jax._hyperparameters import (
 from samo_jax._perturbations._base import Direction, within
 from samo_jax._perturbations._radius import layerwise_normalize
 from samo_jax._tasks import SHARED, keep_shared, map_tasks
-from samo_jax._tree import PyTree, accumulator_dtype, group_products, safe_divide
+from samo_jax._tree import (
+    PyTree,
+    accumulator_dtype,
+    group_products,
+    keep_tasks,
+    safe_divide,
+)
 
 Alpha: TypeAlias = ScalarOrSchedule | Literal["adaptive"]
 _DECAY = 0.9
@@ -103,7 +109,7 @@ def _adaptive(local: Direction, anchor: Any) -> Direction:
         ghat = local.perturb(pair.local_context, i)
         return mix(a, pair.mean_grad, b, _rescale(pair, ghat))
 
-    def finish(pair, task_grads, state):
+    def finish(pair, task_grads, state, *, present):
         labels, num_tasks = pair.problem.labels, len(pair.problem.tasks)
 
         def observe(i):
@@ -122,9 +128,12 @@ def _adaptive(local: Direction, anchor: Any) -> Direction:
 
         seen = map_tasks(observe, num_tasks, pair.problem.unroll)
         moments = _DECAY * pair.moments + (1 - _DECAY) * seen
+        moments = keep_tasks(present, moments, pair.moments)
         local_state = state.local_state
         if finish_local is not None:
-            task_grads, local_state = finish_local(pair, task_grads, local_state)
+            task_grads, local_state = finish_local(
+                pair, task_grads, local_state, present=present
+            )
         return task_grads, AdaptiveState(local_state, moments)
 
     return within(local)._replace(

@@ -12,7 +12,7 @@ from samo_jax._perturbations._along import along
 from samo_jax._perturbations._base import Direction, Perturbation
 from samo_jax._perturbations._joint import Alpha, joint
 from samo_jax._solvers._base import uniform_weights
-from samo_jax._tree import zeros_per_task
+from samo_jax._tree import keep_tasks, zeros_per_task
 
 
 def memory_sam(
@@ -29,7 +29,8 @@ def memory_sam(
     `m_i <- decay m_i + (1 - decay) grad l_i(theta + eps_i)`: no probe and no extra
     pass, for one more copy of the K gradients. Exact, but one step old and of another
     batch, where the paper's probe is current but has a cosine of `sqrt(2 / (pi n))`
-    with the task's gradient. The first step is `global_sam`'s.
+    with the task's gradient. The first step is `global_sam`'s. On a step without a
+    task, its m_i waits.
 
     Without `clean_pass`, g0 is the mean of the m_i: K forward and backward passes in
     all, where the plain combiner has one and K. Incoming updates are then not looked
@@ -66,12 +67,13 @@ def memory_sam(
     check_rho(rho)
     check_share("decay", decay, "0 is the last gradient.")
 
-    def finish(memory, task_grads, _state):
+    def finish(memory, task_grads, _state, *, present):
         def average(m, g):
             new = decay * m.astype(g.dtype) + (1 - decay) * g if decay else g
             return new.astype(m.dtype)
 
-        return task_grads, jax.tree.map(average, memory, task_grads)
+        averages = jax.tree.map(average, memory, task_grads)
+        return task_grads, keep_tasks(present, averages, memory)
 
     local = Direction(
         lambda _problem, memory: memory,

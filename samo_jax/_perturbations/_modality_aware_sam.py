@@ -17,7 +17,13 @@ from samo_jax._perturbations._base import Direction, Perturbation, Problem, own_
 from samo_jax._perturbations._directions import kept_gradients
 from samo_jax._shapley import MAX_EXACT, shapley_values
 from samo_jax._tasks import map_tasks, prefix_leaves, select_leaf
-from samo_jax._tree import PyTree, accumulator_dtype, safe_divide, scale_tasks
+from samo_jax._tree import (
+    PyTree,
+    accumulator_dtype,
+    keep_tasks,
+    safe_divide,
+    scale_tasks,
+)
 
 Decomposition: TypeAlias = Literal["batch", "sample", "modality"]
 _NAME = "modality_aware_sam()"
@@ -177,8 +183,7 @@ def modality_aware_sam(
     def loss(problem, context, point, i):
         return _dominant_loss(problem, context.weights, point, i)
 
-    def finish(context, task_grads, state):
-        del state
+    def finish(context, task_grads, state, *, present):
         sharp = task_grads
         if decompose == "batch":
             sharp = _scale(task_grads, context.weights)
@@ -191,7 +196,7 @@ def modality_aware_sam(
         modulated = jax.tree.map(
             modulate, task_grads, sharp, context.dominant, context.clean
         )
-        return modulated, context.state
+        return modulated, keep_tasks(present, context.state, state)
 
     direction = Direction(
         prepare,

@@ -5,10 +5,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from samo_jax._gramian import combine
 from samo_jax._hyperparameters import ScalarOrSchedule, check_share
 from samo_jax._perturbations._along import along
 from samo_jax._perturbations._base import Perturbation, common
-from samo_jax._tree import zeros_like_params
+from samo_jax._solvers._base import uniform_weights
+from samo_jax._tree import as_floats, zeros_like_params
 
 
 def momentum_sam(
@@ -54,13 +56,11 @@ def momentum_sam(
     """
     check_share("decay", decay, "0.9 is usual.")
 
-    def finish(context, task_grads, velocity):
+    def finish(context, task_grads, velocity, *, present):
         del context
-        new = jax.tree.map(
-            lambda v, g: decay * v + jnp.mean(g.astype(v.dtype), axis=0),
-            velocity,
-            task_grads,
-        )
+        shares = uniform_weights(len(present), present)
+        mean_grad = combine(shares, as_floats(task_grads))
+        new = jax.tree.map(lambda v, g: decay * v + g, velocity, mean_grad)
         return task_grads, new
 
     direction = common(

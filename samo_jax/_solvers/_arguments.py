@@ -37,6 +37,18 @@ def as_numbers(name: str, values: Any) -> np.ndarray:
         ) from None
 
 
+def check_offset(offset: Vector) -> None:
+    """Raise unless it is one finite number, or one per task."""
+    if isinstance(offset, jax.core.Tracer):
+        return
+    values = as_numbers("offset", offset)
+    if values.ndim > 1 or not np.all(np.isfinite(values)):
+        raise ValueError(
+            f"`offset` must be one finite number or one per task, got {offset!r}. It "
+            "is what the losses never fall below."
+        )
+
+
 def check_preference(preference: Vector | None) -> None:
     """Raise unless the preference is a direction in the non-negative orthant."""
     if preference is None or isinstance(preference, jax.core.Tracer):

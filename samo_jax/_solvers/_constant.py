@@ -4,7 +4,8 @@ import jax
 import numpy as np
 
 from samo_jax._solvers._arguments import Vector, as_numbers, per_task
-from samo_jax._solvers._base import Solver
+from samo_jax._solvers._base import Solver, as_present
+from samo_jax._tree import keep
 
 
 def constant(weights: Vector) -> Solver:
@@ -12,7 +13,8 @@ def constant(weights: Vector) -> Solver:
 
     Args:
         weights: w, shape (K,), finite, in the order of the loss pytree's leaves. Used
-            as given: make them sum to one for the scale of a mean.
+            as given, also those of the present tasks where others are absent: make
+            them sum to one for the scale of a mean.
 
     Returns:
         A stateless `Solver`.
@@ -40,8 +42,9 @@ def constant(weights: Vector) -> Solver:
         per_task("weights", weights, num_tasks, 0)
         return ()
 
-    def update(gramian, state, **extra_args):
+    def update(gramian, state, *, present=None, **extra_args):
         del extra_args
-        return per_task("weights", weights, len(gramian), 0), state
+        vector = per_task("weights", weights, len(gramian), 0)
+        return keep(as_present(present, len(gramian)), vector), state
 
     return Solver(init, update, linear=True)

@@ -7,19 +7,19 @@ import jax.numpy as jnp
 
 from samo_jax._hyperparameters import check_nonnegative, check_positive
 from samo_jax._solvers._arguments import required_losses
-from samo_jax._solvers._base import Solver
+from samo_jax._solvers._base import Solver, as_present
 from samo_jax._solvers._correlation import direct, relative_norms
 from samo_jax._solvers._equilibrate import Equilibrated, Solution, solve_gramian
-from samo_jax._tree import accumulator_dtype, safe_divide
+from samo_jax._tree import accumulator_dtype, keep, safe_divide
 
 
 class GradNormState(NamedTuple):
     """State of `gradnorm`.
 
     Attributes:
-        logits: s, shape (K,); the next weights are softmax(s).
-        initial_losses: l(0), shape (K,), of the first update with finite losses.
-        started: shape (), bool, whether there was one.
+        logits: s, shape (K,); the next weights are softmax(s) over the present tasks.
+        initial_losses: l(0), shape (K,), of the task's first update with finite losses.
+        started: shape (K,), bool, whether there was one.
     """
 
     logits: jax.Array
@@ -43,7 +43,8 @@ def gradnorm(alpha: float = 1.5, learning_rate: float = 0.025) -> Solver:
     layer's).
 
     Tasks with a zero gradient take no part in the step. A loss ratio that is negative
-    counts as 0. A non-finite Gramian or loss leaves the state as it is.
+    counts as 0. A non-finite Gramian or loss leaves the state as it is. What an absent
+    task has learnt waits for it.
 
     Args:
         alpha: strength of the pull towards equal training rates, non-negative.
@@ -75,12 +76,14 @@ def gradnorm(alpha: float = 1.5, learning_rate: float = 0.025) -> Solver:
 
     def init(num_tasks: int) -> GradNormState:
         ones = jnp.ones((num_tasks,), accumulator_dtype())
-        return GradNormState(jnp.zeros_like(ones), ones, jnp.zeros((), bool))
+        return GradNormState(jnp.zeros_like(ones), ones, jnp.zeros((num_tasks,), bool))
 
-    def update(gramian, state, *, losses=None, **extra_args):
+    def update(gramian, state, *, losses=None, present=None, **extra_args):
         del extra_args
         losses = required_losses(losses, "gradnorm()", gramian.shape[0])
-        weights = jax.nn.softmax(state.logits)
+        present = as_present(present, len(losses))
+        losses = jnp.where(present, losses, 1)
+        weights = jax.nn.softmax(state.logits, where=present)
         initial = jnp.where(state.started, state.initial_losses, losses)
 
         def logits_gradient(problem: Equilibrated) -> Solution:
@@ -100,9 +103,11 @@ def gradnorm(alpha: float = 1.5, learning_rate: float = 0.025) -> Solver:
 
         gradient, info = solve_gramian(gramian, logits_gradient)
         usable = info.finite & jnp.isfinite(losses).all() & jnp.isfinite(gradient).all()
-        logits = state.logits - jnp.where(usable, learning_rate * gradient, 0)
+        usable &= present
+        # Where no gradient is there, `solve_gramian` falls back to uniform numbers.
+        moved = usable & jnp.any(jnp.diagonal(gramian) > 0)
         return weights, GradNormState(
-            logits=logits,
+            logits=state.logits - keep(moved, learning_rate * gradient),
             initial_losses=jnp.where(usable, initial, state.initial_losses),
             started=state.started | usable,
         )

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import optax
 
 from samo_jax._arguments import as_key, check_key
-from samo_jax._solvers._base import Solver
+from samo_jax._faults import names_present
+from samo_jax._solvers._base import Solver, as_present
 
 
 class KeyedState(NamedTuple):
@@ -28,19 +29,25 @@ class KeyedState(NamedTuple):
 def keyed_solver(
     key: jax.Array | int,
     init: Callable[[int], Any],
-    update: Callable[[jax.Array, jax.Array, Any], tuple[jax.Array, Any]],
+    update: Callable[..., tuple[jax.Array, Any]],
 ) -> Solver:
-    """A `Solver` from `init(num_tasks)` and `update(key, gramian, memory)`."""
+    """A `Solver` from `init(num_tasks)` and `update(key, gramian, memory, present)`."""
     check_key(key)
 
     def init_keyed(num_tasks: int) -> KeyedState:
         return KeyedState(as_key(key), jnp.zeros((), jnp.int32), init(num_tasks))
 
-    def update_keyed(gramian, state, **extra_args):
+    def update_keyed(gramian, state, *, present=None, **extra_args):
         del extra_args
         drawn = jax.random.fold_in(state.draw_key, state.draws)
-        weights, memory = update(drawn, gramian, state.memory)
+        present = as_present(present, gramian.shape[0])
+        aware = (present,) if names_present(update) else ()  # Not all are, yet.
+        weights, memory = update(drawn, gramian, state.memory, *aware)
         draws = jnp.asarray(optax.safe_increment(state.draws))
         return weights, KeyedState(state.draw_key, draws, memory)
 
-    return Solver(init_keyed, update_keyed)
+    def update_all(gramian, state, **extra_args):
+        del extra_args
+        return update_keyed(gramian, state)
+
+    return Solver(init_keyed, update_keyed if names_present(update) else update_all)

@@ -17,8 +17,8 @@ def mean() -> Solver:
         [0.25 0.25 0.25 0.25]
     """
 
-    def update(gramian, state, **extra_args):
+    def update(gramian, state, *, present=None, **extra_args):
         del extra_args
-        return uniform_weights(gramian.shape[0]), state
+        return uniform_weights(gramian.shape[0], present), state
 
     return Solver(lambda _num_tasks: (), update, linear=True)

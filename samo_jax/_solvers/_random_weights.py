@@ -34,8 +34,8 @@ def random_weights(key: jax.Array | int) -> Solver:
         Litmus Test for Multi-Task Learning <https://arxiv.org/abs/2111.10603>`_, 2022
     """
 
-    def update(key, gramian, memory):
+    def update(key, gramian, memory, present):
         normals = jax.random.normal(key, gramian.shape[:1], accumulator_dtype())
-        return jax.nn.softmax(normals), memory
+        return jax.nn.softmax(normals, where=present), memory
 
     return keyed_solver(key, lambda _num_tasks: (), update)._replace(linear=True)

@@ -6,15 +6,21 @@ import jax
 import jax.numpy as jnp
 
 from samo_jax._hyperparameters import check_scalar, is_number
-from samo_jax._solvers._base import Solver, uniform_weights
+from samo_jax._solvers._base import (
+    Solver,
+    as_present,
+    solver_update,
+    uniform_weights,
+)
+from samo_jax._tree import keep
 
 
 class SmoothedState(NamedTuple):
     """State of `smoothed`.
 
     Attributes:
-        average: shape (K,), the last smoothed weights (uniform before the first).
-        started: shape (), bool, whether there was an update.
+        average: shape (K,), each task's last smoothed weight (before the first: 1 / K).
+        started: shape (K,), bool, whether each task has taken part in an update.
         solver_state: state of the wrapped solver.
     """
 
@@ -26,7 +32,8 @@ class SmoothedState(NamedTuple):
 def smoothed(solver: Solver, decay: float = 0.9) -> Solver:
     """A moving average of another solver's weights: `w <- decay w + (1 - decay) what`.
 
-    The first update takes the solver's weights as they are. Averaging removes the bias
+    A task's first update takes the solver's weight as it is, and updates without the
+    task leave its average alone. Averaging removes the bias
     that combiners have with stochastic gradients (CR-MOGM).
 
     Args:
@@ -63,17 +70,23 @@ def smoothed(solver: Solver, decay: float = 0.9) -> Solver:
         raise ValueError(f"`decay` must be in [0, 1), got {decay}. 0 keeps no history.")
 
     def init(num_tasks: int) -> SmoothedState:
+        started = jnp.zeros((num_tasks,), bool)
         return SmoothedState(
-            uniform_weights(num_tasks), jnp.zeros((), bool), solver.init(num_tasks)
+            uniform_weights(num_tasks), started, solver.init(num_tasks)
         )
 
-    def update(gramian, state, **extra_args):
-        weights, solver_state = solver.update(gramian, state.solver_state, **extra_args)
+    def update(gramian, state, *, present=None, **extra_args):
+        weights, solver_state = solver_update(solver)(
+            gramian, state.solver_state, present=present, **extra_args
+        )
         weights = weights.astype(state.average.dtype)
-        finite = jnp.isfinite(weights).all()
+        present = as_present(present, len(weights))
+        averaged = present & jnp.isfinite(weights).all()
         blend = weights + decay * (state.average - weights)
         average = jnp.where(state.started, blend, weights)
-        average = jnp.where(finite, average, state.average)
-        return average, SmoothedState(average, state.started | finite, solver_state)
+        average = jnp.where(averaged, average, state.average)
+        return keep(present, average), SmoothedState(
+            average, state.started | averaged, solver_state
+        )
 
     return Solver(init, update, linear=solver.linear)

@@ -1,8 +1,6 @@
 """Linear scalarisation: the sum of the losses."""
 
-import jax.numpy as jnp
-
-from samo_jax._solvers._base import Solver
+from samo_jax._solvers._base import Solver, as_present
 from samo_jax._tree import accumulator_dtype
 
 
@@ -22,8 +20,9 @@ def total() -> Solver:
         [1. 1. 1.]
     """
 
-    def update(gramian, state, **extra_args):
+    def update(gramian, state, *, present=None, **extra_args):
         del extra_args
-        return jnp.ones((gramian.shape[0],), accumulator_dtype()), state
+        present = as_present(present, gramian.shape[0])
+        return present.astype(accumulator_dtype()), state
 
     return Solver(lambda _num_tasks: (), update, linear=True)

@@ -6,21 +6,29 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from samo_jax._solvers._base import Solver, uniform_weights
-from samo_jax._tree import accumulator_dtype, keep_if
+from samo_jax._faults import share_out
+from samo_jax._solvers import Solver
+from samo_jax._solvers._arguments import Vector, check_offset, per_task
+from samo_jax._solvers._base import as_present, uniform_weights
+from samo_jax._tree import accumulator_dtype, keep, keep_if
 
 
 class WeightingState(NamedTuple):
     """State of the loss weightings.
 
     Attributes:
-        last_weights: shape (K,), the last weights (before the first update: uniform),
-            kept where the losses allow none.
-        method_state: what the method itself remembers, or ().
+        last_weights: shape (K,), each task's last weight (before its first update:
+            1 / K), kept where the losses allow none.
+        method_state: what the method itself remembers (`log_losses`: the wrapped
+            solver's state), or ().
+        unusable: shape (K,), int32, how many updates had a loss of each task that
+            allowed no weights: not finite, or not above `offset` where the method
+            needs that. Where it grows, the method stands still.
     """
 
     last_weights: jax.Array
     method_state: Any
+    unusable: jax.Array
 
 
 def weighting(
@@ -28,47 +36,75 @@ def weighting(
     step: Callable[..., tuple[jax.Array, Any]],
     *,
     positive: bool,
+    offset: Vector = 0.0,
 ) -> Solver:
-    """A `Solver` of `step(losses, method_state, **extra_args) -> (weights, state)`.
+    """A `Solver` of `step(losses, present, method_state, *, gramian, **extra_args)`.
 
-    Where a loss is not finite (or not positive, with `positive`), or a weight would not
-    be finite, the last weights are returned and the state does not change.
+    It returns weights, which count for the present tasks, and the method's new state.
+    Losses are less the offset, and 1 where a task is absent. Where a present one is not
+    finite (or not positive, with `positive`), or a weight would not be finite, the last
+    weights are returned and the method's state does not change.
     """
+    check_offset(offset)
 
     def init_state(num_tasks: int) -> WeightingState:
-        return WeightingState(uniform_weights(num_tasks), init(num_tasks))
+        per_task("offset", offset, num_tasks, 0)
+        return WeightingState(
+            uniform_weights(num_tasks),
+            init(num_tasks),
+            jnp.zeros((num_tasks,), jnp.int32),
+        )
 
-    def update(gramian, state, *, losses, **extra_args):
-        del gramian
-        losses = jnp.asarray(losses, accumulator_dtype())
+    def update(gramian, state, *, losses, present=None, **extra_args):
+        losses = shifted_losses(losses, offset)
+        present = as_present(present, len(losses))
         usable = usable_losses(losses, positive=positive)
         # Ones stand in, so that no NaN arises even where it would be dropped.
         weights, method_state = step(
-            jnp.where(usable, losses, 1), state.method_state, **extra_args
+            jnp.where(present & usable, losses, 1),
+            present,
+            state.method_state,
+            gramian=gramian,
+            **extra_args,
         )
-        usable &= jnp.all(jnp.isfinite(weights))
-        state = keep_if(usable, WeightingState(weights, method_state), state)
-        return state.last_weights, state
+        unusable = present & ~(usable & jnp.isfinite(weights))
+        last, _ = share_out(state.last_weights, present)
+        stands = jnp.any(unusable)
+        weights = jnp.where(stands, last, keep(present, weights))
+        return weights, WeightingState(
+            jnp.where(present & ~stands, weights, state.last_weights),
+            keep_if(stands, state.method_state, method_state),
+            state.unusable + unusable.astype(jnp.int32),
+        )
 
     return Solver(init_state, update, linear=True)
 
 
 def scalarization(
-    loss_fn: Callable[[jax.Array], jax.Array], *, positive: bool = False
+    loss_fn: Callable[..., jax.Array],
+    *,
+    positive: bool = False,
+    offset: Vector = 0.0,
 ) -> Solver:
-    """A `Solver` whose weights are the gradient of a scalar function of losses."""
+    """A `Solver` whose weights are the gradient of `loss_fn(losses, present)`."""
 
-    def step(losses, state, **extra_args):
+    def step(losses, present, state, **extra_args):
         del extra_args
-        return jax.grad(loss_fn)(losses), state
+        return jax.grad(loss_fn)(losses, present), state
 
-    return weighting(lambda _num_tasks: (), step, positive=positive)
+    return weighting(lambda _num_tasks: (), step, positive=positive, offset=offset)
+
+
+def shifted_losses(losses: Vector, offset: Vector) -> jax.Array:
+    """`losses - offset`, shape (K,), in `accumulator_dtype`."""
+    losses = jnp.asarray(losses, accumulator_dtype())
+    return losses - per_task("offset", offset, len(losses), 0)
 
 
 def usable_losses(losses: jax.Array, *, positive: bool) -> jax.Array:
-    """Whether all losses are finite (and positive)."""
+    """Which losses are finite (and positive), shape (K,), bool."""
     usable = jnp.isfinite(losses)
-    return jnp.all(usable & (losses > 0) if positive else usable)
+    return usable & (losses > 0) if positive else usable
 
 
 def safe_norm(vector: jax.Array) -> jax.Array:

@@ -9,8 +9,9 @@ from jax.typing import ArrayLike
 from samo_jax._hyperparameters import check_nonnegative
 from samo_jax._solvers import Solver
 from samo_jax._solvers._arguments import Vector, check_preference, per_task
+from samo_jax._solvers._base import as_present
 from samo_jax._tasks import LossTree, stack_losses
-from samo_jax._tree import safe_divide
+from samo_jax._tree import keep, safe_divide
 from samo_jax._weightings._base import (
     safe_norm,
     scalarization,
@@ -41,8 +42,13 @@ def cosmos_loss(losses: LossTree, *, preference: Vector, lam: ArrayLike) -> jax.
         Multi-Objective Learning <https://arxiv.org/abs/2103.13392>`_, 2021
     """
     _check(preference, lam)
-    losses = stack_losses(losses)
+    return _cosmos(stack_losses(losses), preference=preference, lam=lam)
+
+
+def _cosmos(losses, present=None, *, preference, lam):
+    present = as_present(present, len(losses))
     preference = per_task("preference", preference, len(losses), 1)
+    preference, losses = keep(present, preference), keep(present, losses)
     linear = jnp.sum(preference * losses)
     cosine = safe_divide(linear, safe_norm(preference) * safe_norm(losses))
     return linear - jnp.asarray(lam, losses.dtype) * cosine
@@ -85,4 +91,4 @@ def cosmos(preference: Vector, lam: ArrayLike) -> Solver:
         Multi-Objective Learning <https://arxiv.org/abs/2103.13392>`_, 2021
     """
     _check(preference, lam)
-    return scalarization(partial(cosmos_loss, preference=preference, lam=lam))
+    return scalarization(partial(_cosmos, preference=preference, lam=lam))

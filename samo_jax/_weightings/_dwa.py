@@ -7,23 +7,20 @@ import jax.numpy as jnp
 
 from samo_jax._hyperparameters import check_count, check_positive
 from samo_jax._solvers import Solver
-from samo_jax._solvers._base import uniform_weights
-from samo_jax._tree import accumulator_dtype
+from samo_jax._tree import accumulator_dtype, keep_if
 from samo_jax._weightings._base import weighting
 
 
 class DWAState(NamedTuple):
-    """What `dwa` remembers.
+    """What `dwa` remembers, of the updates that each task took part in.
 
     Attributes:
-        count: shape (), int32, losses in the running average, below `window`.
-        filled: shape (), int32, windows completed, at most 2.
+        counts: shape (K,), int32, losses in the running averages, below `window`.
         running: shape (K,), average of the losses of this window.
-        averages: shape (2, K), of the last window and of the one before.
+        averages: shape (2, K), of the last window and of the one before; 0 at first.
     """
 
-    count: jax.Array
-    filled: jax.Array
+    counts: jax.Array
     running: jax.Array
     averages: jax.Array
 
@@ -34,7 +31,8 @@ def dwa(temperature: float = 2.0, *, window: int) -> Solver:
     A task whose loss falls slower gets more weight. The weights are uniform during the
     first two windows, then change once a window, as published with epochs for windows.
     The published weights are K times these. (SAMO's scripts instead slide windows of 25
-    steps; every ratio is 1 where the earlier mean is 0.)
+    steps.) A ratio is 1 where there is no earlier mean, or it is 0. Steps without a
+    task are not in its windows.
 
     Args:
         temperature: T, positive; larger is closer to uniform.
@@ -67,27 +65,28 @@ def dwa(temperature: float = 2.0, *, window: int) -> Solver:
 
     def init(num_tasks):
         zeros = jnp.zeros((num_tasks,), accumulator_dtype())
-        count = jnp.zeros((), jnp.int32)
-        return DWAState(count, count, zeros, jnp.stack([zeros, zeros]))
+        counts = jnp.zeros((num_tasks,), jnp.int32)
+        return DWAState(counts, zeros, jnp.stack([zeros, zeros]))
 
-    def step(losses, state, **extra_args):
+    def step(losses, present, state, **extra_args):
         del extra_args
         last, before = state.averages
         ratios = jnp.where(before != 0, last / jnp.where(before != 0, before, 1), 1)
         logits = ratios / jnp.asarray(temperature, losses.dtype)
         # An overflowing ratio must not make the softmax inf / inf.
         largest = jnp.asarray(jnp.finfo(losses.dtype).max / 4, losses.dtype)
-        weights = jax.nn.softmax(jnp.clip(logits, -largest, largest))
-        weights = jnp.where(state.filled == 2, weights, uniform_weights(len(losses)))
+        logits = jnp.clip(logits, -largest, largest)
+        weights = jax.nn.softmax(logits, where=present)
 
-        count = state.count + 1
-        running = state.running + (losses - state.running) / count.astype(losses.dtype)
-        full = count == window
-        return weights, DWAState(
-            count=jnp.where(full, 0, count),
-            filled=jnp.minimum(state.filled + full.astype(jnp.int32), 2),
+        counts = state.counts + 1
+        running = state.running
+        running += (losses - running) / counts.astype(losses.dtype)
+        full = counts == window
+        new = DWAState(
+            counts=jnp.where(full, 0, counts),
             running=jnp.where(full, 0, running),
             averages=jnp.where(full, jnp.stack([running, last]), state.averages),
         )
+        return weights, keep_if(present, new, state)
 
     return weighting(init, step, positive=False)

@@ -11,9 +11,11 @@ from samo_jax._hyperparameters import (
     check_positive,
 )
 from samo_jax._solvers import Solver
-from samo_jax._tree import accumulator_dtype, keep_if
+from samo_jax._solvers._arguments import Vector
+from samo_jax._tree import accumulator_dtype, keep
 from samo_jax._weightings._adam import AdamState, adam_init, adam_step
 from samo_jax._weightings._base import (
+    shifted_losses,
     usable_losses,
     weighting,
 )
@@ -25,7 +27,8 @@ class FAMOState(NamedTuple):
     Attributes:
         logits: xi, shape (K,); 0 at first.
         adam: its optimiser's state.
-        previous_losses: shape (K,), the losses of the last update; 0 before the first.
+        previous_losses: shape (K,), the losses of the last update, less `offset`; 0
+            where there was none, of a task that was absent or before the first.
     """
 
     logits: jax.Array
@@ -33,7 +36,12 @@ class FAMOState(NamedTuple):
     previous_losses: jax.Array
 
 
-def famo(learning_rate: ScalarOrSchedule = 0.025, weight_decay: float = 1e-3) -> Solver:
+def famo(
+    learning_rate: ScalarOrSchedule = 0.025,
+    weight_decay: float = 1e-3,
+    *,
+    offset: Vector = 0.0,
+) -> Solver:
     """FAMO: `w_i = (z_i / L_i) / sum_j (z_j / L_j)` with `z = softmax(xi)`.
 
     The weights of the log losses, z, are learned from what each step achieved: with
@@ -52,15 +60,20 @@ def famo(learning_rate: ScalarOrSchedule = 0.025, weight_decay: float = 1e-3) ->
         learning_rate: Adam's for xi, positive, a float or a schedule of the steps done.
         weight_decay: gamma, non-negative, an L2 penalty on xi (0.001 in LibMTL and
             TorchJD, 0.01 in the official script).
+        offset: the official script's minimum losses, one number or one per task: `L_i -
+            offset_i` stands for L_i. Losses that can be negative need one below their
+            minimum.
 
     Returns:
         A `Solver` that ignores the Gramian and takes the extra argument `losses_after`,
-        shape (K,) (None: `losses`). While a loss is not finite or not positive it keeps
-        its last weights (at first: uniform) and state; such a `losses_after` is not
-        learned from.
+        shape (K,) (None: `losses`). While a loss is not finite or not above `offset`
+        it keeps its last weights (at first: uniform) and state, and
+        `WeightingState.unusable` counts; such a `losses_after` is not learned from. Nor
+        is a step without the task.
 
     Raises:
-        ValueError: if `learning_rate` is not positive or `weight_decay` is negative.
+        ValueError: if `learning_rate` is not positive, `weight_decay` is negative, or
+            `offset` is neither one finite number nor one per task.
 
     Examples:
         >>> import jax.numpy as jnp, samo_jax
@@ -83,23 +96,20 @@ def famo(learning_rate: ScalarOrSchedule = 0.025, weight_decay: float = 1e-3) ->
         zeros = jnp.zeros((num_tasks,), accumulator_dtype())
         return FAMOState(zeros, adam_init(num_tasks), zeros)
 
-    def step(losses, state, *, losses_after=None, **extra_args):
+    def step(losses, present, state, *, losses_after=None, **extra_args):
         del extra_args
-        after = losses if losses_after is None else losses_after
-        after = jnp.asarray(after, losses.dtype)
-        usable = usable_losses(after, positive=True)
-        usable &= usable_losses(state.previous_losses, positive=True)
+        before = state.previous_losses
+        after = losses if losses_after is None else shifted_losses(losses_after, offset)
+        learns = present & usable_losses(after, positive=True) & (before > 0)
 
-        before = jnp.where(usable, state.previous_losses, 1)
-        delta = jnp.log(before) - jnp.log(jnp.where(usable, after, 1))
-        z = jax.nn.softmax(state.logits)
+        before, after = (jnp.where(learns, x, 1) for x in (before, after))
+        delta = jnp.log(before) - jnp.log(after)
+        z = jax.nn.softmax(state.logits, where=learns)
         decay = jnp.asarray(weight_decay, losses.dtype) * state.logits
         slope = z * (delta - jnp.sum(z * delta)) + decay
-        change, adam = adam_step(slope, state.adam, learning_rate)
-        logits, adam = keep_if(
-            usable, (state.logits + change, adam), (state.logits, state.adam)
-        )
-        weights = jax.nn.softmax(logits - jnp.log(losses))
-        return weights, FAMOState(logits, adam, losses)
+        change, adam = adam_step(slope, state.adam, learning_rate, learns)
+        logits = state.logits + change
+        weights = jax.nn.softmax(logits - jnp.log(losses), where=present)
+        return weights, FAMOState(logits, adam, keep(present, losses))
 
-    return weighting(init, step, positive=True)
+    return weighting(init, step, positive=True, offset=offset)

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from samo_jax._solvers import Solver
+from samo_jax._solvers._arguments import Vector
 from samo_jax._tasks import LossTree, stack_losses
 from samo_jax._weightings._base import scalarization
 
@@ -30,18 +31,30 @@ def geometric_mean_loss(losses: LossTree) -> jax.Array:
         Chennupati et al., `MultiNet++: Multi-Stream Feature Aggregation and Geometric
         Loss Strategy for Multi-Task Learning <https://arxiv.org/abs/1904.08492>`_, 2019
     """
-    return jnp.exp(jnp.mean(jnp.log(stack_losses(losses))))
+    return _geometric_mean(stack_losses(losses))
 
 
-def geometric_mean() -> Solver:
+def _geometric_mean(losses, present=None):
+    return jnp.exp(jnp.mean(jnp.log(losses), where=present))
+
+
+def geometric_mean(*, offset: Vector = 0.0) -> Solver:
     """GLS: the weights that `geometric_mean_loss` gives, `w_i = GM(L) / (K L_i)`.
 
     They sum to 1 where the losses are equal, and to more elsewhere. (LibMTL reports
     other weights, which are not those of its loss.)
 
+    Args:
+        offset: one number or one per task: `L_i - offset_i` stands for L_i. Losses that
+            can be negative need one below their minimum.
+
     Returns:
-        A `Solver` that ignores the Gramian. While a loss is not finite or not positive
-        it keeps its last weights (at first: uniform).
+        A `Solver` that ignores the Gramian. While a loss is not finite or not above
+        `offset` it keeps its last weights (at first: uniform), and
+        `WeightingState.unusable` counts.
+
+    Raises:
+        ValueError: if `offset` is neither one finite number nor one per task.
 
     Examples:
         >>> import jax.numpy as jnp, samo_jax
@@ -55,4 +68,4 @@ def geometric_mean() -> Solver:
         Chennupati et al., `MultiNet++: Multi-Stream Feature Aggregation and Geometric
         Loss Strategy for Multi-Task Learning <https://arxiv.org/abs/1904.08492>`_, 2019
     """
-    return scalarization(geometric_mean_loss, positive=True)
+    return scalarization(_geometric_mean, positive=True, offset=offset)

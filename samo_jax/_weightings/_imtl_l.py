@@ -40,7 +40,7 @@ def imtl_l_loss(losses: LossTree, log_scales: Vector) -> jax.Array:
     return jnp.mean(jnp.exp(log_scales) * losses - log_scales)
 
 
-def imtl_l(learning_rate: ScalarOrSchedule = 0.025) -> Solver:
+def imtl_l(learning_rate: ScalarOrSchedule = 0.025, *, offset: Vector = 0.0) -> Solver:
     """IMTL-L: `w_i = exp(s_i) / K`, the log scales s trained inside the solver.
 
     With the convention of weights that start uniform, and Adam for s, this is exactly
@@ -50,12 +50,13 @@ def imtl_l(learning_rate: ScalarOrSchedule = 0.025) -> Solver:
     Args:
         learning_rate: Adam's for s, positive, a float or a schedule of the updates
             done.
+        offset: see `uncertainty`.
 
     Returns:
         A `Solver`, see `uncertainty`.
 
     Raises:
-        ValueError: if `learning_rate` is not positive.
+        ValueError: see `uncertainty`.
 
     Examples:
         >>> import jax.numpy as jnp, samo_jax
@@ -69,4 +70,4 @@ def imtl_l(learning_rate: ScalarOrSchedule = 0.025) -> Solver:
         Liu et al., `Towards Impartial Multi-task Learning
         <https://openreview.net/forum?id=IMPnRXEWpvr>`_, 2021
     """
-    return uncertainty(learning_rate)
+    return uncertainty(learning_rate, offset=offset)

@@ -1,29 +1,14 @@
 """Any solver on the logarithms of the losses."""
 
-from typing import Any, NamedTuple
-
-import jax
 import jax.numpy as jnp
 
 from samo_jax._solvers import Solver
-from samo_jax._solvers._base import uniform_weights
-from samo_jax._tree import accumulator_dtype, keep_if
-from samo_jax._weightings._base import usable_losses
+from samo_jax._solvers._arguments import Vector
+from samo_jax._solvers._base import solver_update
+from samo_jax._weightings._base import weighting
 
 
-class LogLossesState(NamedTuple):
-    """State of `log_losses`.
-
-    Attributes:
-        last_weights: shape (K,), the last weights (before the first update: uniform).
-        solver_state: state of the wrapped solver.
-    """
-
-    last_weights: jax.Array
-    solver_state: Any
-
-
-def log_losses(solver: Solver) -> Solver:
+def log_losses(solver: Solver, *, offset: Vector = 0.0) -> Solver:
     """A solver on the gradients of `log L_i`, which do not depend on losses' scales.
 
     The gradients `g_i / L_i` have the Gramian `G_ij / (L_i L_j)`. Its weights v mean
@@ -34,13 +19,17 @@ def log_losses(solver: Solver) -> Solver:
 
     Args:
         solver: any `Solver`. It gets the log losses as `losses`.
+        offset: one number or one per task: `L_i - offset_i` stands for L_i. Losses that
+            can be negative need one below their minimum.
 
     Returns:
-        A `Solver`. While a loss is not finite or not positive, or a weight would not be
-        finite, it keeps its last weights (at first: uniform) and the solver's state.
+        A `Solver`. While a loss is not finite or not above `offset`, or a weight would
+        not be finite, it keeps its last weights (at first: uniform) and the solver's
+        state, and `WeightingState.unusable` counts.
 
     Raises:
-        ValueError: if `solver` is not a `Solver`.
+        ValueError: if `solver` is not a `Solver`, or `offset` is neither one finite
+            number nor one per task.
 
     Examples:
         >>> import jax.numpy as jnp, samo_jax
@@ -61,22 +50,18 @@ def log_losses(solver: Solver) -> Solver:
             "`samo_jax.log_losses(samo_jax.mgda())`."
         )
 
-    def init(num_tasks: int) -> LogLossesState:
-        return LogLossesState(uniform_weights(num_tasks), solver.init(num_tasks))
+    update = solver_update(solver)
 
-    def update(gramian, state, *, losses, **extra_args):
-        losses = jnp.asarray(losses, accumulator_dtype())
-        usable = usable_losses(losses, positive=True)
-        losses = jnp.where(usable, losses, 1)
-        weights, solver_state = solver.update(
+    def step(losses, present, state, *, gramian, **extra_args):
+        weights, state = update(
             gramian / losses[:, None] / losses[None, :],
-            state.solver_state,
-            losses=jnp.log(losses),
+            state,
+            losses=jnp.where(present, jnp.log(losses), jnp.nan),
+            present=present,
             **extra_args,
         )
-        weights = weights / losses
-        usable &= jnp.all(jnp.isfinite(weights))
-        state = keep_if(usable, LogLossesState(weights, solver_state), state)
-        return state.last_weights, state
+        return weights / losses, state
 
-    return Solver(init, update, linear=solver.linear)
+    return weighting(solver.init, step, positive=True, offset=offset)._replace(
+        linear=solver.linear
+    )

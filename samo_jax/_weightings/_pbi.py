@@ -9,7 +9,9 @@ from jax.typing import ArrayLike
 from samo_jax._hyperparameters import check_nonnegative
 from samo_jax._solvers import Solver
 from samo_jax._solvers._arguments import Vector, check_preference, per_task
+from samo_jax._solvers._base import as_present
 from samo_jax._tasks import LossTree, stack_losses
+from samo_jax._tree import keep
 from samo_jax._weightings._base import (
     safe_norm,
     scalarization,
@@ -50,9 +52,14 @@ def pbi_loss(
     """
     _check(theta, preference)
     losses = stack_losses(losses)
-    direction = per_task("preference", preference, len(losses), 1)
+    return _pbi(losses, theta=theta, preference=preference, ideal=ideal)
+
+
+def _pbi(losses, present=None, *, theta, preference, ideal):
+    present = as_present(present, len(losses))
+    direction = keep(present, per_task("preference", preference, len(losses), 1))
     direction = direction / safe_norm(direction)
-    offset = losses - per_task("ideal", ideal, len(losses), 0)
+    offset = keep(present, losses - per_task("ideal", ideal, len(losses), 0))
     along = jnp.sum(direction * offset)
     theta = jnp.asarray(theta, losses.dtype)
     return along + theta * safe_norm(offset - along * direction)
@@ -95,6 +102,4 @@ def pbi(theta: ArrayLike, preference: Vector, ideal: Vector | None = None) -> So
         Decomposition <https://doi.org/10.1109/TEVC.2007.892759>`_, 2007
     """
     _check(theta, preference)
-    return scalarization(
-        partial(pbi_loss, theta=theta, preference=preference, ideal=ideal)
-    )
+    return scalarization(partial(_pbi, theta=theta, preference=preference, ideal=ideal))

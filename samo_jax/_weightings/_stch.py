@@ -9,6 +9,7 @@ from jax.typing import ArrayLike
 from samo_jax._hyperparameters import check_positive
 from samo_jax._solvers import Solver
 from samo_jax._solvers._arguments import Vector, check_preference, per_task
+from samo_jax._solvers._base import as_present
 from samo_jax._tasks import LossTree, stack_losses
 from samo_jax._weightings._base import (
     scalarization,
@@ -52,11 +53,18 @@ def stch_loss(
         <https://arxiv.org/abs/2402.19078>`_, 2024
     """
     _check(mu, preference)
-    losses = stack_losses(losses)
+    return _stch(
+        stack_losses(losses), mu=mu, preference=preference, reference=reference
+    )
+
+
+def _stch(losses, present=None, *, mu, preference, reference):
     preference = per_task("preference", preference, len(losses), 1)
     reference = per_task("reference", reference, len(losses), 0)
     mu = jnp.asarray(mu, losses.dtype)
-    return mu * jax.nn.logsumexp(preference * (losses - reference) / mu)
+    exponents = preference * (losses - reference) / mu
+    present = as_present(present, len(losses))
+    return mu * jax.nn.logsumexp(jnp.where(present, exponents, -jnp.inf))
 
 
 def _check(mu, preference):
@@ -102,5 +110,5 @@ def stch(
     """
     _check(mu, preference)
     return scalarization(
-        partial(stch_loss, mu=mu, preference=preference, reference=reference)
+        partial(_stch, mu=mu, preference=preference, reference=reference)
     )

@@ -58,10 +58,17 @@ def uncertainty_loss(losses: LossTree, log_variances: Vector) -> jax.Array:
     """
     losses = stack_losses(losses)
     log_variances = per_task("log_variances", log_variances, len(losses), 0)
-    return jnp.mean(jnp.exp(-log_variances) * losses + log_variances)
+    return _uncertainty(losses, log_variances)
 
 
-def uncertainty(learning_rate: ScalarOrSchedule = 0.025) -> Solver:
+def _uncertainty(losses, log_variances, present=None):
+    likelihoods = jnp.exp(-log_variances) * losses + log_variances
+    return jnp.mean(likelihoods, where=present)
+
+
+def uncertainty(
+    learning_rate: ScalarOrSchedule = 0.025, *, offset: Vector = 0.0
+) -> Solver:
     """UW: `w_i = exp(-s_i) / K`, the log variances s trained inside the solver.
 
     Each update does one Adam step on s for `uncertainty_loss`, after the weights are
@@ -71,13 +78,17 @@ def uncertainty(learning_rate: ScalarOrSchedule = 0.025) -> Solver:
     Args:
         learning_rate: Adam's for s, positive, a float or a schedule of the updates
             done. SAMO's scripts use 0.025.
+        offset: one number or one per task: `L_i - offset_i` stands for L_i. Losses that
+            can be negative need one below their minimum.
 
     Returns:
-        A `Solver` that ignores the Gramian. While a loss is not finite or not positive
-        (s would diverge) it keeps its last weights (at first: uniform) and s.
+        A `Solver` that ignores the Gramian. While a loss is not finite or not above
+        `offset` (s would diverge) it keeps its last weights (at first: uniform) and s,
+        and `WeightingState.unusable` counts.
 
     Raises:
-        ValueError: if `learning_rate` is not positive.
+        ValueError: if `learning_rate` is not positive, or `offset` is neither one
+            finite number nor one per task.
 
     Examples:
         >>> import jax.numpy as jnp, samo_jax
@@ -98,13 +109,13 @@ def uncertainty(learning_rate: ScalarOrSchedule = 0.025) -> Solver:
         zeros = jnp.zeros((num_tasks,), accumulator_dtype())
         return UncertaintyState(zeros, adam_init(num_tasks))
 
-    def step(losses, state, **extra_args):
+    def step(losses, present, state, **extra_args):
         del extra_args
-        weights, slope = jax.grad(uncertainty_loss, argnums=(0, 1))(
-            losses, state.log_variances
+        weights, slope = jax.grad(_uncertainty, argnums=(0, 1))(
+            losses, state.log_variances, present
         )
-        change, adam = adam_step(slope, state.adam, learning_rate)
+        change, adam = adam_step(slope, state.adam, learning_rate, present)
         log_variances = jnp.clip(state.log_variances + change, -_LARGEST, _LARGEST)
         return weights, UncertaintyState(log_variances, adam)
 
-    return weighting(init, step, positive=True)
+    return weighting(init, step, positive=True, offset=offset)

@@ -184,8 +184,9 @@ def make_train_step(
 ):
     """One jitted step; the same for every method.
 
-    The clean pass alone changes the network's collections: perturbed passes see the
-    same batch and dropout masks, and what they leave is dropped. Probes are in
+    The clean pass alone changes the network's collections, unless it leaves them with a
+    NaN: perturbed passes see the same batch and dropout masks, and what they leave is
+    dropped. Probes are in
     evaluation mode, as in SAMO's code.
 
     Most use `batch` alone; XLA then drops `second`, an independent batch, and `last`,
@@ -209,6 +210,7 @@ def make_train_step(
             state = state._replace(key=key)
         clean_pass = samo_jax.mean_value_and_grad(losses, has_aux=True)
         (values, collections), grads = clean_pass(params, batch, state)
+        collections = samo_jax.keep_finite(collections, state.collections)
         new_state = NetState(collections, next_key)
         extra = extra_args(
             Step(params, values, losses_on(second, state), losses_on(last, state))
