@@ -119,7 +119,7 @@ class Direction(NamedTuple):
     prepare: Callable[[Problem, Any], Any]
     perturb: Callable[[Any, int | jax.Array], PyTree]
     init: Callable[[PyTree, int], Any] = lambda _params, _num_tasks: ()
-    finish: Callable[[Any, PyTree, Any], tuple[PyTree, Any]] | None = None
+    finish: Callable[..., tuple[PyTree, Any]] | None = None
     needs_key: bool = False
     clean_gradients: Callable[[Any], PyTree | None] = lambda _context: None
     loss: Callable[[Problem, Any, PyTree, Any], jax.Array] | None = None
@@ -225,7 +225,9 @@ def perturbed_gradients(
     return Gradients(losses, task_grads, samples, clean), present, state
 
 
-def finish_of(perturbation: Perturbation) -> Callable[..., tuple[PyTree, Any]]:
+def finish_of(
+    perturbation: Perturbation | Direction,
+) -> Callable[..., tuple[PyTree, Any]]:
     """`Perturbation.finish`, called with `present` whether it names it or not."""
     finish = cast(Callable, perturbation.finish)
     if names_present(finish):

@@ -51,7 +51,7 @@ def adam_step(
     counts = optax.safe_increment(state.counts)
     mean = _DECAY * state.mean + (1 - _DECAY) * gradient
     square = _SQUARE_DECAY * state.square + (1 - _SQUARE_DECAY) * jnp.square(gradient)
-    steps = counts.astype(gradient.dtype)
+    steps = jnp.asarray(counts, gradient.dtype)
     unbiased = mean / (1 - _DECAY**steps)
     scale = jnp.sqrt(square / (1 - _SQUARE_DECAY**steps)) + _EPS
     moments = keep_if(
