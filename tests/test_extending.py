@@ -35,8 +35,9 @@ DEFINITIONS = re.findall(
 )
 page: dict[str, Any] = {}
 exec("\n".join(DEFINITIONS), page)
-inverse_norms, agreeing_signs, sign_sam, one_point = (
-    page[name] for name in ("inverse_norms", "agreeing_signs", "sign_sam", "one_point")
+inverse_norms, agreeing_signs, sign_sam, one_point, signs = (
+    page[name]
+    for name in ("inverse_norms", "agreeing_signs", "sign_sam", "one_point", "signs")
 )
 METHODS = {
     "inverse_norms": test_properties.Method(
@@ -49,7 +50,7 @@ METHODS = {
 
 
 def test_thirty_lines():
-    assert len(DEFINITIONS) == 4
+    assert len(DEFINITIONS) == 5
     assert all(block.count("\n") <= 30 for block in DEFINITIONS)
 
 
@@ -211,3 +212,17 @@ def test_trains_in_a_scan_inside_other_methods(combiner):
     assert_finite(state)
     before, after = (sum(losses_on(batch(0))(p).values()) for p in (params, trained))
     assert after < 0.5 * before
+
+
+def test_a_direction_gets_its_length_and_its_metric():
+    """eps = rho s / ||s|| with s = sign(g0), on the shared leaf and the heads alike."""
+    tx = samo_jax.multitask(
+        samo_jax.total(), samo_jax.sam(RHO, direction=signs()), num_tasks=1
+    )
+
+    def loss_fn(params):
+        return [SCALES["left"] * jnp.sum(params**2) / 2]
+
+    params = jnp.array([1.0, -2.0, 3.0, 0.5])
+    moved, _ = tx.update(params, tx.init(params), params, loss_fn=loss_fn)
+    assert_close(moved, params + RHO * jnp.sign(params) / 2)
