@@ -13,6 +13,9 @@ import pytest
 from jax import lax
 
 import samo_jax
+from samo_jax._solvers._base import combiner_update
+
+from toy import types
 
 K, STEPS, LEARNING_RATE = 3, 1000, 0.02
 KEY = jax.random.key(0)
@@ -319,6 +322,29 @@ def test_a_task_missed_for_a_step_is_weighed_as_before(name, scenario):
         there = SCENARIOS[scenario][-200:].all(axis=1)
         found, expected = late[there].mean(axis=0), clean[there].mean(axis=0)
         assert np.abs(found - expected).max() < 0.1 * clean.max(), optimizer
+
+
+@pytest.mark.parametrize("name", READY)
+@pytest.mark.usefixtures("strict")
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float64"])
+def test_types_stay_as_they_are(name, dtype):
+    """Also under strict promotion, and with float64 under x64."""
+    with jax.enable_x64(dtype == "float64"):
+        params = {"first": jnp.zeros(2, dtype), "last": jnp.zeros(2, dtype)}
+        solver = COMBINERS[name](np.arange(K))
+        args = (params, K) if isinstance(solver, samo_jax.Combiner) else (K,)
+        state, update = solver.init(*args), combiner_update(solver)
+        grads = jax.tree.map(lambda leaf: jnp.stack([leaf] * K), params)
+        second = {"sample_grads": [grads]} if name in SECOND_BATCH else {}
+        direction, weights, new = jax.eval_shape(
+            functools.partial(update, losses=jnp.ones(K), **second),
+            grads,
+            state,
+            present=jnp.ones(K, bool),
+        )
+        assert types(new) == types(state)
+        assert types(direction) == types(params)
+        assert weights.dtype == jnp.result_type(float)
 
 
 def test_random_weights_are_the_softmax_of_the_present_tasks():

@@ -117,15 +117,6 @@ def interrupted(trainer, checkpoint, epoch):
         trainer.train(0, 5, lambda: next(epochs), checkpoint=checkpoint)
 
 
-@pytest.fixture
-def quick():
-    """Little time for compiling."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
-@pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize("method", ["famo+samo", "modo"])
 def test_states_go_on(tmp_path, method):
     """Batch statistics, dropout, draws, independent batches and that of last step."""

@@ -24,14 +24,6 @@ METHOD = "famo+samo"
 RUN = ["--methods", METHOD, "--epochs", 4, "--seeds", 1, "--checkpoint-every", 0]
 
 
-@pytest.fixture
-def quick():
-    """Little time for compiling."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 def free_port():
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -85,7 +77,6 @@ def outcome(folder):
     return run, list(map(json.loads, lines))
 
 
-@pytest.mark.usefixtures("quick")
 def test_killed_on_four_processes_resumed_on_two(tmp_path):
     """The results are those of one process that nobody has killed."""
     one, many = tmp_path / "one", tmp_path / "many"

@@ -168,6 +168,25 @@ def test_faults_come_and_go(perturbation):
     np.testing.assert_array_equal(state.skipped, [0, 1, 0])
 
 
+@pytest.mark.parametrize("block", [1, 2])
+def test_blocks_of_gradients_leave_masked_tasks_out(block):
+    params, mask = initial_params(), jnp.array([True, False, True])
+    labels = {"body": "shared"} | {name: name for name in TARGETS}
+    directions = []
+    for settings in ({}, {"gramian_block": block}):
+        tx = samo_jax.multitask(
+            samo_jax.log_losses(samo_jax.gradnorm()),
+            samo_jax.global_sam(0.1),
+            num_tasks=3,
+            param_labels=labels,
+            **settings,
+        )
+        direction, _ = update(tx, tx.init(params), params, task_mask=mask)
+        assert not np.any(direction["b"])
+        directions.append(direction)
+    chex.assert_trees_all_close(*directions, rtol=1e-5)
+
+
 @pytest.mark.parametrize("perturbation", ["surrogate gap", "memory"])
 def test_a_masked_task_has_no_say_under_any_perturbation(perturbation):
     """Whatever its own loss is: here large, and finite."""

@@ -48,7 +48,7 @@ def adam_step(
     rate = jnp.asarray(
         resolve("learning_rate", learning_rate, state.step), gradient.dtype
     )
-    counts = optax.safe_increment(state.counts)
+    counts = jnp.asarray(optax.safe_increment(state.counts))
     mean = _DECAY * state.mean + (1 - _DECAY) * gradient
     square = _SQUARE_DECAY * state.square + (1 - _SQUARE_DECAY) * jnp.square(gradient)
     steps = jnp.asarray(counts, gradient.dtype)
