@@ -35,9 +35,8 @@ DEFINITIONS = re.findall(
 )
 page: dict[str, Any] = {}
 exec("\n".join(DEFINITIONS), page)
-inverse_norms, agreeing_signs, sign_sam, one_point = (
-    page[name] for name in ("inverse_norms", "agreeing_signs", "sign_sam", "one_point")
-)
+inverse_norms, agreeing_signs = page["inverse_norms"], page["agreeing_signs"]
+sign_sam, one_point, euclidean = page["sign_sam"], page["one_point"], page["euclidean"]
 METHODS = {
     "inverse_norms": test_properties.Method(
         lambda _, power: inverse_norms(power), "PI CONE RAY SS", hyperparameter=1.0
@@ -49,7 +48,7 @@ METHODS = {
 
 
 def test_thirty_lines():
-    assert len(DEFINITIONS) == 4
+    assert len(DEFINITIONS) == 5
     assert all(block.count("\n") <= 30 for block in DEFINITIONS)
 
 
@@ -66,8 +65,12 @@ def test_properties_of_the_combiners(name, precision, monkeypatch):
 @pytest.mark.parametrize(("x64", "dtype"), DTYPES)
 @pytest.mark.parametrize(
     ("solver", "perturbation"),
-    [(inverse_norms(), sign_sam()), (agreeing_signs(), one_point(sign_sam()))],
-    ids=["solver", "combiner"],
+    [
+        (inverse_norms(), sign_sam()),
+        (agreeing_signs(), one_point(sign_sam())),
+        (inverse_norms(), euclidean),
+    ],
+    ids=["solver", "combiner", "direction"],
 )
 @pytest.mark.usefixtures("strict")
 def test_types_are_a_fixed_point(solver, perturbation, x64, dtype):
