@@ -35,10 +35,8 @@ DEFINITIONS = re.findall(
 )
 page: dict[str, Any] = {}
 exec("\n".join(DEFINITIONS), page)
-inverse_norms, agreeing_signs, sign_sam, one_point, signs = (
-    page[name]
-    for name in ("inverse_norms", "agreeing_signs", "sign_sam", "one_point", "signs")
-)
+inverse_norms, agreeing_signs = page["inverse_norms"], page["agreeing_signs"]
+sign_sam, one_point, euclidean = page["sign_sam"], page["one_point"], page["euclidean"]
 METHODS = {
     "inverse_norms": test_properties.Method(
         lambda _, power: inverse_norms(power), "PI CONE RAY SS", hyperparameter=1.0
@@ -67,8 +65,12 @@ def test_properties_of_the_combiners(name, precision, monkeypatch):
 @pytest.mark.parametrize(("x64", "dtype"), DTYPES)
 @pytest.mark.parametrize(
     ("solver", "perturbation"),
-    [(inverse_norms(), sign_sam()), (agreeing_signs(), one_point(sign_sam()))],
-    ids=["solver", "combiner"],
+    [
+        (inverse_norms(), sign_sam()),
+        (agreeing_signs(), one_point(sign_sam())),
+        (inverse_norms(), euclidean),
+    ],
+    ids=["solver", "combiner", "direction"],
 )
 @pytest.mark.usefixtures("strict")
 def test_types_are_a_fixed_point(solver, perturbation, x64, dtype):
@@ -212,17 +214,3 @@ def test_trains_in_a_scan_inside_other_methods(combiner):
     assert_finite(state)
     before, after = (sum(losses_on(batch(0))(p).values()) for p in (params, trained))
     assert after < 0.5 * before
-
-
-def test_a_direction_gets_its_length_and_its_metric():
-    """eps = rho s / ||s|| with s = sign(g0), on the shared leaf and the heads alike."""
-    tx = samo_jax.multitask(
-        samo_jax.total(), samo_jax.sam(RHO, direction=signs()), num_tasks=1
-    )
-
-    def loss_fn(params):
-        return [SCALES["left"] * jnp.sum(params**2) / 2]
-
-    params = jnp.array([1.0, -2.0, 3.0, 0.5])
-    moved, _ = tx.update(params, tx.init(params), params, loss_fn=loss_fn)
-    assert_close(moved, params + RHO * jnp.sign(params) / 2)

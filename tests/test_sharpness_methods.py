@@ -201,14 +201,15 @@ def test_masked_heads_and_layers(kind):
     assert_close(descend(multitask(perturbation), "float64"), expected)
 
 
-def test_a_perturbation_as_direction_gives_its_direction_alone():
+@pytest.mark.parametrize("form", [samo_jax.Direction, samo_jax.Perturbation])
+def test_a_direction_gets_its_length_and_a_perturbation_loses_its_own(form):
     rng = np.random.default_rng(1)
     towards = [
         {n: rng.normal(size=x.shape) for n, x in initial_params().items()}
         for _ in TASKS
     ]
     stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *towards)
-    fixed = samo_jax.Perturbation(
+    fixed = form(
         lambda _problem, _state: jax.tree.map(jax.numpy.asarray, stacked),
         lambda context, i: jax.tree.map(lambda leaf: leaf[i], context),
     )
