@@ -8,6 +8,7 @@ lines after every part: a run that is cut short keeps what it has measured.
 """
 
 import argparse
+import contextlib
 import importlib
 import json
 import multiprocessing
@@ -17,15 +18,25 @@ import shlex
 import sys
 import time
 import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from accelerator_page import page
 
 ROOT = Path(__file__).parents[1]
+PAGE = "accelerator.md"
 MINUTES = 8.0
+# (file, dtype, precision of products)
+GOLDENS = (
+    ("samo_step_k11", "float32", "highest"),
+    ("samo_step_k11", "float64", None),
+    ("samo_step_k11", "float32", None),
+    ("samo_step_k3", "float32", "highest"),
+    ("samo_step_k2", "float32", "highest"),
+)
+TASKS = (40, 3)
 SOLVERS = ("fairgrad", "mgda", "cagrad", "upgrad", "nash")
 CONTROL_FLOW = (
     "counted loop",
@@ -33,22 +44,37 @@ CONTROL_FLOW = (
     "lax.cond",
     "lax.switch",
     "jax.pure_callback",
+    "Cholesky solve, K = 40",
 )
 METHODS = ("plain", "FairGrad", "global SAM", "SAMO", "F-MTL")
-# Beside the default `unroll`.
-CHUNKS: dict[str, tuple[int, ...]] = {"cnn40": (10,), "transformer8": (), "dense3": ()}
-ROUNDS = 4
-PREPARATION = 0.65  # at most, of the time of a model
+# JAX's `unroll` of a model's steps, and more (method, unroll)s. K passes in a row hold
+# the activations of them all, and a large model has no memory for that.
+UNROLL = {"cnn40": None, "transformer8": False, "dense3": None}
+MORE = {
+    "cnn40": [("FairGrad", 10), ("SAMO", 10)],
+    "transformer8": [("FairGrad", None)],
+    "dense3": [],
+}
+ROUNDS = 3
+GRACE = 10.0  # seconds, for those that keep to their time themselves
+COMPILATION = 0.5  # at most, of the time of a model
+WARM_UP = 0.4  # of PyTorch, of what is left then
 ENVIRONMENTS = {
     # Two frameworks share the card's memory.
-    "jax": {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"},
+    "jax": {
+        "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
+        "XLA_PYTHON_CLIENT_MEM_FRACTION": "0.6",
+    },
     "torch": {"JAX_PLATFORMS": "cpu"},
 }
+REHEARSAL = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "OMP_NUM_THREADS": "1"}
 
 
 def serve(connection: Any, module: str, environment: dict[str, str]) -> None:
     """In a process of its own: answer (function, arguments) by what it returns."""
     os.environ.update(environment)
+    with contextlib.suppress(ImportError):  # it is raised again below
+        importlib.import_module(module)
     while True:
         function, arguments = connection.recv()
         try:
@@ -63,17 +89,16 @@ def serve(connection: Any, module: str, environment: dict[str, str]) -> None:
 class Worker:
     """A process that runs the functions of one module."""
 
-    def __init__(self, framework: str):
+    def __init__(self, module: str, environment: dict[str, str] | None = None):
         """Start the process."""
-        self.framework = framework
+        self.args = (module, environment or {})
         self.start()
 
     def start(self) -> None:
-        """A fresh process, which imports its module when first asked."""
+        """A fresh process, which imports its module at once."""
         context = multiprocessing.get_context("spawn")
         self.connection, other = context.Pipe()
-        environment = ENVIRONMENTS.get(self.framework, {})
-        args = (other, f"accelerator_{self.framework}", environment)
+        args = (other, *self.args)
         self.process = context.Process(target=serve, args=args, daemon=True)
         self.process.start()
         other.close()
@@ -101,15 +126,22 @@ class Worker:
 class Run:
     """A run within its time: asks the workers, and writes what they answer."""
 
-    def __init__(self, folder: Path, pages: list[Path], minutes: float, small: bool):
-        """Start the workers."""
+    def __init__(
+        self,
+        folder: Path,
+        minutes: float,
+        small: bool,
+        workers: dict[str, Worker],
+        page: Path | None = None,
+    ):
+        """The time runs from now on."""
         self.end = time.monotonic() + 60 * minutes
         self.limit = self.end
-        self.pages, self.small = pages, small
+        self.workers, self.small = workers, small
         folder.mkdir(parents=True, exist_ok=True)
+        self.pages = [folder / PAGE, *([page] if page else [])]
         self.file = (folder / "measurements.jsonl").open("w")
         self.rows: list[dict[str, Any]] = []
-        self.workers = {name: Worker(name) for name in ENVIRONMENTS}
 
     @property
     def left(self) -> float:
@@ -133,62 +165,58 @@ class Run:
             self.write({**row, "error": "no time left"})
             return False
         start = time.monotonic()
-        reply = self.workers[framework].ask(function, arguments, self.left)
+        reply = self.workers[framework].ask(function, arguments, self.left + GRACE)
         took = round(time.monotonic() - start, 2)
         return "error" not in self.write({**row, **reply, "took_s": took})
 
-    @contextmanager
+    @contextlib.contextmanager
     def within(self, seconds: float) -> Iterator[None]:
         """A shorter limit for a while."""
         before, self.limit = self.limit, time.monotonic() + seconds
         yield
         self.limit = before
 
-    @contextmanager
-    def part(self, title: str, seconds: float) -> Iterator[None]:
-        """A part of the run that may take so many seconds; then the page so far."""
+    @contextlib.contextmanager
+    def part(self, title: str, share: float) -> Iterator[None]:
+        """A part that may take a share of the time left; then the page so far."""
         start = time.monotonic()
-        with self.within(min(seconds, self.end - start)):
+        with self.within(share * (self.end - start)):
             yield
         took = round(time.monotonic() - start, 1)
         self.write({"part": "part", "title": title, "took_s": took})
-        self.publish()
-
-    def publish(self) -> None:
-        """Make the page of all rows."""
-        for path in self.pages:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(page(self.rows))
+        try:
+            publish(self.rows, self.pages)
+        except Exception:  # the measurements are worth more than the page
+            traceback.print_exc()
 
     def finish(self) -> None:
         """The last page; no process stays."""
         for worker in self.workers.values():
             worker.stop()
-        self.publish()
+        publish(self.rows, self.pages)
         self.file.close()
+
+
+def publish(rows: list[dict[str, Any]], pages: list[Path]) -> None:
+    """Write the page of these rows."""
+    for path in pages:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(page(rows))
 
 
 def goldens(run: Run) -> None:
     """Recorded steps again."""
-    settings = [
-        ("samo_step_k3", "float32", "highest"),
-        ("samo_step_k11", "float32", "highest"),
-        ("samo_step_k11", "float32", None),
-        ("samo_step_k3", "float64", None),
-        ("samo_step_k2", "float32", "highest"),
-        ("samo_step_k11", "float64", None),
-    ]
-    for file, dtype, precision in settings:
+    for file, dtype, precision in GOLDENS[:: 4 if run.small else 1]:
         arguments = {"file": file, "dtype": dtype, "precision": precision}
         run.measure("golden", "jax", "golden", 5, **arguments)
 
 
 def solvers(run: Run) -> None:
     """Of small and large Gramians."""
-    for num_tasks in (40, 3):
+    for num_tasks in TASKS:
         for name in SOLVERS:
             arguments = {"name": name, "num_tasks": num_tasks, "seconds": 0.2}
-            problems = 10 if run.small else 100
+            problems = 5 if run.small else 50
             run.measure("solver", "jax", "solver", 5, problems=problems, **arguments)
 
 
@@ -200,52 +228,69 @@ def control_flow(run: Run) -> None:
 
 def steps(run: Run, model: str) -> None:
     """All methods in both frameworks, in turns, and profiles of JAX's."""
-    with run.within(PREPARATION * run.left):
-        ready = list(prepared(run, model))
+    ready = [*compiled(run, model), *warmed_up(run, model)]
     order = random.Random(0)
+    seconds = 0.05 if run.small else 0.3
     for turn in range(2 if run.small else ROUNDS):
-        for framework, arguments in order.sample(ready, len(ready)):
-            seconds = 0.05 if run.small else 0.3
-            done = run.measure(
+        for step in order.sample(ready, len(ready)):
+            framework, arguments = step
+            if not run.measure(
                 "timed", framework, "times", 2, **arguments, seconds=seconds
-            )
-            if not done:
-                ready.remove((framework, arguments))
+            ):
+                ready.remove(step)
         for framework, arguments in ready:
             if turn == 0 and framework == "jax":
                 run.measure("profiled", framework, "profile", 3, **arguments)
-    for framework in run.workers:
-        run.measure("dropped", framework, "drop", 0, model=model)
 
 
-def prepared(run: Run, model: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Every step of a model that can be timed, as (framework, arguments)."""
-    for method in METHODS:
-        arguments = {"model": model, "method": method, "small": run.small}
-        steps = [("jax", {**arguments, "unroll": None}), ("torch", arguments)]
-        if method != "plain":
-            steps += [("jax", {**arguments, "unroll": n}) for n in CHUNKS[model]]
-        for framework, arguments in steps:
-            if run.measure("prepared", framework, "prepare", 5, **arguments):
-                yield framework, arguments
+Step = tuple[str, dict[str, Any]]  # framework, and arguments of its functions
 
 
-def measure(run: Run) -> None:
-    """All parts, the most important first."""
-    total = run.end - time.monotonic()
-    with run.part("environment", total):
+def compiled(run: Run, model: str) -> Iterator[Step]:
+    """JAX's steps, compiled all at once."""
+    wanted = [(method, UNROLL[model]) for method in METHODS] + MORE[model]
+    common = {"model": model, "small": run.small}
+    with run.within(COMPILATION * run.left):
+        if not run.measure("submitted", "jax", "submit", 5, **common, steps=wanted):
+            return
+        for method, unroll in wanted:
+            arguments = {**common, "method": method, "unroll": unroll}
+            seconds = max(run.left, 0)
+            if run.measure(
+                "prepared", "jax", "prepare", 1, **arguments, seconds=seconds
+            ):
+                yield "jax", arguments
+
+
+def warmed_up(run: Run, model: str) -> Iterator[Step]:
+    """PyTorch's steps."""
+    with run.within(WARM_UP * run.left):
+        for method in METHODS:
+            arguments = {"model": model, "small": run.small, "method": method}
+            if run.measure("prepared", "torch", "prepare", 3, **arguments):
+                yield "torch", arguments
+
+
+# Each with its largest share of the time that is left.
+PARTS: dict[str, tuple[Callable[[Run], None], float]] = {
+    "recorded steps": (goldens, 0.12),
+    "solvers": (solvers, 0.22),
+    "control flow": (control_flow, 0.08),
+    "cnn40": (partial(steps, model="cnn40"), 0.4),
+    "transformer8": (partial(steps, model="transformer8"), 0.6),
+    "dense3": (partial(steps, model="dense3"), 1.0),
+}
+
+
+def measure(run: Run, parts: list[str]) -> None:
+    """The most important first."""
+    with run.part("environment", 1.0):
         for framework in run.workers:
             run.measure("environment", framework, "environment", 0)
-    with run.part("recorded steps", 0.15 * total):
-        goldens(run)
-    with run.part("solvers", 0.2 * total):
-        solvers(run)
-    with run.part("control flow", 0.05 * total):
-        control_flow(run)
-    for count, model in enumerate(CHUNKS):
-        share = (run.end - time.monotonic()) / (len(CHUNKS) - count)
-        with run.part(model, share):
-            steps(run, model)
+    for name in parts:
+        function, share = PARTS[name]
+        with run.part(name, share):
+            function(run)
 
 
 def main(args: list[str] | None = None) -> None:
@@ -258,22 +303,35 @@ def main(args: list[str] | None = None) -> None:
     parser.add_argument("--minutes", type=float, default=MINUTES)
     parser.add_argument("--small", action="store_true", help="rehearse on a CPU")
     parser.add_argument(
-        "--rows", type=Path, help="make the page of these lines, measure nothing"
+        "--rows",
+        type=Path,
+        nargs="+",
+        help="make the page of these lines, measure nothing",
     )
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     arguments = parser.parse_args(args)
-    pages = [arguments.output / "accelerator.md"]
-    pages += [arguments.page] if arguments.page else []
     if arguments.rows:
-        rows = [json.loads(line) for line in arguments.rows.read_text().splitlines()]
-        for path in pages:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(page(rows))
+        lines = [line for file in arguments.rows for line in file.open()]
+        pages = [arguments.page or arguments.output / PAGE]
+        publish([json.loads(line) for line in lines], pages)
         return
-    run = Run(arguments.output, pages, arguments.minutes, arguments.small)
+    workers = {
+        name: Worker(
+            f"accelerator_{name}", own | (REHEARSAL if arguments.small else {})
+        )
+        for name, own in ENVIRONMENTS.items()
+    }
+    run = Run(
+        arguments.output,
+        arguments.minutes,
+        arguments.small,
+        workers,
+        arguments.page,
+    )
     command = shlex.join(["python3", "benchmarks/accelerator.py", *sys.argv[1:]])
     run.write({"part": "command", "command": command, "small": arguments.small})
     try:
-        measure(run)
+        measure(run, arguments.parts)
     finally:
         run.finish()
 

@@ -4,6 +4,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ import step_methods
 from accelerator_clock import times as clock
 from gramians import Problem, error
 from jax import lax
+from jax.scipy.linalg import cho_factor, cho_solve
 
 import samo_jax
 
@@ -29,7 +31,7 @@ SOLVERS: dict[str, Callable] = {
     "fairgrad": partial(samo_jax.fairgrad_weights, alpha=2.0),
     "cagrad": partial(samo_jax.cagrad_weights, c=CAGRAD_C),
     "upgrad": samo_jax.upgrad_weights,
-    "nash": samo_jax.nash_mtl_weights,
+    "nash": partial(samo_jax.fairgrad_weights, alpha=1.0),
 }
 METHODS = {
     "plain": step_methods.PLAIN,
@@ -39,6 +41,11 @@ METHODS = {
     },
 }
 ROUNDS = 100  # of control flow
+# Options of compilation where only the numbers count.
+QUICKLY = {
+    "xla_backend_optimization_level": 0,
+    "xla_llvm_disable_expensive_passes": True,
+}
 
 
 def environment() -> dict[str, Any]:
@@ -86,22 +93,26 @@ def solver(name: str, num_tasks: int, seconds: float, problems: int) -> dict[str
     """Errors against float64 on the CPU, and latencies."""
     solve = partial(SOLVERS[name], return_info=True)
     gramians = np.stack([Problem(num_tasks, seed).gramian for seed in range(problems)])
+    singles = gramians.astype(np.float32)
 
     def solve_all(gramians):
         return lax.map(solve, gramians)
 
-    with jax.enable_x64(True), jax.default_device(jax.devices("cpu")[0]):
-        exact, _ = jax.jit(solve_all)(gramians)
-    singles = jax.device_put(gramians.astype(np.float32))
+    def in_float64():
+        with jax.enable_x64(True), jax.default_device(jax.devices("cpu")[0]):
+            compiled, _ = _compiled(solve_all, gramians, options=QUICKLY)
+            return jax.tree.map(np.asarray, compiled(gramians)[0])
+
+    exact = _pool.submit(in_float64)
+    single = _pool.submit(_compiled, solve, singles[0])
     compiled, compile_s = _compiled(solve_all, singles)
-    weights, info = compiled(singles)
+    loop = _Repeated(compiled, jax.device_put(singles))
+    alone = _Repeated(single.result()[0], jax.device_put(singles[0]))
+    weights, info = jax.tree.map(np.asarray, loop())
     errors = [
-        float(error(g, np.float64(w), np.asarray(e), scale_free=name == "nash"))
-        for g, w, e in zip(gramians, weights, exact, strict=True)
+        float(error(gramian, np.float64(ours), right, scale_free=name == "nash"))
+        for gramian, ours, right in zip(gramians, weights, exact.result(), strict=True)
     ]
-    loop = _Repeated(compiled, singles)
-    single, _ = _compiled(solve, singles[0])
-    alone = _Repeated(single, singles[0])
     return {
         "direction_error": max(errors),
         "converged": float(np.mean(info.converged)),
@@ -109,7 +120,7 @@ def solver(name: str, num_tasks: int, seconds: float, problems: int) -> dict[str
         "compile_s": compile_s,
         **clock(alone, alone.wait, seconds),
         "in_loop_ms": min(clock(loop, loop.wait, seconds)["ms"]) / problems,
-        "program": accelerator_host.in_program(single.as_text()),
+        "program": accelerator_host.in_program(alone.compiled.as_text()),
         "profile": accelerator_host.in_profile(alone, 10),
     }
 
@@ -117,11 +128,18 @@ def solver(name: str, num_tasks: int, seconds: float, problems: int) -> dict[str
 def _branching(kind: str, x: jax.Array) -> jax.Array:
     """`ROUNDS` rounds of `x = cos(x + i)`, one way or another."""
     turns = [lambda x: jnp.cos(x + 1), lambda x: jnp.cos(x + 2)]
+    system = jnp.eye(40) + jnp.outer(x[:40], x[:40])
+
+    def solve(i, x):
+        factor = cho_factor(system + i * jnp.eye(40))
+        return x.at[:40].set(cho_solve(factor, x[:40]))
+
     bodies: dict[str, Callable] = {
         "counted loop": lambda i, x: jnp.cos(x + i),
         "lax.cond": lambda i, x: lax.cond(jnp.sum(x) > i, *turns, x),
         "lax.switch": lambda i, x: lax.switch(i % 2, turns, x),
         "jax.pure_callback": lambda i, x: jax.pure_callback(np.cos, x, x + i),
+        "Cholesky solve, K = 40": solve,
     }
     if kind in bodies:
         return lax.fori_loop(0, ROUNDS, bodies[kind], x)
@@ -173,31 +191,48 @@ class _Step(_Repeated):
         return self.result
 
 
-def _compiled(function: Callable, *args: Any, **options: Any) -> tuple[Any, float]:
+def _compiled(
+    function: Callable,
+    *args: Any,
+    donated: tuple[int, ...] = (),
+    options: dict[str, Any] | None = None,
+) -> tuple[Any, float]:
     """For these arguments, and the seconds it took."""
     start = time.perf_counter()
-    compiled = jax.jit(function, **options).lower(*args).compile()
-    return compiled, time.perf_counter() - start
+    lowered = jax.jit(function, donate_argnums=donated).lower(*args)
+    return lowered.compile(options), time.perf_counter() - start
 
 
-_prepared: dict[tuple[Any, ...], _Step] = {}
+_prepared: dict[tuple[Any, ...], Future[tuple[_Step, dict[str, Any]]]] = {}
+_pool = ThreadPoolExecutor(8)
 
 
-def prepare(model: str, method: str, unroll: Any, small: bool) -> dict[str, Any]:
-    """Compile a step, and warm up."""
+def submit(model: str, steps: list[tuple[str, Any]], small: bool) -> dict[str, Any]:
+    """Start to compile (method, unroll) at once; forget all other models' steps."""
+    for key in [key for key in _prepared if key[0] != model]:
+        _prepared.pop(key).cancel()
+    accelerator_models.make(model, small)  # kept for all of them
+    for method, unroll in steps:
+        key = (model, method, unroll, small)
+        _prepared[key] = _pool.submit(_prepare, *key)
+    return {}
+
+
+def _prepare(
+    model: str, method: str, unroll: Any, small: bool
+) -> tuple[_Step, dict[str, Any]]:
     made = accelerator_models.make(model, small)
     step, state = step_methods.make_step(made, METHODS[method], unroll)
-    args = (made.params, state, jax.device_put(made.data))
-    compiled, seconds = _compiled(step, *args, donate_argnums=(0, 1))
-    prepared = _prepared[model, method, unroll] = _Step(compiled, *args)
-    prepared()
-    prepared.wait()
-    memory = compiled.memory_analysis()
+    # Donated, hence copied.
+    params = jax.tree.map(jnp.copy, made.params)
+    args = (params, state, jax.device_put(made.data))
+    compiled, seconds = _compiled(step, *args, donated=(0, 1))
     found = {
         "description": made.description,
         "compile_s": seconds,
         "program": accelerator_host.in_program(compiled.as_text()),
     }
+    memory = compiled.memory_analysis()
     if memory is not None:
         found["memory_bytes"] = (
             memory.argument_size_in_bytes
@@ -205,35 +240,43 @@ def prepare(model: str, method: str, unroll: Any, small: bool) -> dict[str, Any]
             - memory.alias_size_in_bytes
             + memory.temp_size_in_bytes
         )
-        found["temporary_bytes"] = memory.temp_size_in_bytes
+    return _Step(compiled, *args), found
+
+
+def _step(
+    model: str, method: str, unroll: Any, small: bool, seconds: float | None = None
+) -> tuple[_Step, dict[str, Any]]:
+    """Wait at most so many seconds until it is compiled."""
+    key = (model, method, unroll, small)
+    if key not in _prepared:
+        submit(model, [(method, unroll)], small)
+    return _prepared[key].result(seconds)
+
+
+def prepare(
+    model: str, method: str, unroll: Any, small: bool, seconds: float
+) -> dict[str, Any]:
+    """A compiled step, after its first call."""
+    step, found = _step(model, method, unroll, small, seconds)
+    step()
+    step.wait()
     return found
-
-
-def _step(model: str, method: str, unroll: Any, small: bool) -> _Step:
-    if (model, method, unroll) not in _prepared:
-        prepare(model, method, unroll, small)
-    return _prepared[model, method, unroll]
 
 
 def times(
     model: str, method: str, unroll: Any, small: bool, seconds: float
 ) -> dict[str, Any]:
     """Of one method's step."""
-    step = _step(model, method, unroll, small)
+    step, _ = _step(model, method, unroll, small)
     found = clock(step, step.wait, seconds)
     params, *_ = step.args
     finite = all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(params))
-    return {**found, "finite": finite}
+    stats = jax.devices()[0].memory_stats() or {}
+    peak = stats.get("peak_bytes_in_use")
+    return {**found, "finite": finite, "peak_bytes_so_far": peak}
 
 
 def profile(model: str, method: str, unroll: Any, small: bool) -> dict[str, Any]:
     """Of three steps."""
-    return accelerator_host.in_profile(_step(model, method, unroll, small), 3)
-
-
-def drop() -> dict[str, Any]:
-    """Free what the last model has needed; the most that JAX had allocated."""
-    _prepared.clear()
-    jax.clear_caches()
-    stats = jax.devices()[0].memory_stats() or {}
-    return {"peak_bytes_in_use": stats.get("peak_bytes_in_use")}
+    step, _ = _step(model, method, unroll, small)
+    return accelerator_host.in_profile(step, 3)

@@ -1,6 +1,6 @@
 """The models of accelerator.py, by name: as measured, and small for a rehearsal."""
 
-from functools import partial
+from functools import lru_cache, partial
 
 from step_models import Model, cnn, dense, transformer
 
@@ -11,6 +11,7 @@ SIZES = {
 }
 
 
+@lru_cache(maxsize=1)
 def make(name: str, small: bool) -> Model:
     """The model, on the default device."""
     return SIZES[name][small]()

@@ -37,7 +37,7 @@ def environment() -> dict[str, Any]:
     """What is installed, and the device."""
     kind = torch.cuda.get_device_name() if DEVICE.type == "cuda" else "cpu"
     versions = {"cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version()}
-    return {"torch": torch.__version__, "device": kind, **versions}
+    return {"torch": str(torch.__version__), "device": kind, **versions}
 
 
 class Training:
@@ -207,6 +207,8 @@ _prepared: dict[tuple[str, str], Training] = {}
 
 def prepare(model: str, method: str, small: bool) -> dict[str, Any]:
     """Warm up, choose the faster way of K backward passes, and measure memory."""
+    for other in [key for key in _prepared if key[0] != model]:
+        del _prepared[other]
     cuda = torch.cuda if DEVICE.type == "cuda" else None
     before = cuda.memory_allocated() if cuda else 0
     training = Training(accelerator_models.make(model, small))
@@ -254,11 +256,3 @@ def times(model: str, method: str, small: bool, seconds: float) -> dict[str, Any
         "solver_ms": 1e3 * training.solver_seconds / calls,
         "finite": finite,
     }
-
-
-def drop() -> dict[str, Any]:
-    """Free what the last model has needed."""
-    _prepared.clear()
-    if DEVICE.type == "cuda":
-        torch.cuda.empty_cache()
-    return {}

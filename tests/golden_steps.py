@@ -11,7 +11,7 @@ import samo_jax
 
 GOLDEN = Path(__file__).parent / "golden"
 FILES = ("samo_step_k2", "samo_step_k3", "samo_step_k11")
-TOLERANCE = {"float64": 1e-9, "float32": 1e-4}
+TOLERANCE = {"float64": 1e-9, "float32": 2e-4}
 WEIGHTS = {
     "fairgrad_alpha1": lambda gramian: samo_jax.fairgrad_weights(gramian, 1.0),
     "fairgrad_alpha2": lambda gramian: samo_jax.fairgrad_weights(gramian, 2.0),
