@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import optax
-import step
+import step_methods
 
 import samo_jax
 
@@ -96,39 +96,40 @@ def blocks(size: int) -> Method:
             products=num_tasks * (num_tasks + size) / 2,
         )
 
-    perturbation = samo_jax.joint_sam(step.RHO)
+    perturbation = samo_jax.joint_sam(step_methods.RHO)
     return Method(multitask(perturbation, gramian_block=size), cost)
 
 
-global_sam = samo_jax.global_sam(step.RHO)
+global_sam = samo_jax.global_sam(step_methods.RHO)
 METHODS = {
     "FairGrad": Method(
         multitask(None), lambda k: of_gradients(k, 1, 0, again=1), False
     ),
     "global SAM": Method(multitask(global_sam), lambda k: of_gradients(k, 1, again=1)),
     "SAMO": Method(
-        multitask(samo_jax.joint_sam(step.RHO)),
+        multitask(samo_jax.joint_sam(step_methods.RHO)),
         lambda k: of_gradients(k, 3 * k, draws=k),
     ),
     "SAMO, two points": Method(
-        multitask(step.two_points), lambda k: of_gradients(k, 4, again=k, draws=1)
+        multitask(step_methods.two_points),
+        lambda k: of_gradients(k, 4, again=k, draws=1),
     ),
     "SAMO, memory": Method(
-        multitask(samo_jax.memory_sam(step.RHO)),
+        multitask(samo_jax.memory_sam(step_methods.RHO)),
         lambda k: of_gradients(k, k, copies=k, kept=k),
     ),
     "global SAM, mean": Method(
         multitask(global_sam, samo_jax.mean()), lambda _: Cost(2, 2)
     ),
     "SAMO, two points, mean": Method(
-        multitask(step.two_points, samo_jax.mean()),
+        multitask(step_methods.two_points, samo_jax.mean()),
         lambda _: Cost(5, 3, draws=1, copies=4),
     ),
     "global SAM, block 1": Method(
         multitask(global_sam, gramian_block=1), lambda k: Cost(2, k + 2, k, again=1)
     ),
     "SAMO, two points, block 1": Method(
-        multitask(step.two_points, gramian_block=1),
+        multitask(step_methods.two_points, gramian_block=1),
         lambda k: Cost(5, k + 3, 2 * k, again=k, draws=1, copies=4),
     ),
     "SAMO, block 1": blocks(1),

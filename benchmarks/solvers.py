@@ -14,6 +14,7 @@ import cvxpy as cp
 import jax
 import numpy as np
 import torch
+from gramians import Problem, Weights, error
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
@@ -59,24 +60,6 @@ evaluated in NumPy. Nash-MTL's directions are compared at one length. The ratio 
 peer's time to that of samo_jax in float32. "-": a call fails, or would take more than
 30 seconds.
 """
-
-Weights = np.ndarray
-
-
-class Problem:
-    """Conflicting gradients with log-normal norms, and their Gramian."""
-
-    def __init__(self, num_tasks: int, seed: int):
-        """Draw the gradients."""
-        rng = np.random.default_rng([num_tasks, seed])
-        size = max(2 * num_tasks, 50)
-        # One component is shared, with either sign.
-        signs = rng.choice([-0.5, 0.5], size=(num_tasks, 1))
-        rows = rng.normal(size=(num_tasks, size)) + signs * rng.normal(size=size)
-        self.jacobian = np.exp(rng.normal(size=(num_tasks, 1))) * rows
-        self.gramian = self.jacobian @ self.jacobian.T
-        self.single = self.gramian.astype(np.float32)
-
 
 Solve = Callable[[Problem], Weights]
 
@@ -228,16 +211,6 @@ def float64(function: Callable, *args: np.ndarray) -> Weights:
 def float32(function: Callable, gramian: np.ndarray) -> Weights:
     """Our solver as it is by default."""
     return np.asarray(function(gramian), np.float64)
-
-
-def error(
-    gramian: np.ndarray, w: Weights, exact: Weights, scale_free: bool = False
-) -> float:
-    """Relative error of the direction, `||J'(w - w*)|| / ||J'w*||`."""
-    if scale_free:
-        w = w * np.sqrt(exact @ gramian @ exact / (w @ gramian @ w))
-    gap = w - exact
-    return np.sqrt(max(gap @ gramian @ gap, 0) / (exact @ gramian @ exact))
 
 
 @contextmanager

@@ -16,11 +16,11 @@ from typing import Any
 
 import jax
 import numpy as np
-import optax
 import step_torch
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
+from step_methods import ALPHA, METHODS, MU, RHO, Method, make_step
 from step_models import MODELS, Model
 
 import samo_jax
@@ -28,7 +28,6 @@ from samo_jax.experiments.machine import machine
 
 OUTPUT = Path(__file__).parents[1] / "docs" / "step_benchmark.md"
 ROUNDS = 15
-RHO, ALPHA, MU = 0.05, 0.5, 1e-2
 COLUMNS = [
     "method",
     "step ms",
@@ -52,92 +51,6 @@ official CelebA trainer orders it (a copy of the model and two forward passes pe
 then a forward and a backward pass per task, SciPy's least squares for the weights),
 written for this benchmark, on the same shapes.
 """
-
-
-@dataclass
-class Method:
-    """A transformation, and the bare passes that its step is made of."""
-
-    transform: Callable[[Model, Any], optax.GradientTransformationExtraArgs]
-    passes: dict[str, int]
-    clean_pass: bool = True
-
-
-def multitask(perturbation: Any) -> Callable[[Model, Any], Any]:
-    """FairGrad with a perturbation."""
-    return lambda model, unroll: samo_jax.multitask(
-        samo_jax.fairgrad(2.0),
-        perturbation,
-        num_tasks=model.num_tasks,
-        key=0,
-        param_labels=model.labels,
-        unroll=unroll,
-    )
-
-
-def f_mtl(model: Model, unroll: Any) -> Any:
-    """F-MTL, its loss and flat parts combined apart."""
-    return samo_jax.f_mtl(
-        samo_jax.fairgrad(2.0),
-        RHO,
-        num_tasks=model.num_tasks,
-        param_labels=model.labels,
-        unroll=unroll,
-    )
-
-
-two_points = samo_jax.joint_sam(RHO, ALPHA, local=samo_jax.probe(MU, shared=True))
-METHODS = {
-    "FairGrad": Method(multitask(None), {"gradients": 1}, clean_pass=False),
-    "global SAM": Method(
-        multitask(samo_jax.global_sam(RHO)), {"clean": 1, "gradients": 1}
-    ),
-    "local SAM": Method(
-        multitask(samo_jax.local_sam(RHO)), {"clean": 1, "gradients": 1, "task": 1}
-    ),
-    "F-MTL": Method(f_mtl, {"clean": 1, "gradients": 1, "task": 1}),
-    "SAMO": Method(
-        multitask(samo_jax.joint_sam(RHO, ALPHA, MU)),
-        {"clean": 1, "task forward": 2, "task": 1},
-    ),
-    "SAMO, Rademacher": Method(
-        multitask(
-            samo_jax.joint_sam(
-                RHO, ALPHA, local=samo_jax.probe(MU, distribution="rademacher")
-            )
-        ),
-        {"clean": 1, "task forward": 2, "task": 1},
-    ),
-    "random-sign control": Method(
-        multitask(samo_jax.joint_sam(RHO, ALPHA, local=samo_jax.probe(sign="random"))),
-        {"clean": 1, "task": 1},
-    ),
-    "SAMO, shared probe": Method(
-        multitask(two_points._replace(points=None)),
-        {"clean": 1, "forward": 2, "task": 1},
-    ),
-    "SAMO, two points": Method(
-        multitask(two_points), {"clean": 1, "forward": 3, "gradients": 1}
-    ),
-    "SAMO, two points, Rademacher": Method(
-        multitask(
-            samo_jax.joint_sam(
-                RHO,
-                ALPHA,
-                local=samo_jax.probe(MU, shared=True, distribution="rademacher"),
-            )
-        ),
-        {"clean": 1, "forward": 3, "gradients": 1},
-    ),
-    "SAMO, memory": Method(
-        multitask(samo_jax.memory_sam(RHO, ALPHA)), {"clean": 1, "task": 1}
-    ),
-    "SAMO, memory, no clean pass": Method(
-        multitask(samo_jax.memory_sam(RHO, ALPHA, clean_pass=False)),
-        {"task": 1},
-        clean_pass=False,
-    ),
-}
 
 
 @dataclass
@@ -175,19 +88,9 @@ def compiled(function: Callable, *args: Any, warm_up: bool = False) -> Timed:
 
 
 def training_step(model: Model, method: Method, unroll: Any) -> Timed:
-    """The method's whole step, clean pass, combiner and SGD included."""
-    tx = optax.chain(method.transform(model, unroll), optax.sgd(1e-3))
-
-    def step(params, state, data):
-        loss_fn = partial(model.losses, data=data)
-        updates = params
-        if method.clean_pass:
-            _, updates = samo_jax.mean_value_and_grad(loss_fn)(params)
-        updates, state = tx.update(updates, state, params, loss_fn=loss_fn)
-        return optax.apply_updates(params, updates), state
-
+    """The method's whole step, compiled."""
     # The second step is timed: memory is then full.
-    state = tx.init(model.params)
+    step, state = make_step(model, method, unroll)
     return compiled(step, model.params, state, model.data, warm_up=True)
 
 

@@ -11,6 +11,8 @@ import numpy as np
 import optax
 from jax import lax
 
+import samo_jax
+
 SIZE = 64  # pixels of the dense tasks' images
 CLASSES = 7
 
@@ -71,10 +73,10 @@ def build(description, kind, trunk, heads, losses, data) -> Model:
     return Model(description, params, labels, losses, data, kind)
 
 
-def dense(num_tasks: int) -> Model:
+def dense(num_tasks: int, size: int = SIZE) -> Model:
     """Segmentation, depth and normals by a convolutional encoder-decoder."""
     rng = np.random.default_rng(1)
-    batch = (8, SIZE, SIZE)
+    batch = (8, size, size)
     normals = rng.normal(size=(*batch, 3))
     data = {
         "x": rng.normal(size=(*batch, 3)).astype(np.float32),
@@ -115,7 +117,7 @@ def dense(num_tasks: int) -> Model:
     heads = {name: (3, 3, 32, widths[name]) for name in tasks}
     return build(
         f"convolutional encoder-decoder, {num_tasks} dense tasks, 8 images of "
-        f"{SIZE} x {SIZE}",
+        f"{size} x {size}",
         "dense",
         trunk,
         heads,
@@ -152,13 +154,13 @@ def mlp(inputs: int, widths: list[int], batch: int) -> Model:
     return build(description, "mlp", trunk, heads, losses, data)
 
 
-def cnn(num_tasks: int = 40) -> Model:
+def cnn(num_tasks: int = 40, images: int = 64, size: int = 32) -> Model:
     """Binary attributes."""
     rng = np.random.default_rng(1)
     tasks = [f"attribute{i:02d}" for i in range(num_tasks)]
     data = {
-        "x": rng.normal(size=(64, 32, 32, 3)).astype(np.float32),
-        "y": rng.integers(0, 2, (64, num_tasks)).astype(np.float32),
+        "x": rng.normal(size=(images, size, size, 3)).astype(np.float32),
+        "y": rng.integers(0, 2, (images, num_tasks)).astype(np.float32),
     }
 
     def losses(params, data):
@@ -180,12 +182,80 @@ def cnn(num_tasks: int = 40) -> Model:
         "conv1": (3, 3, 3, 16),
         "conv2": (3, 3, 16, 32),
         "conv3": (3, 3, 32, 64),
-        "dense": (1024, 128),
+        "dense": (size**2, 128),
     }
     heads = {name: (128, 1) for name in tasks}
     return build(
-        f"CNN, {num_tasks} binary attributes, 64 images of 32 x 32",
+        f"CNN, {num_tasks} binary attributes, {images} images of {size} x {size}",
         "cnn",
+        trunk,
+        heads,
+        losses,
+        data,
+    )
+
+
+def transformer(
+    num_tasks: int = 8,
+    layers: int = 12,
+    width: int = 768,
+    vocabulary: int = 16384,
+    batch: tuple[int, int] = (32, 256),
+) -> Model:
+    """Classifications of texts, in bfloat16 with float32 masters."""
+    rng = np.random.default_rng(1)
+    tasks = [f"class{i}" for i in range(num_tasks)]
+    classes = 16
+    data = {
+        "x": rng.integers(0, vocabulary, batch).astype(np.int32),
+        "y": rng.integers(0, classes, (batch[0], num_tasks)).astype(np.int32),
+    }
+
+    def standardize(h):
+        return jax.nn.standardize(h.astype(jnp.float32)).astype(h.dtype)
+
+    def layer(h, weights):
+        heads = (*h.shape[:-1], width // 64, 64)
+        parts = jnp.split(standardize(h) @ weights["qkv"], 3, axis=-1)
+        attended = jax.nn.dot_product_attention(*(p.reshape(heads) for p in parts))
+        h = h + attended.reshape(h.shape) @ weights["out"]
+        wide = jax.nn.gelu(standardize(h) @ weights["up"], approximate=True)
+        return h + wide @ weights["down"], None
+
+    def half_losses(params, data):
+        trunk = params["trunk"]
+        h = trunk["embedding"][data["x"]] + trunk["positions"]
+        h, _ = lax.scan(layer, h, trunk["layers"])
+        h = jnp.mean(standardize(h), axis=1)
+        return {
+            name: jnp.mean(
+                optax.softmax_cross_entropy_with_integer_labels(
+                    (h @ params["heads"][name]).astype(jnp.float32), data["y"][:, i]
+                )
+            )
+            for i, name in enumerate(tasks)
+        }
+
+    def losses(params, data):
+        return samo_jax.mixed_precision(half_losses, jnp.bfloat16)(params, data)
+
+    trunk = {
+        "embedding": (vocabulary, width),
+        "positions": (batch[1], width),
+        "layers": {
+            "qkv": (layers, width, 3 * width),
+            "out": (layers, width, width),
+            "up": (layers, width, 4 * width),
+            "down": (layers, 4 * width, width),
+        },
+    }
+    heads = {name: (width, classes) for name in tasks}
+    millions = 1e-6 * (width * (vocabulary + batch[1]) + 12 * layers * width**2)
+    return build(
+        f"transformer of {layers} layers, width {width}, {millions:.1f} M parameters, "
+        f"{num_tasks} classifications, {batch[0]} texts of {batch[1]} tokens, bfloat16 "
+        "with float32 masters",
+        "transformer",
         trunk,
         heads,
         losses,

@@ -1,6 +1,6 @@
 """Sharpness-aware multi-task optimisation in JAX, as Optax gradient transformations."""
 
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 
 from samo_jax._combiners import db_mtl_momentum as db_mtl_momentum
 from samo_jax._combiners import excess_mtl as excess_mtl
@@ -106,4 +106,7 @@ from samo_jax._weightings import stch_loss as stch_loss
 from samo_jax._weightings import uncertainty as uncertainty
 from samo_jax._weightings import uncertainty_loss as uncertainty_loss
 
-__version__ = version("samo_jax")
+try:
+    __version__ = version("samo_jax")
+except PackageNotFoundError:  # from a checkout, not installed
+    __version__ = "0+unknown"

@@ -1,76 +1,15 @@
 """Every quantity recorded from the official implementation of SAMO is reproduced."""
 
 import re
-from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
 import samo_jax
 
-GOLDEN = Path(__file__).parent / "golden"
-TOLERANCE = {"float64": 1e-9, "float32": 1e-4}
-
-
-class Golden:
-    """One recorded step, its parameters nested as {"shared", "head0", ...}."""
-
-    def __init__(self, file, dtype):
-        arrays = np.load(GOLDEN / f"{file}.npz")
-        self.arrays = {name: arrays[name] for name in arrays.files}
-        self.dtype = dtype
-        self.num_tasks = int(self["num_tasks"])
-        self.hyperparameters = {name: float(self[name]) for name in ("rho", "alpha")}
-        self.mu = float(self["mu"])
-        self.params = self.tree("params")
-        self.shared = self.params["shared"]
-
-    def __getitem__(self, name):
-        return self.arrays[name]
-
-    def array(self, name):
-        return jnp.asarray(self[name], self.dtype)
-
-    def tree(self, prefix):
-        """`prefix/shared.l0.kernel` becomes tree["shared"]["l0.kernel"]."""
-        tree = {}
-        for name in self.arrays:
-            if name.startswith(prefix + "/"):
-                group, leaf = name.removeprefix(prefix + "/").split(".", 1)
-                tree.setdefault(group, {})[leaf] = self.array(name)
-        return tree
-
-    def losses(self, params):
-        def dense(layer, inputs):
-            shared = params["shared"]
-            return jnp.tanh(
-                inputs @ shared[f"{layer}.kernel"] + shared[f"{layer}.bias"]
-            )
-
-        features = dense("l1", dense("l0", self.array("x")))
-        targets = self.array("y")
-        outputs = [
-            (features @ params[f"head{i}"]["kernel"] + params[f"head{i}"]["bias"])[:, 0]
-            for i in range(self.num_tasks)
-        ]
-        return [
-            jnp.mean((output - targets[:, i]) ** 2) for i, output in enumerate(outputs)
-        ]
-
-    def task_loss(self, i):
-        return lambda params: self.losses(params)[i]
-
-    def check(self, actual, expected):
-        """Relative to the largest entry of each array."""
-        rtol = TOLERANCE[np.dtype(self.dtype).name]
-        for a, e in zip(
-            jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True
-        ):
-            scale = np.max(np.abs(e))
-            np.testing.assert_allclose(a, e, rtol=rtol, atol=rtol * scale)
+from golden_steps import FILES, TOLERANCE, Golden, relative_error
 
 
 @pytest.fixture(params=["float64", "float32"])
@@ -79,118 +18,22 @@ def dtype(request):
         yield request.param
 
 
-@pytest.fixture(params=["samo_step_k2", "samo_step_k3", "samo_step_k11"])
+@pytest.fixture(params=FILES)
 def golden(request, dtype):
     return Golden(request.param, dtype)
 
 
-def test_clean_pass(golden):
-    losses, mean_grad = samo_jax.mean_value_and_grad(golden.losses)(golden.params)
-    golden.check(jnp.stack(losses), golden["losses"])
-    golden.check(mean_grad, golden.tree("mean_grad"))
-
-
-def test_probes(golden):
-    """Central differences, and the estimates left after layer-wise normalisation."""
-    mean_grad = golden.tree("mean_grad")["shared"]
-    for i in range(golden.num_tasks):
-        direction = golden.tree(f"task{i}/direction")["shared"]
-        difference = samo_jax.directional_difference(
-            lambda shared, i=i: golden.task_loss(i)(
-                {**golden.params, "shared": shared}
-            ),
-            golden.shared,
-            direction,
-            mu=golden.mu,
-        )
-        recorded = golden[f"task{i}/spsa_scalar"]
-        # In float32 a difference of two losses keeps their rounding, over 2 mu.
-        rounding = np.max(golden["losses"]) * np.finfo(golden.dtype).eps / golden.mu
-        rtol = TOLERANCE[golden.dtype]
-        np.testing.assert_allclose(difference, recorded, rtol=rtol, atol=rounding)
-        estimate = jax.tree.map(lambda z, c=difference: jnp.sign(c) * z, direction)
-        golden.check(
-            samo_jax.layerwise_normalize(estimate, mean_grad),
-            golden.tree(f"task{i}/local")["shared"],
-        )
-
-
-def test_perturbations(golden):
-    mean_grad = golden.tree("mean_grad")
-    for i in range(golden.num_tasks):
-        recorded = golden.tree(f"task{i}/perturbation")
-        scalar = golden[f"task{i}/spsa_scalar"]
-        direction = golden.tree(f"task{i}/direction")["shared"]
-        local = jax.tree.map(lambda z, c=scalar: (c * z).astype(z.dtype), direction)
-        shared = samo_jax.joint_perturbation(
-            mean_grad["shared"], local, **golden.hyperparameters
-        )
-        golden.check(shared, recorded["shared"])
-        head = f"head{i}"
-        golden.check(
-            samo_jax.scale_to_radius(mean_grad[head], golden.hyperparameters["rho"]),
-            recorded[head],
-        )
-
-
-def perturbed_task_gradients(golden):
-    """Gradients at the recorded perturbed points, like `task_gradients`."""
-    losses, grads = [], []
-    for i in range(golden.num_tasks):
-        eps = golden.tree(f"task{i}/perturbation")
-        point = golden.params | {
-            name: jax.tree.map(jnp.add, golden.params[name], eps[name]) for name in eps
-        }
-        loss, grad = jax.value_and_grad(golden.task_loss(i))(point)
-        losses.append(loss)
-        grads.append(grad)
-    return losses, jax.tree.map(lambda *leaves: jnp.stack(leaves), *grads)
-
-
-def test_perturbed_gradients_gramian_weights_and_directions(golden):
-    losses, task_grads = perturbed_task_gradients(golden)
-    for i, loss in enumerate(losses):
-        recorded = golden.tree(f"task{i}/perturbed_grad")
-        golden.check(loss, golden[f"task{i}/perturbed_loss"])
-        for name in recorded:
-            own = jax.tree.map(lambda leaf, i=i: leaf[i], task_grads[name])
-            golden.check(own, recorded[name])
-            if name.startswith("head"):
-                golden.check(own, golden.tree("head_grad")[name])
-
-    gramian = samo_jax.gramian(task_grads["shared"])
-    golden.check(gramian, golden["gramian"])
-    weights = {
-        "mean": jnp.full(golden.num_tasks, 1 / golden.num_tasks),
-        "mgda": samo_jax.mgda_weights(gramian),
-        "fairgrad_alpha1": samo_jax.fairgrad_weights(gramian, 1.0),
-        "fairgrad_alpha2": samo_jax.fairgrad_weights(gramian, 2.0),
-    }
-    golden.check(
-        weights["fairgrad_alpha1"], golden["weights/fairgrad_alpha1_converged"]
-    )
-    golden.check(
-        weights["fairgrad_alpha2"], golden["weights/fairgrad_alpha2_converged"]
-    )
-    for name in ("mean", "mgda", "fairgrad_alpha2"):
-        combined = samo_jax.combine(weights[name], task_grads["shared"])
-        order = ("l0.kernel", "l0.bias", "l1.kernel", "l1.bias")
-        flat = np.concatenate([np.ravel(combined[leaf]) for leaf in order])
-        # The recorded MGDA solution stops 2e-9 from the optimum (next test).
-        tolerance = (
-            {"mgda": 1e-7}.get(name, 1e-9) if golden.dtype == "float64" else 1e-4
-        )
-        scale = np.max(np.abs(golden[f"combined/{name}"]))
-        np.testing.assert_allclose(
-            flat, golden[f"combined/{name}"], rtol=tolerance, atol=tolerance * scale
-        )
+def test_every_quantity(golden):
+    """Clean pass, probes, perturbations, gradients there, Gramian, weights, d."""
+    computed, recorded = golden.computed(), golden.recorded()
+    assert computed.keys() == recorded.keys()
+    for name, expected in recorded.items():
+        assert relative_error(computed[name], expected) <= golden.tolerance(name), name
 
 
 def test_mgda_is_at_least_as_good_as_the_recorded_optimum(golden):
     gramian, recorded = golden["gramian"], golden["weights/mgda_exact"]
     weights = np.asarray(samo_jax.mgda_weights(gramian), np.float64)
-    tolerance = {"float64": 5e-9, "float32": 1e-4}[golden.dtype]
-    np.testing.assert_allclose(weights, recorded, rtol=tolerance, atol=tolerance)
     value, recorded_value = (w @ gramian @ w for w in (weights, recorded))
     assert value <= recorded_value * (
         1 + 1e-12 if golden.dtype == "float64" else 1 + 1e-6
@@ -285,7 +128,9 @@ def test_whole_transformation(golden, solver):
 
     weights, expected = numpy_global_step(golden, numpy_solver)
     direction, state = step(golden.params)
-    golden.check(optax.tree.get(state, "weights"), weights)
+    tolerance = TOLERANCE[golden.dtype]
+    found = optax.tree.get(state, "weights")
+    assert relative_error(found, weights) <= tolerance
     for name, leaves in direction.items():
         for leaf, value in leaves.items():
-            golden.check(value, expected[f"{name}.{leaf}"])
+            assert relative_error(value, expected[f"{name}.{leaf}"]) <= tolerance
