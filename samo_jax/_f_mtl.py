@@ -127,7 +127,9 @@ def _separately(solver: Solver | Combiner) -> Combiner:
             solver.init(*args), solver.init(*args), uniform_weights(num_tasks)
         )
 
-    def update(task_grads, state, *, clean_grads, sample_grads=(), **extra_args):
+    def update(
+        task_grads, state, *, clean_grads, present=None, sample_grads=(), **extra_args
+    ):
         if sample_grads:
             raise ValueError(
                 "`sample_loss_fns` is not for f_mtl(), which has no clean gradients of "
@@ -135,10 +137,10 @@ def _separately(solver: Solver | Combiner) -> Combiner:
             )
         flat = jax.tree.map(jnp.subtract, task_grads, clean_grads)
         loss_part, weights, loss_state = combine_gradients(
-            clean_grads, state.loss_state, **extra_args
+            clean_grads, state.loss_state, present=present, **extra_args
         )
         flat_part, flat_weights, flat_state = combine_gradients(
-            flat, state.flat_state, **extra_args
+            flat, state.flat_state, present=present, **extra_args
         )
         direction = jax.tree.map(jnp.add, loss_part, flat_part)
         return direction, weights, SeparateState(loss_state, flat_state, flat_weights)

@@ -37,8 +37,12 @@ def fill_in(losses: jax.Array, present: jax.Array) -> jax.Array:
     return jnp.where(present, losses, mean)
 
 
-def share_out(weights: jax.Array, present: jax.Array) -> tuple[jax.Array, jax.Array]:
+def share_out(
+    weights: jax.Array, present: jax.Array | None
+) -> tuple[jax.Array, jax.Array]:
     """Weights whose sum the present tasks have alone, and by what they have grown."""
+    if present is None:
+        return weights, jnp.ones((), weights.dtype)
     kept = keep(present, weights)
     growth = safe_divide(jnp.sum(weights), jnp.sum(kept))
     growth = jnp.where(jnp.all(present), 1, growth)

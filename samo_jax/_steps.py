@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from samo_jax._faults import fill_in, share_out
 from samo_jax._hyperparameters import check_count
 from samo_jax._perturbations import Perturbation, Problem
 from samo_jax._perturbations._base import (
@@ -16,9 +15,9 @@ from samo_jax._perturbations._base import (
 )
 from samo_jax._perturbations._streamed import streamed_gramian
 from samo_jax._solvers import Combiner, Solver
-from samo_jax._solvers._base import combiner_update
+from samo_jax._solvers._base import combiner_update, solver_update
 from samo_jax._tasks import SHARED, Unroll, keep_shared
-from samo_jax._tree import PyTree, accumulator_dtype, scale_leaves
+from samo_jax._tree import PyTree, accumulator_dtype
 
 
 class Outcome(NamedTuple):
@@ -60,9 +59,10 @@ class Method(NamedTuple):
     def solver_args(
         self, problem: Problem, losses: jax.Array, present: jax.Array
     ) -> dict[str, Any]:
-        """Losses and extra arguments of the combiner."""
+        """Losses (NaN where absent), who is present, and the user's extra arguments."""
         args = {"losses": losses.astype(accumulator_dtype()), **problem.extra_args}
-        return args | {"losses": fill_in(args["losses"], present)}
+        losses = jnp.where(present, args["losses"], jnp.nan)
+        return args | {"losses": losses, "present": present}
 
     def weigh(
         self,
@@ -73,10 +73,9 @@ class Method(NamedTuple):
         present: jax.Array,
     ) -> tuple[jax.Array, Any]:
         """Weights of the present tasks, and the solver's new state."""
-        weights, solver_state = cast(Solver, self.solver).update(
+        return solver_update(cast(Solver, self.solver))(
             gramian, state.solver_state, **self.solver_args(problem, losses, present)
         )
-        return share_out(weights, present)[0], solver_state
 
 
 def check_gramian_block(method: Method, unroll: Unroll) -> None:
@@ -143,8 +142,6 @@ def _by_gradients(
     combined, weights, solver_state = combiner_update(method.solver)(
         keep_shared(seen.task_grads, labels), state.solver_state, **args
     )
-    weights, growth = share_out(weights, present)
-    combined = scale_leaves(combined, lambda _leaf: growth)
     own = jax.tree.map(
         lambda label, grad: (
             None if label == SHARED else grad[problem.tasks.index(label)]

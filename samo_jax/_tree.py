@@ -86,6 +86,11 @@ def as_floats(tree: PyTree) -> PyTree:
     return jax.tree.map(lambda leaf: leaf.astype(accumulator_dtype()), tree)
 
 
+def cast_like(tree: PyTree, reference: PyTree) -> PyTree:
+    """`tree` in the dtypes of the reference's leaves."""
+    return jax.tree.map(lambda leaf, other: leaf.astype(other.dtype), tree, reference)
+
+
 def displace(params: PyTree, displacement: PyTree) -> PyTree:
     """`params + displacement`, formed in `accumulator_dtype`, in the params' dtypes."""
     dtype = accumulator_dtype()

@@ -37,8 +37,3 @@ def project_simplex(weights: jax.Array) -> jax.Array:
     thresholds = (jnp.cumsum(descending) - 1) / counts
     support = jnp.sum(descending > thresholds)
     return jnp.maximum(weights - thresholds[support - 1], 0)
-
-
-def cast_like(tree: PyTree, reference: PyTree) -> PyTree:
-    """`tree` in the dtypes of the reference's leaves."""
-    return jax.tree.map(lambda leaf, other: leaf.astype(other.dtype), tree, reference)

@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import optax
 
 from samo_jax._combiners._base import (
-    cast_like,
     moving_average,
     task_norms,
 )
@@ -17,6 +16,7 @@ from samo_jax._solvers import Combiner
 from samo_jax._tree import (
     PyTree,
     accumulator_dtype,
+    cast_like,
     keep_if,
     safe_divide,
     zeros_per_task,

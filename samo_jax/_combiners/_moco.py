@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import optax
 
 from samo_jax._combiners._base import (
-    cast_like,
     moving_average,
     project_simplex,
     task_norms,
@@ -19,6 +18,7 @@ from samo_jax._solvers._base import uniform_weights
 from samo_jax._tree import (
     PyTree,
     accumulator_dtype,
+    cast_like,
     keep_if,
     safe_divide,
     zeros_per_task,

@@ -1,13 +1,22 @@
 """What a gradient combiner is, and the way from a pure function to a combiner."""
 
+import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from samo_jax._faults import fill_in, share_out
 from samo_jax._gramian import combine, gramian
-from samo_jax._tree import PyTree, accumulator_dtype
+from samo_jax._tree import (
+    PyTree,
+    accumulator_dtype,
+    cast_like,
+    keep,
+    safe_divide,
+    scale_leaves,
+)
 
 
 class Solver(NamedTuple):
@@ -17,9 +26,13 @@ class Solver(NamedTuple):
 
     Attributes:
         init: `init(num_tasks) -> state`, a pytree of fixed shapes and dtypes.
-        update: `update(gramian, state, *, losses, **extra_args) -> (weights, state)`
-            with a `(K, K)` Gramian, `(K,)` losses and `(K,)` weights, jittable. Unknown
-            `extra_args` are to be ignored.
+        update: `update(gramian, state, *, losses, present, **extra_args) -> (weights,
+            state)` with a `(K, K)` Gramian, `(K,)` losses and `(K,)` weights, jittable.
+            Unknown `extra_args` are to be ignored. `present`, shape (K,), bool (None:
+            all), says which tasks take part: an absent one has zeros in the Gramian, a
+            NaN for its loss, and gets the weight 0. An update that does not name
+            `present` gets the mean of the other losses in its place, and what weight
+            it gives to absent tasks goes to the others in proportion.
         linear: whether the weights do not depend on the Gramian, which is then zero
             where the K gradients would not be needed otherwise.
     """
@@ -35,10 +48,12 @@ class Combiner(NamedTuple):
     Attributes:
         init: `init(params, num_tasks) -> state`, a pytree of fixed shapes and dtypes.
             `params` holds the shared leaves (None elsewhere).
-        update: `update(task_grads, state, *, losses, **extra_args) -> (direction,
-            weights, state)`, jittable: `task_grads` like `params` with a leading task
-            axis, `direction` like `params` in the gradients' dtypes, `(K,)` losses and
-            weights. Unknown `extra_args` are to be ignored.
+        update: `update(task_grads, state, *, losses, present, **extra_args) ->
+            (direction, weights, state)`, jittable: `task_grads` like `params` with a
+            leading task axis, `direction` like `params` in the gradients' dtypes,
+            `(K,)` losses and weights. Unknown `extra_args` are to be ignored.
+            `present` is as in `Solver`: an absent task has zero gradients. Of an update
+            that does not name it, the direction grows with the others' weights.
     """
 
     init: Callable[[PyTree, int], Any]
@@ -54,21 +69,61 @@ def check_combiner(solver: Any) -> None:
         )
 
 
+def solver_update(solver: Solver) -> Callable[..., tuple[jax.Array, Any]]:
+    """`Solver.update`, called with `present` whether the method names it or not."""
+    if _names_present(solver.update):
+        return solver.update
+
+    def update(gramian, state, *, present=None, **extra_args):
+        weights, state = solver.update(gramian, state, **_filled(extra_args, present))
+        return share_out(weights, present)[0], state
+
+    return update
+
+
 def combiner_update(
     solver: Solver | Combiner,
 ) -> Callable[..., tuple[PyTree, jax.Array, Any]]:
-    """`Combiner.update`, for a solver too: Gramian to weights to direction."""
-    if isinstance(solver, Combiner):
+    """`Combiner.update`, for a solver too: Gramian to weights to direction.
+
+    It may be called with `present` whether the method names it or not.
+    """
+    if isinstance(solver, Solver):
+        return _combining(solver_update(solver))
+    if _names_present(solver.update):
         return solver.update
 
+    def update(task_grads, state, *, present=None, **extra_args):
+        direction, weights, state = solver.update(
+            task_grads, state, **_filled(extra_args, present)
+        )
+        weights, growth = share_out(weights, present)
+        grown = scale_leaves(direction, lambda _leaf: growth)
+        return cast_like(grown, direction), weights, state
+
+    return update
+
+
+def _combining(weigh: Callable[..., tuple[jax.Array, Any]]):
     def update(task_grads, state, *, losses, **extra_args):
         shared = jax.tree.leaves(task_grads)
         num_tasks = losses.shape[0]
         products = gramian(shared) if shared else jnp.zeros((num_tasks, num_tasks))
-        weights, state = solver.update(products, state, losses=losses, **extra_args)
+        weights, state = weigh(products, state, losses=losses, **extra_args)
         return combine(weights, task_grads), weights, state
 
     return update
+
+
+def _names_present(update: Callable[..., Any]) -> bool:
+    return "present" in inspect.signature(update).parameters
+
+
+def _filled(extra_args: dict[str, Any], present: jax.Array | None) -> dict[str, Any]:
+    """The arguments, with a loss for each task that is absent."""
+    if present is None or extra_args.get("losses") is None:
+        return extra_args
+    return extra_args | {"losses": fill_in(extra_args["losses"], present)}
 
 
 class SolveInfo(NamedTuple):
@@ -103,9 +158,15 @@ class SolverState(NamedTuple):
     info: SolveInfo
 
 
-def uniform_weights(num_tasks: int) -> jax.Array:
-    """Equal weights that sum to one, shape (K,)."""
-    return jnp.full((num_tasks,), 1 / num_tasks, accumulator_dtype())
+def uniform_weights(num_tasks: int, present: jax.Array | None = None) -> jax.Array:
+    """Equal weights of the present tasks (None: all) that sum to one, shape (K,)."""
+    shares = as_present(present, num_tasks).astype(accumulator_dtype())
+    return safe_divide(shares, jnp.sum(shares))
+
+
+def as_present(present: jax.Array | None, num_tasks: int) -> jax.Array:
+    """Which tasks take part (None: all), shape (K,), bool."""
+    return jnp.ones((num_tasks,), bool) if present is None else present
 
 
 def init_solver(num_tasks: int) -> SolverState:
@@ -120,21 +181,34 @@ def init_solver(num_tasks: int) -> SolverState:
 
 
 def keep_last(
-    solved: tuple[jax.Array, SolveInfo], state: SolverState
+    solved: tuple[jax.Array, SolveInfo],
+    state: SolverState,
+    present: jax.Array | None = None,
 ) -> tuple[jax.Array, SolverState]:
-    """What `update` returns: on a non-finite Gramian, the last good weights."""
+    """What `update` returns: on a non-finite Gramian, the last good weights.
+
+    Absent tasks get the weight 0, and their last weights wait.
+    """
     weights, info = solved
-    weights = jnp.where(info.finite, weights, state.last_weights)
-    return weights, SolverState(weights, info)
+    present = as_present(present, len(weights))
+    last = jnp.where(info.finite & present, weights, state.last_weights)
+    return keep(present, last), SolverState(last, info)
 
 
 def gramian_solver(
-    weights_fn: Callable[[jax.Array], tuple[jax.Array, SolveInfo]],
+    weights_fn: Callable[..., tuple[jax.Array, SolveInfo]],
 ) -> Solver:
-    """A `Solver` of a function of the Gramian alone."""
+    """A `Solver` of `weights_fn(gramian, present)`, a function of these alone."""
+    if len(inspect.signature(weights_fn).parameters) == 1:  # Not there yet.
 
-    def update(gramian, state, **extra_args):
+        def update_all(gramian, state, **extra_args):
+            del extra_args
+            return keep_last(weights_fn(gramian), state)
+
+        return Solver(init_solver, update_all)
+
+    def update(gramian, state, *, present=None, **extra_args):
         del extra_args
-        return keep_last(weights_fn(gramian), state)
+        return keep_last(weights_fn(gramian, present), state, present)
 
     return Solver(init_solver, update)
