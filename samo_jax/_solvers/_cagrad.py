@@ -112,7 +112,7 @@ def _conflict_averse(problem: Equilibrated, c) -> Solution:
         active, jnp.ldexp(jnp.ones_like(units), exponents - largest) / count, 0
     )
     rates = matvec(matrix, mean)[0]
-    length = jnp.sqrt(mean @ rates)
+    length = jnp.sqrt(jnp.maximum(mean @ rates, 0))
     radius = jnp.asarray(c, dtype) * length
     identity = jnp.eye(len(units), dtype=dtype)
 

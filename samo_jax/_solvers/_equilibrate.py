@@ -38,11 +38,9 @@ class Solution(NamedTuple):
     converged: jax.Array
 
 
-def add_ridge(matrix: jax.Array, ulps: int) -> jax.Array:
-    """`C + delta I`, delta in units in the last place of the unit diagonal."""
-    dtype = matrix.dtype
-    delta = ulps * float(jnp.finfo(dtype).eps)
-    return matrix + delta * jnp.eye(matrix.shape[0], dtype=dtype)
+def add_ridge(matrix: jax.Array, ridge: float) -> jax.Array:
+    """`C + ridge I`."""
+    return matrix + ridge * jnp.eye(matrix.shape[0], dtype=matrix.dtype)
 
 
 def fall_back(solution: Solution, solve: Callable[[], Solution]) -> Solution:

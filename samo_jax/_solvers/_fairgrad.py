@@ -82,13 +82,13 @@ def _solve(gramian, alpha):
 
 def _fair(problem: Equilibrated, alpha) -> Solution:
     # w_i = 2^-(k_i + q) y_i gives C y = b y^-p with b_i = 2^((p-1) k_i + (p+1) q);
-    # the integer q keeps b near one, and the substitution is exact.
+    # the integer q keeps b near one on average, and the substitution is exact.
     matrix, exponents, active = problem
     p = 1 / jnp.asarray(alpha, matrix.dtype)
     k = exponents.astype(matrix.dtype)
     average = jnp.sum(k) / jnp.maximum(jnp.sum(active), 1).astype(matrix.dtype)
     q = jnp.round((1 - p) / (1 + p) * average)
-    scale = jnp.exp2((p - 1) * k + (p + 1) * q)
+    scale = jnp.exp2(((p - 1) * k + (p + 1) * q) / jnp.maximum(p, 1))
     solution = alpha_fair(matrix, jnp.where(active, scale, 1), p)
     weights = jnp.ldexp(solution.weights, -(exponents + q.astype(jnp.int32)))
     return solution._replace(weights=weights)
