@@ -71,29 +71,6 @@ COMBINERS = {
     "cosmos": lambda tasks: samo_jax.cosmos(preference=WEIGHTS[tasks], lam=0.1),
     "famo": lambda _: samo_jax.famo(offset=-1.0),
 }
-# Methods that do not know of absent tasks yet.
-PENDING = [
-    "mgda",
-    "mgda-l2",
-    "mgda-loss",
-    "mgda-loss+",
-    "fairgrad",
-    "nash_mtl",
-    "nash_mtl-often",
-    "cagrad",
-    "pcgrad",
-    "gradvac",
-    "upgrad",
-    "dualproj",
-    "imtl_g",
-    "aligned_mtl",
-    "aligned_mtl-median",
-    "aligned_mtl-rmse",
-    "conflict_free_inverse",
-    "krum",
-    "db_mtl",
-]
-READY = [name for name in COMBINERS if name not in PENDING]
 # What K tasks draw of a key is not what fewer draw: equal in law alone.
 DRAWN = ["random_weights"]
 # Weights that tend to what the losses and gradients say, wherever they come from.
@@ -267,7 +244,7 @@ def traces(name):
 
 
 @pytest.mark.parametrize("others", [[2], [0, 1]], ids=str)
-@pytest.mark.parametrize("name", [name for name in READY if name not in DRAWN])
+@pytest.mark.parametrize("name", [name for name in COMBINERS if name not in DRAWN])
 def test_steps_are_those_of_the_combiner_of_the_present_tasks(name, others):
     present = jnp.ones((20, len(others)), bool)
     run = jax.jit(functools.partial(train, name, np.array(others), 20))
@@ -281,14 +258,14 @@ def test_steps_are_those_of_the_combiner_of_the_present_tasks(name, others):
     )
 
 
-@pytest.mark.parametrize("name", READY)
+@pytest.mark.parametrize("name", COMBINERS)
 def test_absent_tasks_wait_and_weigh_nothing(name):
     for (_, scenario), trace in traces(name).items():
         assert trace.waits.all(), scenario
         assert not trace.weights[~SCENARIOS[scenario]].any(), scenario
 
 
-@pytest.mark.parametrize("name", READY)
+@pytest.mark.parametrize("name", COMBINERS)
 def test_steps_are_no_longer_than_with_some_tasks_alone(name):
     for optimizer in ("SGD", "Adam"):
         of = {
@@ -299,7 +276,7 @@ def test_steps_are_no_longer_than_with_some_tasks_alone(name):
             assert of[scenario].max() < 1.5 * longest, (optimizer, scenario)
 
 
-@pytest.mark.parametrize("name", READY)
+@pytest.mark.parametrize("name", COMBINERS)
 def test_a_thousand_steps_come_close_to_the_minima(name):
     """No farther from their mean than 1.6 times the farthest of them."""
     minima = problem_of(np.arange(K)).minima
@@ -324,7 +301,7 @@ def test_a_task_missed_for_a_step_is_weighed_as_before(name, scenario):
         assert np.abs(found - expected).max() < 0.1 * clean.max(), optimizer
 
 
-@pytest.mark.parametrize("name", READY)
+@pytest.mark.parametrize("name", COMBINERS)
 @pytest.mark.usefixtures("strict")
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float64"])
 def test_types_stay_as_they_are(name, dtype):
@@ -375,4 +352,3 @@ def test_every_combiner_is_in_the_table(monkeypatch):
     for make in COMBINERS.values():
         make(np.arange(K))
     assert called == set(factories)
-    assert set(PENDING) < set(COMBINERS)

@@ -20,6 +20,8 @@ def aligned_mtl_weights(
     gramian: ArrayLike,
     scale_mode: ScaleMode = "min",
     preference: Vector | None = None,
+    *,
+    present: ArrayLike | None = None,
 ) -> jax.Array:
     """Weights of Aligned-MTL, `w = sqrt(s) G^(-1/2) p`.
 
@@ -40,6 +42,8 @@ def aligned_mtl_weights(
         scale_mode: "min", "median" or "rmse", which eigenvalue s is.
         preference: p, shape (K,), non-negative, used as given. None: 1/K each (LibMTL
             uses 1 each).
+        present: shape (K,), bool, which tasks take part; the others get the weight 0.
+            None: all.
 
     Returns:
         w, shape (K,).
@@ -60,7 +64,7 @@ def aligned_mtl_weights(
     """
     _check_scale_mode(scale_mode)
     check_preference(preference)
-    return _solve(gramian, preference, scale_mode)[0]
+    return _solve(gramian, preference, scale_mode, present)[0]
 
 
 def _check_scale_mode(scale_mode):
@@ -68,11 +72,10 @@ def _check_scale_mode(scale_mode):
 
 
 @partial(jax.jit, static_argnames="scale_mode")
-def _solve(gramian, preference, scale_mode):
-    preference = preference_vector(preference, jnp.shape(gramian)[0])
-    return solve_gramian(
-        gramian, lambda problem: _aligned(problem, preference, scale_mode)
-    )
+def _solve(gramian, preference, scale_mode, present):
+    preference = preference_vector(preference, jnp.shape(gramian)[0], present)
+    solve = partial(_aligned, scale_mode=scale_mode)
+    return solve_gramian(gramian, solve, preference, present=present)
 
 
 def _aligned(problem: Equilibrated, preference, scale_mode: ScaleMode) -> Solution:
@@ -118,4 +121,6 @@ def aligned_mtl(
     """
     _check_scale_mode(scale_mode)
     check_preference(preference)
-    return gramian_solver(lambda gramian: _solve(gramian, preference, scale_mode))
+    return gramian_solver(
+        lambda gramian, present: _solve(gramian, preference, scale_mode, present)
+    )

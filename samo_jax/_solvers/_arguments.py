@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
+from samo_jax._solvers._base import as_present, uniform_weights
 from samo_jax._tree import accumulator_dtype
 
 Vector: TypeAlias = ArrayLike | Sequence[float]
@@ -61,9 +62,25 @@ def check_preference(preference: Vector | None) -> None:
         )
 
 
-def preference_vector(preference: Vector | None, num_tasks: int) -> jax.Array:
-    """`preference` as a (K,) array; 1/K each where it is None."""
-    return per_task("preference", preference, num_tasks, 1 / num_tasks)
+def preference_vector(
+    preference: Vector | None, num_tasks: int, present: ArrayLike | None = None
+) -> jax.Array:
+    """`preference` as a (K,) array; None: the same for all present tasks, sum one."""
+    uniform = uniform_weights(num_tasks, present_tasks(present, num_tasks))
+    return per_task("preference", preference, num_tasks, uniform)
+
+
+def present_tasks(present: ArrayLike | None, num_tasks: int) -> jax.Array:
+    """Which tasks take part (None: all), shape (K,), bool; raise on other shapes."""
+    if present is None:
+        return as_present(None, num_tasks)
+    present = jnp.asarray(present, bool)
+    if present.shape != (num_tasks,):
+        raise ValueError(
+            f"`present` must be one bool per task, shape ({num_tasks},), got shape "
+            f"{present.shape}. None means all tasks."
+        )
+    return present
 
 
 def required_losses(losses: Vector | None, method: str, num_tasks: int) -> jax.Array:

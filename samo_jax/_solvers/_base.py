@@ -1,6 +1,5 @@
 """What a gradient combiner is, and the way from a pure function to a combiner."""
 
-import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -195,13 +194,6 @@ def gramian_solver(
     weights_fn: Callable[..., tuple[jax.Array, SolveInfo]],
 ) -> Solver:
     """A `Solver` of `weights_fn(gramian, present)`, a function of these alone."""
-    if len(inspect.signature(weights_fn).parameters) == 1:  # Not there yet.
-
-        def update_all(gramian, state, **extra_args):
-            del extra_args
-            return keep_last(weights_fn(gramian), state)
-
-        return Solver(init_solver, update_all)
 
     def update(gramian, state, *, present=None, **extra_args):
         del extra_args

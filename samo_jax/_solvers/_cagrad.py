@@ -1,5 +1,6 @@
 """CAGrad: the best worst case within a ball around the mean gradient."""
 
+from functools import partial
 from typing import Literal, TypeAlias, get_args, overload
 
 import jax
@@ -27,6 +28,7 @@ def cagrad_weights(
     c: ArrayLike = 0.5,
     rescale: Rescale = 0,
     *,
+    present: ArrayLike | None = None,
     return_info: Literal[False] = False,
 ) -> jax.Array: ...
 @overload
@@ -35,6 +37,7 @@ def cagrad_weights(
     c: ArrayLike = 0.5,
     rescale: Rescale = 0,
     *,
+    present: ArrayLike | None = None,
     return_info: Literal[True],
 ) -> tuple[jax.Array, SolveInfo]: ...
 def cagrad_weights(
@@ -42,6 +45,7 @@ def cagrad_weights(
     c: ArrayLike = 0.5,
     rescale: Rescale = 0,
     *,
+    present: ArrayLike | None = None,
     return_info: bool = False,
 ) -> jax.Array | tuple[jax.Array, SolveInfo]:
     """Weights of `argmax_d min_i <g_i, d>` subject to `||d - g0|| <= c ||g0||`.
@@ -52,7 +56,8 @@ def cagrad_weights(
     t. The weights are `w = 1/K + v`. c = 0 gives the mean; with c >= 1 no task
     conflicts.
     At Pareto-stationary points there is no rate t > 0: if the ball reaches t = 0, d is
-    the direction closest to g0 with which no task conflicts (DualProj's).
+    the direction closest to g0 with which no task conflicts (DualProj's). Where all
+    gradients cancel to the rounding of G, so does d, and `converged` is False.
 
     Tasks with a zero gradient are left out (weight 0); all-zero and
     non-finite Gramians give uniform weights; `w` does not change when G is scaled.
@@ -61,6 +66,8 @@ def cagrad_weights(
         gramian: G, shape (K, K), inner products of the task gradients.
         c: radius of the ball relative to `||g0||`, non-negative.
         rescale: 0 returns w, 1 (the reference's default) w / (1 + c^2), 2 w / (1 + c).
+        present: shape (K,), bool, which tasks take part; the others get the weight 0.
+            None: all.
         return_info: also return a `SolveInfo`, whose residual is
             `| ||J'v|| / (c ||g0||) - 1 |`.
 
@@ -82,7 +89,7 @@ def cagrad_weights(
         <https://arxiv.org/abs/2110.14048>`_, 2021
     """
     _check(c, rescale)
-    weights, info = _solve(gramian, c)
+    weights, info = _solve(gramian, c, present)
     weights = weights / (1, 1 + c**2, 1 + c)[rescale]
     return (weights, info) if return_info else weights
 
@@ -93,13 +100,13 @@ def _check(c, rescale):
 
 
 @jax.jit
-def _solve(gramian, c):
-    return solve_gramian(gramian, lambda problem: _conflict_averse(problem, c))
+def _solve(gramian, c, present):
+    return solve_gramian(gramian, partial(_conflict_averse, c=c), present=present)
 
 
 def _conflict_averse(problem: Equilibrated, c) -> Solution:
     # Units: y_i = 2^(k_i - max k) v_i, and t in those of the smallest gradient.
-    matrix, exponents, active = problem
+    matrix, exponents, active, _ = problem
     dtype = matrix.dtype
     eps = float(jnp.finfo(dtype).eps)
     count = jnp.maximum(jnp.sum(active), 1).astype(dtype)
@@ -112,8 +119,12 @@ def _conflict_averse(problem: Equilibrated, c) -> Solution:
         active, jnp.ldexp(jnp.ones_like(units), exponents - largest) / count, 0
     )
     rates = matvec(matrix, mean)[0]
-    length = jnp.sqrt(mean @ rates)
-    radius = jnp.asarray(c, dtype) * length
+    square = jnp.maximum(mean @ rates, 0)
+    # Where gradients cancel, the mean's length is rounding, and so is every answer.
+    known = square > _ROUNDINGS * eps * (mean @ (jnp.abs(matrix) @ mean))
+    length = jnp.sqrt(square)
+    c = jnp.asarray(c, dtype)
+    radius = c * length
     identity = jnp.eye(len(units), dtype=dtype)
 
     def ascend(t):
@@ -147,9 +158,10 @@ def _conflict_averse(problem: Equilibrated, c) -> Solution:
         new = jnp.where(done, t, new)
         return low, high, new, done, solution
 
-    # Rates t <= 0 are always in reach of some direction, d = 0 at the least.
+    # Rates t <= 0 are always in reach of some direction, d = 0 at the least; t = 0 is
+    # where c >= 1.
     at_zero = ascend(jnp.zeros((), dtype))
-    ascends = length_of(at_zero.weights) <= radius
+    ascends = (c >= 1) | ((radius > 0) & (length_of(at_zero.weights) <= radius))
     bound = jnp.where(
         active, jnp.sqrt(jnp.diagonal(matrix)) * (length + radius), jnp.inf
     )
@@ -177,13 +189,16 @@ def _conflict_averse(problem: Equilibrated, c) -> Solution:
     rounding = _ROUNDINGS * eps * jnp.max(jnp.abs(matrix) @ y)
     real = (t <= 0) | (t * jnp.max(units) > rounding)
     error = jnp.maximum(residual, solution.residual)
-    # Far nearer than t = 0 even where rounding leaves the search unfinished.
-    y = jnp.where(ascends & ~(real & (error < eps**0.25)), at_zero.weights, y)
+    solved = real & (error < eps**0.5)
+    # Far nearer than t = 0 even where rounding leaves the search unfinished, but for
+    # the promise that c >= 1 makes.
+    near = solved | ((c < 1) & real & (error < eps**0.25))
+    y = jnp.where(ascends & ~(known & near), at_zero.weights, y)
     return Solution(
         active.astype(dtype) / count + jnp.ldexp(y, largest - exponents),
         residual,
         solution.steps,
-        real & (error < eps**0.5),
+        solved & (known | (c == 0)),
     )
 
 
@@ -211,5 +226,7 @@ def cagrad(c: float = 0.5, rescale: Rescale = 0) -> Solver:
     """
     _check(c, rescale)
     return gramian_solver(
-        lambda gramian: cagrad_weights(gramian, c, rescale, return_info=True)
+        lambda gramian, present: cagrad_weights(
+            gramian, c, rescale, present=present, return_info=True
+        )
     )

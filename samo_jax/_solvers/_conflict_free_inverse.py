@@ -17,7 +17,10 @@ from samo_jax._tree import safe_divide
 
 
 def conflict_free_inverse_weights(
-    gramian: ArrayLike, preference: Vector | None = None
+    gramian: ArrayLike,
+    preference: Vector | None = None,
+    *,
+    present: ArrayLike | None = None,
 ) -> jax.Array:
     """Weights of ConFIG's direction, whose cosines with the gradients are prescribed.
 
@@ -42,6 +45,8 @@ def conflict_free_inverse_weights(
         gramian: G, shape (K, K), inner products of the task gradients.
         preference: p, shape (K,), non-negative; its scale does not matter. None:
             uniform.
+        present: shape (K,), bool, which tasks take part; the others get the weight 0.
+            None: all.
 
     Returns:
         w, shape (K,).
@@ -61,15 +66,13 @@ def conflict_free_inverse_weights(
         Informed Neural Networks <https://arxiv.org/abs/2408.11104>`_, 2024
     """
     check_preference(preference)
-    return _solve(gramian, preference)[0]
+    return _solve(gramian, preference, present)[0]
 
 
 @jax.jit
-def _solve(gramian, preference):
-    target = preference_vector(preference, jnp.shape(gramian)[0])
-    weights, info = solve_gramian(
-        gramian, lambda problem: _conflict_free(problem, target)
-    )
+def _solve(gramian, preference, present):
+    target = preference_vector(preference, jnp.shape(gramian)[0], present)
+    weights, info = solve_gramian(gramian, _conflict_free, target, present=present)
     return weights, judge(info)
 
 
@@ -79,7 +82,7 @@ def _conflict_free(problem: Equilibrated, target: jax.Array) -> Solution:
     norms = relative_norms(problem)
     y, products, solvable = prescribed_cosines(problem, target)
     length = jnp.where(solvable, safe_divide(norms @ products, y @ products), 0)
-    weights = (y / norms) * (length / norms.shape[0])
+    weights = (y / norms) * length / jnp.maximum(jnp.sum(problem.present), 1)
     return direct(weights, jnp.max(jnp.abs(products - target)))
 
 
@@ -109,4 +112,4 @@ def conflict_free_inverse(
         [1.    0.33...]
     """
     check_preference(preference)
-    return gramian_solver(lambda gramian: _solve(gramian, preference))
+    return gramian_solver(lambda gramian, present: _solve(gramian, preference, present))

@@ -24,7 +24,7 @@ def direct(weights: jax.Array, residual: jax.Array | None = None) -> Solution:
 
 def relative_norms(problem: Equilibrated) -> jax.Array:
     """Gradient norms in units (a power of two) near the smallest; inactive tasks: 1."""
-    matrix, exponents, active = problem
+    matrix, exponents, active, _ = problem
     smallest = jnp.min(jnp.where(active, exponents, jnp.iinfo(jnp.int32).max))
     norms = jnp.ldexp(jnp.sqrt(jnp.diagonal(matrix)), exponents - smallest)
     return jnp.where(active, norms, 1)
@@ -32,7 +32,7 @@ def relative_norms(problem: Equilibrated) -> jax.Array:
 
 def common_scale(problem: Equilibrated) -> jax.Array:
     """The Gramian in units near its largest entry; zero gradients stay zero."""
-    matrix, exponents, active = problem
+    matrix, exponents, active, _ = problem
     largest = jnp.max(jnp.where(active, exponents, jnp.iinfo(jnp.int32).min))
     shift = jnp.where(active, exponents - largest, 0)
     matrix = jnp.ldexp(jnp.ldexp(matrix, shift[:, None]), shift[None, :])
@@ -97,7 +97,7 @@ def prescribed_cosines(problem: Equilibrated, target: jax.Array) -> CosineSoluti
         problem: the equilibrated Gramian.
         target: p, shape (K,), zero for inactive tasks.
     """
-    matrix, _, active = problem
+    matrix, _, active, _ = problem
     lengths = jnp.sqrt(jnp.diagonal(matrix))
     matrix = matrix / lengths[:, None] / lengths[None, :]
     matrix = jnp.where(active[:, None] & active[None, :], matrix, 0)

@@ -5,12 +5,21 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from samo_jax._solvers._arguments import Vector, required_losses
-from samo_jax._solvers._base import Solver, init_solver, keep_last
+from samo_jax._solvers._base import Solver
 from samo_jax._solvers._correlation import direct, relative_norms
-from samo_jax._solvers._equilibrate import Equilibrated, Solution, solve_gramian
+from samo_jax._solvers._equilibrate import (
+    Equilibrated,
+    Solution,
+    check_gramian,
+    solve_gramian,
+)
+from samo_jax._solvers._loss_solver import loss_solver, unusable_losses
+from samo_jax._tree import keep
 
 
-def db_mtl_weights(gramian: ArrayLike, losses: Vector) -> jax.Array:
+def db_mtl_weights(
+    gramian: ArrayLike, losses: Vector, *, present: ArrayLike | None = None
+) -> jax.Array:
     """Weights of dual-balancing: `w_i = max_j(||g_j|| / l_j) / (K ||g_i||)`.
 
     The gradients g_i / l_i of the log-losses are all brought to the largest norm among
@@ -24,6 +33,8 @@ def db_mtl_weights(gramian: ArrayLike, losses: Vector) -> jax.Array:
     Args:
         gramian: G, shape (K, K), inner products of the task gradients.
         losses: l, shape (K,), positive.
+        present: shape (K,), bool, which tasks take part; the others get the weight 0.
+            None: all.
 
     Returns:
         w, shape (K,).
@@ -42,24 +53,23 @@ def db_mtl_weights(gramian: ArrayLike, losses: Vector) -> jax.Array:
         Lin, Jiang, Ye, Zhang, Chen, Chen, Liu and Kwok, `Dual-Balancing for Multi-Task
         Learning <https://arxiv.org/abs/2308.12029>`_, 2023
     """
-    return _solve(gramian, losses)[0]
+    return _solve(gramian, losses, present)[0]
 
 
 @jax.jit
-def _solve(gramian, losses):
-    num_tasks = jnp.shape(gramian)[0] if jnp.ndim(gramian) else 0
-    losses = required_losses(losses, "db_mtl()", num_tasks)
-    positive = (losses > 0) & jnp.isfinite(losses)
-    usable = positive | (jnp.diagonal(gramian) == 0)
-    gramian = jnp.where(usable.all(), gramian, jnp.nan)
+def _solve(gramian, losses, present):
+    gramian = check_gramian(gramian)
+    losses = required_losses(losses, "db_mtl()", len(gramian))
+    unusable = unusable_losses(gramian, losses, present)
+    gramian = jnp.where(unusable.any(), jnp.nan, gramian)
+    return *solve_gramian(gramian, _balance, losses, present=present), unusable
 
-    def balance(problem: Equilibrated) -> Solution:
-        norms = relative_norms(problem)
-        speeds = norms / jnp.where(positive, losses, 1)
-        largest = jnp.max(jnp.where(problem.active, speeds, 0))
-        return direct(largest / norms / num_tasks)
 
-    return solve_gramian(gramian, balance)
+def _balance(problem: Equilibrated, losses: jax.Array) -> Solution:
+    norms = relative_norms(problem)
+    speeds = norms / jnp.where(problem.active, losses, 1)
+    largest = jnp.max(keep(problem.active, speeds))
+    return direct(largest / norms / jnp.maximum(jnp.sum(problem.present), 1))
 
 
 def db_mtl() -> Solver:
@@ -67,7 +77,9 @@ def db_mtl() -> Solver:
 
     Returns:
         A `Solver` that needs `losses`. On a non-finite Gramian or losses that are not
-        positive it keeps its last weights; `SolverState.info` says so.
+        positive it keeps its last weights, uniform ones if it never had others. Its
+        state says so: `info.finite` is False, and `unusable` counts the updates with
+        such a loss, task by task.
 
     Examples:
         >>> import jax.numpy as jnp, samo_jax
@@ -78,9 +90,4 @@ def db_mtl() -> Solver:
         >>> print(weights)
         [1.  0.5]
     """
-
-    def update(gramian, state, *, losses=None, **extra_args):
-        del extra_args
-        return keep_last(_solve(gramian, losses), state)
-
-    return Solver(init_solver, update)
+    return loss_solver(_solve)

@@ -23,7 +23,7 @@ def project(problem: Equilibrated, preferences: jax.Array) -> Solution:
         The summed weights, shape (K,); the worst residual, most steps, and whether all
         converged.
     """
-    matrix, exponents, active = problem
+    matrix, exponents, active, _ = problem
     # In y_i = 2^k_i s_i; the QP is homogeneous, so powers relative to the largest do.
     relative = jnp.where(active, exponents, jnp.min(exponents))
     relative = relative - jnp.max(jnp.where(active, exponents, relative))

@@ -3,6 +3,7 @@
 from typing import Literal, overload
 
 import jax
+import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from samo_jax._solvers._arguments import Vector, check_preference, preference_vector
@@ -16,6 +17,7 @@ def dualproj_weights(
     gramian: ArrayLike,
     preference: Vector | None = None,
     *,
+    present: ArrayLike | None = None,
     return_info: Literal[False] = False,
 ) -> jax.Array: ...
 @overload
@@ -23,12 +25,14 @@ def dualproj_weights(
     gramian: ArrayLike,
     preference: Vector | None = None,
     *,
+    present: ArrayLike | None = None,
     return_info: Literal[True],
 ) -> tuple[jax.Array, SolveInfo]: ...
 def dualproj_weights(
     gramian: ArrayLike,
     preference: Vector | None = None,
     *,
+    present: ArrayLike | None = None,
     return_info: bool = False,
 ) -> jax.Array | tuple[jax.Array, SolveInfo]:
     """Weights of the projection of J'u onto the dual cone of the task gradients.
@@ -44,6 +48,8 @@ def dualproj_weights(
     Args:
         gramian: G, shape (K, K), inner products of the task gradients.
         preference: u, shape (K,), non-negative. None: 1/K each.
+        present: shape (K,), bool, which tasks take part; the others get the weight 0.
+            None: all.
         return_info: also return a `SolveInfo`, whose residual is the violation of the
             QP's optimality conditions, relative to its largest linear term.
 
@@ -68,14 +74,16 @@ def dualproj_weights(
         <https://arxiv.org/abs/2406.16232>`_, 2024
     """
     check_preference(preference)
-    weights, info = _solve(gramian, preference)
+    weights, info = _solve(gramian, preference, present)
     return (weights, info) if return_info else weights
 
 
 @jax.jit
-def _solve(gramian, preference):
-    u = preference_vector(preference, len(gramian))
-    return solve_gramian(gramian, lambda problem: project(problem, u[None, :]))
+def _solve(gramian, preference, present):
+    u = preference_vector(preference, jnp.shape(gramian)[0], present)
+    return solve_gramian(
+        gramian, lambda problem, u: project(problem, u[None, :]), u, present=present
+    )
 
 
 def dualproj(preference: Vector | None = None) -> Solver:
@@ -100,5 +108,7 @@ def dualproj(preference: Vector | None = None) -> Solver:
     """
     check_preference(preference)
     return gramian_solver(
-        lambda gramian: dualproj_weights(gramian, preference, return_info=True)
+        lambda gramian, present: dualproj_weights(
+            gramian, preference, present=present, return_info=True
+        )
     )

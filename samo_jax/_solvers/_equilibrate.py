@@ -7,26 +7,29 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from samo_jax._solvers._arguments import present_tasks
 from samo_jax._solvers._base import SolveInfo, uniform_weights
-from samo_jax._tree import accumulator_dtype
+from samo_jax._tree import accumulator_dtype, keep
 
 
 class Equilibrated(NamedTuple):
     """A Gramian in units in which every task's gradient has a norm near one.
 
     With integer exponents k, `C_ij = 2^-(k_i + k_j) G_ij` and C_ii in [1/2, 2]. Powers
-    of two make the scaling exact. Inactive tasks (zero gradient) have k_i = 0 and the
-    identity's row and column.
+    of two make the scaling exact. Inactive tasks (absent, or with a zero gradient) have
+    k_i = 0 and the identity's row and column.
 
     Attributes:
         matrix: C, shape (K, K).
         exponents: k, shape (K,), int32.
         active: shape (K,), bool.
+        present: shape (K,), bool, the tasks that there are.
     """
 
     matrix: jax.Array
     exponents: jax.Array
     active: jax.Array
+    present: jax.Array
 
 
 class Solution(NamedTuple):
@@ -38,11 +41,9 @@ class Solution(NamedTuple):
     converged: jax.Array
 
 
-def add_ridge(matrix: jax.Array, ulps: int) -> jax.Array:
-    """`C + delta I`, delta in units in the last place of the unit diagonal."""
-    dtype = matrix.dtype
-    delta = ulps * float(jnp.finfo(dtype).eps)
-    return matrix + delta * jnp.eye(matrix.shape[0], dtype=dtype)
+def add_ridge(matrix: jax.Array, ridge: float) -> jax.Array:
+    """`C + ridge I`."""
+    return matrix + ridge * jnp.eye(matrix.shape[0], dtype=matrix.dtype)
 
 
 def fall_back(solution: Solution, solve: Callable[[], Solution]) -> Solution:
@@ -79,46 +80,85 @@ def check_gramian(gramian: jax.Array) -> jax.Array:
     return gramian / 2 + gramian.T / 2
 
 
-def equilibrate(gramian: jax.Array) -> tuple[Equilibrated, jax.Array]:
-    """The equilibrated Gramian (the identity where it is not finite), and if it is."""
+def equilibrate(
+    gramian: jax.Array, present: jax.Array | None = None
+) -> tuple[Equilibrated, jax.Array]:
+    """The equilibrated Gramian (the identity where it is not finite), and if it is.
+
+    Rows and columns of tasks that are not present (None: all are) do not matter.
+    """
     gramian = check_gramian(gramian)
     num_tasks = gramian.shape[0]
+    present = present_tasks(present, num_tasks)
+    gramian = keep(present[:, None] & present[None, :], gramian)
     tiny = jnp.finfo(gramian.dtype).tiny
     identity = jnp.eye(num_tasks, dtype=gramian.dtype)
 
     finite = jnp.all(jnp.isfinite(gramian))
     gramian = jnp.where(finite, gramian, identity)
     squared_norms = jnp.diagonal(gramian)
-    active = squared_norms >= tiny
+    active = present & (squared_norms >= tiny)
     norms = jnp.sqrt(jnp.where(active, squared_norms, 1))
     exponents = jnp.round(jnp.log2(norms)).astype(jnp.int32)
     scales = jnp.ldexp(jnp.ones_like(norms), -exponents)
     matrix = scales[:, None] * gramian * scales[None, :]
     matrix = jnp.where(active[:, None] & active[None, :], matrix, identity)
-    return Equilibrated(matrix, exponents, active), finite
+    return Equilibrated(matrix, exponents, active, present), finite
 
 
 def conclude(
-    solution: Solution, active: jax.Array, finite: jax.Array
+    solution: Solution, problem: Equilibrated, finite: jax.Array
 ) -> tuple[jax.Array, SolveInfo]:
     """Weights and `SolveInfo` of a core's solution.
 
-    Inactive tasks get weight 0. Where no task is active, or the Gramian is not finite,
-    the weights are uniform.
+    Inactive tasks get weight 0. Where no task is active, or the Gramian or the solution
+    is not finite, the weights of the present tasks are uniform.
     """
-    weights = jnp.where(active, solution.weights, 0)
-    weights = jnp.where(finite & active.any(), weights, uniform_weights(len(active)))
-    info = SolveInfo(
-        solution.residual, solution.steps, finite & solution.converged, finite
-    )
-    return weights, info
+    active = problem.active
+    weights = keep(active, solution.weights)
+    solved = jnp.all(jnp.isfinite(weights))
+    uniform = uniform_weights(len(active), problem.present)
+    weights = jnp.where(finite & active.any() & solved, weights, uniform)
+    converged = finite & solved & solution.converged
+    return weights, SolveInfo(solution.residual, solution.steps, converged, finite)
+
+
+def in_order(solve: Callable[..., Solution]) -> Callable[..., Solution]:
+    """`solve` of the tasks in an order that does not depend on the one they have.
+
+    By the gradient's norm, and between equal ones by the smallest and largest products.
+    """
+
+    def solve_in_order(problem, *per_task):
+        matrix, *others = problem
+        keys = matrix.max(axis=1), matrix.min(axis=1), jnp.diagonal(matrix)
+        order = jnp.lexsort((*keys, problem.exponents))
+        problem = Equilibrated(matrix[order][:, order], *(x[order] for x in others))
+        solution = solve(problem, *(x[order] for x in per_task))
+        weights = jnp.zeros_like(solution.weights).at[order].set(solution.weights)
+        return solution._replace(weights=weights)
+
+    return solve_in_order
 
 
 def solve_gramian(
-    gramian: jax.Array, solve: Callable[[Equilibrated], Solution]
+    gramian: jax.Array,
+    solve: Callable[..., Solution],
+    *per_task: jax.Array,
+    present: jax.Array | None = None,
+    ordered: bool = False,
 ) -> tuple[jax.Array, SolveInfo]:
-    """Run a method's core on the equilibrated Gramian, with every guard around it."""
-    problem, finite = equilibrate(gramian)
+    """Run a method's core on the equilibrated Gramian, with every guard around it.
+
+    Args:
+        gramian: G, shape (K, K).
+        solve: `solve(problem, *per_task)`, the core.
+        *per_task: arrays of shape (K,).
+        present: shape (K,), bool. None: all.
+        ordered: whether `solve` needs the tasks as they stand. Otherwise not even
+            rounding depends on their order.
+    """
+    problem, finite = equilibrate(gramian, present)
     with jax.default_matmul_precision("highest"):
-        solution = solve(problem)
-    return conclude(solution, problem.active, finite)
+        solution = (solve if ordered else in_order(solve))(problem, *per_task)
+    return conclude(solution, problem, finite)

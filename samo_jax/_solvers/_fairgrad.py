@@ -15,14 +15,26 @@ from samo_jax._solvers._equilibrate import Equilibrated, Solution, solve_gramian
 
 @overload
 def fairgrad_weights(
-    gramian: ArrayLike, alpha: ArrayLike = 1.0, *, return_info: Literal[False] = False
+    gramian: ArrayLike,
+    alpha: ArrayLike = 1.0,
+    *,
+    present: ArrayLike | None = None,
+    return_info: Literal[False] = False,
 ) -> jax.Array: ...
 @overload
 def fairgrad_weights(
-    gramian: ArrayLike, alpha: ArrayLike = 1.0, *, return_info: Literal[True]
+    gramian: ArrayLike,
+    alpha: ArrayLike = 1.0,
+    *,
+    present: ArrayLike | None = None,
+    return_info: Literal[True],
 ) -> tuple[jax.Array, SolveInfo]: ...
 def fairgrad_weights(
-    gramian: ArrayLike, alpha: ArrayLike = 1.0, *, return_info: bool = False
+    gramian: ArrayLike,
+    alpha: ArrayLike = 1.0,
+    *,
+    present: ArrayLike | None = None,
+    return_info: bool = False,
 ) -> jax.Array | tuple[jax.Array, SolveInfo]:
     """Weights of the alpha-fair direction: `(Gw)_i = w_i^(-1/alpha)`, w > 0.
 
@@ -33,18 +45,25 @@ def fairgrad_weights(
     scales w by `s^(-2 alpha / (1 + alpha))` and the direction by `s^((1-alpha) /
     (1+alpha))`.
 
-    Tasks with a zero gradient are left out (weight 0). At Pareto-stationary points the
-    equation has no solution: a relative ridge then decides, and the weights stay
-    finite. All-zero and non-finite Gramians give uniform weights. In float32 the
-    weights are the exact ones to a few units in the last place, for alpha >= 0.5 and
-    gradient norms spread over a factor of 1e4.
+    Tasks with a zero gradient are left out (weight 0). All-zero and non-finite Gramians
+    give uniform weights. For alpha from 0.1 to 30 and gradient norms spread over a
+    factor of 1e4, float32 solves the equation to its rounding; for alpha >= 0.5 the
+    weights are then the exact ones to a few units in the last place.
+
+    At Pareto-stationary points the equation has no solution, and near them none that
+    the precision can tell. `converged` is then False, and the weights are those of a
+    relative ridge, raised until no task conflicts with the direction, which is zero
+    where all gradients cancel.
 
     Args:
         gramian: G, shape (K, K), inner products of the task gradients.
-        alpha: fairness exponent, positive. Below 0.5 the equation is so stiff that
-            float32 cannot represent its solution well: use x64.
-        return_info: also return a `SolveInfo`, whose residual is
-            `max_i |(Gw)_i w_i^(1/alpha) - 1|` over the active tasks.
+        alpha: fairness exponent, positive. Below 0.5 the rates of conflicting tasks
+            are so small that float32 can only tell that they are near zero.
+        present: shape (K,), bool, which tasks take part; the others get the weight 0.
+            None: all.
+        return_info: also return a `SolveInfo`, whose residual is the largest
+            `|(Gw)_i - w_i^(-1/alpha)|`, relative to the terms `sum_j |G_ij| w_j` of its
+            difference.
 
     Returns:
         w, shape (K,), or `(w, info)`.
@@ -62,7 +81,7 @@ def fairgrad_weights(
         <https://arxiv.org/abs/2402.15638>`_, 2024
     """
     _check_alpha(alpha)
-    weights, info = _solve(gramian, alpha)
+    weights, info = _solve(gramian, alpha, present)
     return (weights, info) if return_info else weights
 
 
@@ -76,19 +95,19 @@ def _check_alpha(alpha):
 
 
 @jax.jit
-def _solve(gramian, alpha):
-    return solve_gramian(gramian, partial(_fair, alpha=alpha))
+def _solve(gramian, alpha, present):
+    return solve_gramian(gramian, partial(_fair, alpha=alpha), present=present)
 
 
 def _fair(problem: Equilibrated, alpha) -> Solution:
     # w_i = 2^-(k_i + q) y_i gives C y = b y^-p with b_i = 2^((p-1) k_i + (p+1) q);
-    # the integer q keeps b near one, and the substitution is exact.
-    matrix, exponents, active = problem
+    # the integer q keeps b near one on average, and the substitution is exact.
+    matrix, exponents, active, _ = problem
     p = 1 / jnp.asarray(alpha, matrix.dtype)
     k = exponents.astype(matrix.dtype)
     average = jnp.sum(k) / jnp.maximum(jnp.sum(active), 1).astype(matrix.dtype)
     q = jnp.round((1 - p) / (1 + p) * average)
-    scale = jnp.exp2((p - 1) * k + (p + 1) * q)
+    scale = jnp.exp2(((p - 1) * k + (p + 1) * q) / jnp.maximum(p, 1))
     solution = alpha_fair(matrix, jnp.where(active, scale, 1), p)
     weights = jnp.ldexp(solution.weights, -(exponents + q.astype(jnp.int32)))
     return solution._replace(weights=weights)
@@ -116,5 +135,7 @@ def fairgrad(alpha: float = 1.0) -> Solver:
     """
     _check_alpha(alpha)
     return gramian_solver(
-        lambda gramian: fairgrad_weights(gramian, alpha, return_info=True)
+        lambda gramian, present: fairgrad_weights(
+            gramian, alpha, present=present, return_info=True
+        )
     )

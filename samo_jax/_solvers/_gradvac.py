@@ -17,7 +17,11 @@ from samo_jax._tree import accumulator_dtype
 
 
 def gradvac_weights(
-    gramian: ArrayLike, targets: ArrayLike, key: jax.Array
+    gramian: ArrayLike,
+    targets: ArrayLike,
+    key: jax.Array,
+    *,
+    present: ArrayLike | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """Weights of the mean of the gradients aligned to cosine targets.
 
@@ -39,10 +43,13 @@ def gradvac_weights(
         gramian: G, shape (K, K), inner products of the task gradients.
         targets: t, shape (K, K), in [-1, 1]; the diagonal is not used.
         key: typed PRNG key.
+        present: shape (K,), bool, which tasks take part; the others get the weight 0.
+            None: all.
 
     Returns:
         w, shape (K,), and the cosines phi as met, before h moved, shape (K, K). Where
-        there is none (the diagonal, zero gradients, a non-finite Gramian), the target.
+        there is none (the diagonal, zero gradients, absent tasks, a non-finite
+        Gramian), the target.
 
     Raises:
         ValueError: if `gramian` is not square or `targets` not of the same shape.
@@ -62,12 +69,12 @@ def gradvac_weights(
         Multi-task Optimization in Massively Multilingual Models
         <https://arxiv.org/abs/2010.05874>`_, 2021
     """
-    weights, cosines, _ = _solve(gramian, targets, as_key(key))
+    weights, cosines, _ = _solve(gramian, targets, as_key(key), present)
     return weights, cosines
 
 
 @jax.jit
-def _solve(gramian, targets, key):
+def _solve(gramian, targets, key, present):
     targets = jnp.asarray(targets, accumulator_dtype())
     if targets.shape != jnp.shape(gramian):
         raise ValueError(
@@ -75,12 +82,12 @@ def _solve(gramian, targets, key):
             f"{targets.shape}. `jnp.zeros_like(gramian)` is PCGrad."
         )
 
-    problem, finite = equilibrate(gramian)
+    problem, finite = equilibrate(gramian, present)
     with jax.default_matmul_precision("highest"):
         weights, cosines = operate(problem, targets, key)
     met = problem.active[:, None] & problem.active[None, :] & finite
     met &= ~jnp.eye(len(targets), dtype=bool)
-    weights, info = conclude(direct(weights), problem.active, finite)
+    weights, info = conclude(direct(weights), problem, finite)
     return weights, jnp.where(met, cosines, targets), info
 
 
@@ -127,10 +134,10 @@ def gradvac(key: jax.Array | int, beta: float = 0.5) -> Solver:
         targets = jnp.zeros((num_tasks, num_tasks), accumulator_dtype())
         return GradVacState(targets, init_solver(num_tasks))
 
-    def update(key, gramian, memory):
+    def update(key, gramian, memory, present=None):
         targets = memory.targets
-        weights, cosines, info = _solve(gramian, targets, key)
-        weights, solver_state = keep_last((weights, info), memory.solver_state)
+        weights, cosines, info = _solve(gramian, targets, key, present)
+        weights, solver_state = keep_last((weights, info), memory.solver_state, present)
         return weights, GradVacState(targets + beta * (cosines - targets), solver_state)
 
     return keyed_solver(key, init, update)

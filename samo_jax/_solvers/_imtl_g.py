@@ -15,7 +15,9 @@ from samo_jax._solvers._correlation import (
 from samo_jax._solvers._equilibrate import Equilibrated, Solution, solve_gramian
 
 
-def imtl_g_weights(gramian: ArrayLike) -> jax.Array:
+def imtl_g_weights(
+    gramian: ArrayLike, *, present: ArrayLike | None = None
+) -> jax.Array:
     """Weights of the direction with equal projections: `(Gw)_i = c n_i`, `sum(w) = 1`.
 
     With `n_i = ||g_i||` and C the tasks' correlation matrix, `y = C^+ 1`, `v_i = y_i /
@@ -33,6 +35,8 @@ def imtl_g_weights(gramian: ArrayLike) -> jax.Array:
 
     Args:
         gramian: G, shape (K, K), inner products of the task gradients.
+        present: shape (K,), bool, which tasks take part; the others get the weight 0.
+            None: all.
 
     Returns:
         w, shape (K,).
@@ -49,12 +53,12 @@ def imtl_g_weights(gramian: ArrayLike) -> jax.Array:
         Liu, Li, Kuang, Xue, Chen, Yang, Liao and Zhang, `Towards Impartial Multi-task
         Learning <https://openreview.net/forum?id=IMPnRXEWpvr>`_, 2021
     """
-    return _solve(gramian)[0]
+    return _solve(gramian, present)[0]
 
 
 @jax.jit
-def _solve(gramian):
-    weights, info = solve_gramian(gramian, _equal_projections)
+def _solve(gramian, present):
+    weights, info = solve_gramian(gramian, _equal_projections, present=present)
     return weights, judge(info)
 
 

@@ -11,10 +11,15 @@ from samo_jax._hyperparameters import check_count
 from samo_jax._solvers._base import Solver, gramian_solver
 from samo_jax._solvers._correlation import common_scale, direct
 from samo_jax._solvers._equilibrate import Equilibrated, Solution, solve_gramian
+from samo_jax._tree import keep, safe_divide
 
 
 def krum_weights(
-    gramian: ArrayLike, num_byzantine: int, num_selected: int = 1
+    gramian: ArrayLike,
+    num_byzantine: int,
+    num_selected: int = 1,
+    *,
+    present: ArrayLike | None = None,
 ) -> jax.Array:
     """Weights of (Multi-)Krum: the mean of the gradients with the lowest scores.
 
@@ -22,7 +27,8 @@ def krum_weights(
     squared distances `||g_i - g_j||^2 = G_ii + G_jj - 2 G_ij` to other tasks. The
     num_selected lowest scores get the weight 1 / num_selected, the others 0; of equal
     ones, the first (of two tasks, always). TorchJD sums the distances, not their
-    squares.
+    squares. Where tasks are absent, K is the number of the present ones, and no more
+    than these are selected.
 
     A zero gradient takes part in the distances as any other; its own weight does not
     matter, and is 0. Distances are exact to the rounding of the larger norm, and never
@@ -33,6 +39,8 @@ def krum_weights(
         gramian: G, shape (K, K), inner products of the task gradients.
         num_byzantine: number of outliers to withstand, from 0 to max(K - 3, 0).
         num_selected: number of gradients to average, from 1 to K.
+        present: shape (K,), bool, which tasks take part; the others get the weight 0.
+            None: all.
 
     Returns:
         w, shape (K,).
@@ -54,7 +62,7 @@ def krum_weights(
         2017
     """
     _check_counts(num_byzantine, num_selected)
-    return _solve(gramian, num_byzantine, num_selected)[0]
+    return _solve(gramian, num_byzantine, num_selected, present)[0]
 
 
 def _check_counts(num_byzantine, num_selected):
@@ -76,21 +84,28 @@ def _check_num_tasks(num_tasks, num_byzantine, num_selected):
 
 
 @partial(jax.jit, static_argnums=(1, 2))
-def _solve(gramian, num_byzantine, num_selected):
+def _solve(gramian, num_byzantine, num_selected, present):
     def select(problem: Equilibrated) -> Solution:
         products = common_scale(problem)
         num_tasks = products.shape[0]
         _check_num_tasks(num_tasks, num_byzantine, num_selected)
         squares = jnp.diagonal(products)
         distances = squares[:, None] + squares[None, :] - 2 * products
-        others = ~jnp.eye(num_tasks, dtype=bool)
+        others = problem.present & ~jnp.eye(num_tasks, dtype=bool)
         distances = jnp.where(others, jnp.maximum(distances, 0), jnp.inf)
-        count = max(num_tasks - num_byzantine - 2, 1)
-        neighbours = jnp.sort(distances, axis=1)[:, :count]
-        _, chosen = lax.top_k(-jnp.sum(neighbours, axis=1), num_selected)
-        return direct(jnp.zeros_like(squares).at[chosen].set(1 / num_selected))
+        num_present = jnp.sum(problem.present)
+        count = jnp.maximum(num_present - num_byzantine - 2, 1)
+        nearest = jnp.sort(distances, axis=1)
+        scores = jnp.sum(keep(jnp.arange(num_tasks) < count, nearest), axis=1)
+        # Before absent ones comes even a task without neighbours.
+        farthest = jnp.finfo(scores.dtype).max
+        scores = jnp.where(problem.present, jnp.minimum(scores, farthest), jnp.inf)
+        _, chosen = lax.top_k(-scores, num_selected)
+        ones = jnp.zeros_like(squares).at[chosen].set(1)
+        weights = keep(problem.present, ones)
+        return direct(safe_divide(weights, jnp.sum(weights)))
 
-    return solve_gramian(gramian, select)
+    return solve_gramian(gramian, select, present=present, ordered=True)
 
 
 def krum(num_byzantine: int, num_selected: int = 1) -> Solver:
@@ -118,7 +133,7 @@ def krum(num_byzantine: int, num_selected: int = 1) -> Solver:
     """
     _check_counts(num_byzantine, num_selected)
     solver = gramian_solver(
-        lambda gramian: _solve(gramian, num_byzantine, num_selected)
+        lambda gramian, present: _solve(gramian, num_byzantine, num_selected, present)
     )
 
     def init(num_tasks):

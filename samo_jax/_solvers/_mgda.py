@@ -9,8 +9,14 @@ from jax.typing import ArrayLike
 
 from samo_jax._hyperparameters import check_choice
 from samo_jax._solvers._arguments import Vector, required_losses
-from samo_jax._solvers._base import SolveInfo, Solver, init_solver, keep_last
-from samo_jax._solvers._equilibrate import Equilibrated, Solution, solve_gramian
+from samo_jax._solvers._base import SolveInfo, Solver, gramian_solver
+from samo_jax._solvers._equilibrate import (
+    Equilibrated,
+    Solution,
+    check_gramian,
+    solve_gramian,
+)
+from samo_jax._solvers._loss_solver import loss_solver, unusable_losses
 from samo_jax._solvers._nonnegative_qp import nonnegative_qp
 from samo_jax._tree import safe_divide
 
@@ -25,6 +31,7 @@ def mgda_weights(
     *,
     normalization: Normalization = "none",
     apply_to: ApplyTo = "normalized",
+    present: ArrayLike | None = None,
     return_info: Literal[False] = False,
 ) -> jax.Array: ...
 @overload
@@ -34,6 +41,7 @@ def mgda_weights(
     *,
     normalization: Normalization = "none",
     apply_to: ApplyTo = "normalized",
+    present: ArrayLike | None = None,
     return_info: Literal[True],
 ) -> tuple[jax.Array, SolveInfo]: ...
 def mgda_weights(
@@ -42,6 +50,7 @@ def mgda_weights(
     *,
     normalization: Normalization = "none",
     apply_to: ApplyTo = "normalized",
+    present: ArrayLike | None = None,
     return_info: bool = False,
 ) -> jax.Array | tuple[jax.Array, SolveInfo]:
     """Weights of the min-norm point, `min_w w'Gw` with `w >= 0`, `sum(w) = 1`.
@@ -69,6 +78,8 @@ def mgda_weights(
         normalization: "none", "l2", "loss" or "loss+".
         apply_to: whether the weights were meant for the "normalized" or the "raw"
             gradients.
+        present: shape (K,), bool, which tasks take part; the others get the weight 0.
+            None: all.
         return_info: also return a `SolveInfo`, whose residual is the relative duality
             gap `(v'Hv - min_i (Hv)_i) / v'Hv` over the active tasks, H the normalised
             Gramian.
@@ -96,7 +107,9 @@ def mgda_weights(
         <https://arxiv.org/abs/1810.04650>`_, 2018
     """
     _check(normalization, apply_to)
-    weights, info = _solve(gramian, losses, normalization, apply_to)
+    weights, info, _ = _solve(
+        gramian, losses, present, normalization=normalization, apply_to=apply_to
+    )
     return (weights, info) if return_info else weights
 
 
@@ -105,29 +118,28 @@ def _check(normalization, apply_to):
     check_choice("apply_to", apply_to, get_args(ApplyTo))
 
 
-@partial(jax.jit, static_argnums=(2, 3))
-def _solve(gramian, losses, normalization, apply_to):
-    gramian = jnp.asarray(gramian)
-    scales = jnp.ones_like(gramian, shape=gramian.shape[:1])
+@partial(jax.jit, static_argnames=("normalization", "apply_to"))
+def _solve(gramian, losses, present, *, normalization, apply_to):
+    gramian = check_gramian(gramian)
     if normalization in ("loss", "loss+"):
-        scales = required_losses(losses, f"mgda({normalization!r})", len(scales))
-        usable = jnp.all((scales > 0) & jnp.isfinite(scales))
-        gramian = jnp.where(usable, gramian, jnp.nan)
-        scales = jnp.where(usable, scales / jnp.max(scales), 1)
-    return solve_gramian(
-        gramian,
-        lambda problem: _min_norm(
-            problem, scales, normalization in ("l2", "loss+"), apply_to == "raw"
-        ),
+        losses = required_losses(losses, f"mgda({normalization!r})", len(gramian))
+    else:
+        losses = jnp.ones_like(gramian[0])
+    unusable = unusable_losses(gramian, losses, present)
+    gramian = jnp.where(unusable.any(), jnp.nan, gramian)
+    solve = partial(
+        _min_norm, by_norm=normalization in ("l2", "loss+"), raw=apply_to == "raw"
     )
+    return *solve_gramian(gramian, solve, losses, present=present), unusable
 
 
 def _min_norm(
-    problem: Equilibrated, scales: jax.Array, by_norm: bool, raw: bool
+    problem: Equilibrated, losses: jax.Array, by_norm: bool, raw: bool
 ) -> Solution:
     # With x_i = v_i / c_i the QP is `min x'Gx/2 - c'x`, here in y_i = 2^k_i x_i, with
     # its linear term 2^-k_i c_i in units in which the largest one is near one.
-    matrix, exponents, active = problem
+    matrix, exponents, active, _ = problem
+    scales = jnp.where(active, losses, 1) / jnp.max(jnp.where(active, losses, 0))
     smallest = jnp.min(jnp.where(active, exponents, jnp.iinfo(jnp.int32).max))
     units = jnp.ldexp(jnp.ones_like(matrix[0]), smallest - exponents)
     lengths = jnp.sqrt(jnp.diagonal(matrix)) if by_norm else units
@@ -162,8 +174,10 @@ def mgda(
 
     Returns:
         A `Solver` that needs `losses` for "loss" and "loss+". On a non-finite Gramian
-        (or losses used that are not positive) it keeps its last weights;
-        `SolverState.info` says so.
+        (or losses used that are not positive) it keeps its last weights, uniform ones
+        if it never had others. Its state says so: `info.finite` is False, and with
+        losses `unusable` counts the updates with one that is not positive, task by
+        task.
 
     Raises:
         ValueError: if `normalization` or `apply_to` is none of the above.
@@ -178,8 +192,7 @@ def mgda(
     """
     _check(normalization, apply_to)
 
-    def update(gramian, state, *, losses=None, **extra_args):
-        del extra_args
-        return keep_last(_solve(gramian, losses, normalization, apply_to), state)
-
-    return Solver(init_solver, update)
+    solve = partial(_solve, normalization=normalization, apply_to=apply_to)
+    if normalization in ("loss", "loss+"):
+        return loss_solver(solve)
+    return gramian_solver(lambda gramian, present: solve(gramian, None, present)[:2])

@@ -8,11 +8,15 @@ from jax import lax
 from jax.typing import ArrayLike
 
 from samo_jax._hyperparameters import check_count
+from samo_jax._solvers._arguments import present_tasks
 from samo_jax._solvers._base import Solver
 from samo_jax._solvers._fairgrad import fairgrad, fairgrad_weights
+from samo_jax._tree import keep
 
 
-def nash_mtl_weights(gramian: ArrayLike) -> jax.Array:
+def nash_mtl_weights(
+    gramian: ArrayLike, *, present: ArrayLike | None = None
+) -> jax.Array:
     """Weights of the Nash bargaining direction: `(Gw)_i = 1 / w_i`, w > 0.
 
     They maximise the product of the tasks' descent rates `<g_i, d>` over directions of
@@ -23,6 +27,8 @@ def nash_mtl_weights(gramian: ArrayLike) -> jax.Array:
 
     Args:
         gramian: G, shape (K, K), inner products of the task gradients.
+        present: shape (K,), bool, which tasks take part; the others get the weight 0.
+            None: all.
 
     Returns:
         w, shape (K,).
@@ -39,7 +45,7 @@ def nash_mtl_weights(gramian: ArrayLike) -> jax.Array:
         Navon et al., `Multi-Task Learning as a Bargaining Game
         <https://arxiv.org/abs/2202.01017>`_, 2022
     """
-    return fairgrad_weights(gramian, 1.0)
+    return fairgrad_weights(gramian, 1.0, present=present)
 
 
 class NashState(NamedTuple):
@@ -80,12 +86,13 @@ def nash_mtl(update_every: int = 1) -> Solver:
     def init(num_tasks):
         return NashState(jnp.zeros((), jnp.int32), inner.init(num_tasks))
 
-    def update(gramian, state, **extra_args):
+    def update(gramian, state, *, present=None, **extra_args):
         del extra_args
+        present = present_tasks(present, len(gramian))
         weights, solver_state = lax.cond(
             state.step % update_every == 0,
-            lambda: inner.update(gramian, state.solver),
-            lambda: (state.solver.last_weights, state.solver),
+            lambda: inner.update(gramian, state.solver, present=present),
+            lambda: (keep(present, state.solver.last_weights), state.solver),
         )
         return weights, NashState(state.step + 1, solver_state)
 

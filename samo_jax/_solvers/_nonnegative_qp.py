@@ -30,9 +30,10 @@ def nonnegative_qp(matrix: jax.Array, linear: jax.Array) -> Solution:
     Returns:
         y, with `residual = max |min(y, C y - c)|` relative to max |c|.
     """
-    solution = _active_set(matrix, linear)
+    ridge = _RIDGE * float(jnp.finfo(matrix.dtype).eps)
     solution = fall_back(
-        solution, lambda: _interior_point(add_ridge(matrix, _RIDGE), linear)
+        _active_set(matrix, linear),
+        lambda: _interior_point(add_ridge(matrix, ridge), linear),
     )
     y = solution.weights
     violation = jnp.max(jnp.abs(jnp.minimum(y, matrix @ y - linear)))

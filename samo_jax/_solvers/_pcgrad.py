@@ -12,7 +12,9 @@ from samo_jax._solvers._keyed import keyed_solver
 from samo_jax._solvers._surgery import operate
 
 
-def pcgrad_weights(gramian: ArrayLike, key: jax.Array | int) -> jax.Array:
+def pcgrad_weights(
+    gramian: ArrayLike, key: jax.Array | int, *, present: ArrayLike | None = None
+) -> jax.Array:
     """Weights of the mean of the projected gradients.
 
     For each task i, `h = g_i` is projected for the other tasks j in a random order of
@@ -28,6 +30,8 @@ def pcgrad_weights(gramian: ArrayLike, key: jax.Array | int) -> jax.Array:
     Args:
         gramian: G, shape (K, K), inner products of the task gradients.
         key: typed PRNG key or int.
+        present: shape (K,), bool, which tasks take part; the others get the weight 0.
+            None: all.
 
     Returns:
         w, shape (K,), non-negative.
@@ -45,16 +49,18 @@ def pcgrad_weights(gramian: ArrayLike, key: jax.Array | int) -> jax.Array:
         Yu, Kumar, Gupta, Levine, Hausman and Finn, `Gradient Surgery for Multi-Task
         Learning <https://arxiv.org/abs/2001.06782>`_, 2020
     """
-    return _solve(gramian, as_key(key))[0]
+    return _solve(gramian, as_key(key), present)[0]
 
 
 @jax.jit
-def _solve(gramian, key):
+def _solve(gramian, key, present):
     return solve_gramian(
         gramian,
         lambda problem: direct(
             operate(problem, jnp.zeros_like(problem.matrix), key)[0]
         ),
+        present=present,
+        ordered=True,
     )
 
 
@@ -81,7 +87,7 @@ def pcgrad(key: jax.Array | int) -> Solver:
         [1.   0.75]
     """
 
-    def update(key, gramian, memory):
-        return keep_last(_solve(gramian, key), memory)
+    def update(key, gramian, memory, present=None):
+        return keep_last(_solve(gramian, key, present), memory, present)
 
     return keyed_solver(key, init_solver, update)

@@ -17,6 +17,7 @@ def upgrad_weights(
     gramian: ArrayLike,
     preference: Vector | None = None,
     *,
+    present: ArrayLike | None = None,
     return_info: Literal[False] = False,
 ) -> jax.Array: ...
 @overload
@@ -24,12 +25,14 @@ def upgrad_weights(
     gramian: ArrayLike,
     preference: Vector | None = None,
     *,
+    present: ArrayLike | None = None,
     return_info: Literal[True],
 ) -> tuple[jax.Array, SolveInfo]: ...
 def upgrad_weights(
     gramian: ArrayLike,
     preference: Vector | None = None,
     *,
+    present: ArrayLike | None = None,
     return_info: bool = False,
 ) -> jax.Array | tuple[jax.Array, SolveInfo]:
     """Weights of the sum of the task gradients' projections onto their dual cone.
@@ -45,6 +48,8 @@ def upgrad_weights(
     Args:
         gramian: G, shape (K, K), inner products of the task gradients.
         preference: u, shape (K,), non-negative. None: 1/K each.
+        present: shape (K,), bool, which tasks take part; the others get the weight 0.
+            None: all.
         return_info: also return a `SolveInfo`, whose residual is the violation of the
             QP's optimality conditions, relative to its largest linear term.
 
@@ -66,14 +71,16 @@ def upgrad_weights(
         <https://arxiv.org/abs/2406.16232>`_, 2024
     """
     check_preference(preference)
-    weights, info = _solve(gramian, preference)
+    weights, info = _solve(gramian, preference, present)
     return (weights, info) if return_info else weights
 
 
 @jax.jit
-def _solve(gramian, preference):
-    u = preference_vector(preference, len(gramian))
-    return solve_gramian(gramian, lambda problem: project(problem, jnp.diag(u)))
+def _solve(gramian, preference, present):
+    u = preference_vector(preference, jnp.shape(gramian)[0], present)
+    return solve_gramian(
+        gramian, lambda problem, u: project(problem, jnp.diag(u)), u, present=present
+    )
 
 
 def upgrad(preference: Vector | None = None) -> Solver:
@@ -98,5 +105,7 @@ def upgrad(preference: Vector | None = None) -> Solver:
     """
     check_preference(preference)
     return gramian_solver(
-        lambda gramian: upgrad_weights(gramian, preference, return_info=True)
+        lambda gramian, present: upgrad_weights(
+            gramian, preference, present=present, return_info=True
+        )
     )
