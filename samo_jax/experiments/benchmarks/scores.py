@@ -88,41 +88,45 @@ def fault(columns: list[Column], run: Run, epochs: int | None = None) -> str | N
     return None
 
 
+def baseline(columns: list[Column], results: Results) -> str:
+    """What Delta m is relative to.
+
+    Published single-task results, else single-task training, else the first method.
+    """
+    if _are_published(columns):
+        return PUBLISHED
+    return SINGLE_TASK if SINGLE_TASK in results else next(iter(results))
+
+
 def delta_m(columns: list[Column], results: Results) -> dict[str, np.ndarray]:
     """Delta m in percent by method, shape (seeds,)."""
-    reference, _ = baseline(columns, results)
+    reference = _reference(columns, results)
     return {m: relative(columns, runs, reference) for m, runs in results.items()}
 
 
 def delta_m_caption(columns: list[Column], results: Results) -> str:
     """What Delta m is relative to, and which columns it leaves out."""
-    reference, name = baseline(columns, results)
-    caption = f"Δm: against {name}, lower is better."
+    caption = f"Δm: against {baseline(columns, results)}, lower is better."
     out = [
         f"{column.task} {column.metric}"
-        for column, value in zip(columns, reference, strict=True)
+        for column, value in zip(columns, _reference(columns, results), strict=True)
         if value == 0 or not np.isfinite(value)
     ]
-    if out:
-        more = f" and {len(out) - 5} more" if len(out) > 5 else ""
-        caption += (
-            f" It leaves out {', '.join(out[:5])}{more}: there the baseline is 0 or "
-            "not finite."
-        )
-    return caption
+    if not out:
+        return caption
+    more = f" and {len(out) - 5} more" if len(out) > 5 else ""
+    return (
+        f"{caption} It leaves out {', '.join(out[:5])}{more}: there the baseline is 0 "
+        "or not finite."
+    )
 
 
-def baseline(columns: list[Column], results: Results) -> tuple[np.ndarray, str]:
-    """Metrics that Delta m is relative to, shape (columns,), and their name.
-
-    Published single-task results, else single-task training, else the first method.
-    """
-    published = [column.single_task for column in columns]
-    if None not in published:
-        return np.array(published, float), PUBLISHED
-    name = SINGLE_TASK if SINGLE_TASK in results else next(iter(results))
-    with np.errstate(invalid="ignore", over="ignore"):  # some may have diverged
-        return finals(columns, results[name]).mean(axis=0), name
+@np.errstate(invalid="ignore", over="ignore")  # of runs that diverged
+def _reference(columns: list[Column], results: Results) -> np.ndarray:
+    """The metrics of the baseline, shape (columns,)."""
+    if _are_published(columns):
+        return np.array([column.single_task for column in columns], float)
+    return finals(columns, results[baseline(columns, results)]).mean(axis=0)
 
 
 def relative(
@@ -135,3 +139,7 @@ def relative(
             finals(columns, runs), reference, higher_is_better=higher_is_better
         )
     )
+
+
+def _are_published(columns: list[Column]) -> bool:
+    return all(column.single_task is not None for column in columns)

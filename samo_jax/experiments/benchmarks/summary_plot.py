@@ -32,7 +32,6 @@ def plot(results: Results, tasks: dict[str, Task], path: Path) -> None:
     used, drawable = set(), False
     chosen = columns(tasks)
     deltas = delta_m(chosen, results)
-    _, against = baseline(chosen, results)
     for position, (method, runs) in enumerate(results.items()):
         combiner, sharpness = split(method)
         used.add(sharpness)
@@ -53,7 +52,8 @@ def plot(results: Results, tasks: dict[str, Task], path: Path) -> None:
     curves.legend()
     final.axvline(0, color="grey", lw=0.8)
     final.set(
-        xlabel=f"Δm against {against}, %, lower is better (dots: seeds, bars: means)"
+        xlabel=f"Δm against {baseline(chosen, results)}, %, lower is better "
+        "(dots: seeds, bars: means)"
     )
     final.set_yticks(range(len(results)), list(results))
     for label, method in zip(final.get_yticklabels(), results, strict=True):
