@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from samo_jax._faults import fill_in, names_present, share_out
 from samo_jax._gramian import combine, gramian
+from samo_jax._solvers._arguments import per_task
 from samo_jax._tree import (
     PyTree,
     accumulator_dtype,
@@ -75,6 +76,8 @@ def solver_update(solver: Solver) -> Callable[..., tuple[jax.Array, Any]]:
 
     def update(gramian, state, *, present=None, **extra_args):
         weights, state = solver.update(gramian, state, **_filled(extra_args, present))
+        if present is not None:
+            weights = per_task("weights", weights, len(present), 0)
         return share_out(weights, present)[0], state
 
     return update
