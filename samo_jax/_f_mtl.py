@@ -10,7 +10,8 @@ from samo_jax._hyperparameters import ScalarOrSchedule
 from samo_jax._perturbations._along import Norm, along
 from samo_jax._perturbations._directions import kept_gradients
 from samo_jax._solvers import Combiner, Solver
-from samo_jax._solvers._base import check_combiner, combiner_update, uniform_weights
+from samo_jax._solvers._arguments import uniform_weights
+from samo_jax._solvers._base import check_combiner, combiner_update
 from samo_jax._tasks import ParamLabels, Unroll
 from samo_jax._transform import multitask
 

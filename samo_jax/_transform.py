@@ -18,8 +18,8 @@ from samo_jax._hyperparameters import check_count
 from samo_jax._perturbations import Direction, Perturbation, Problem
 from samo_jax._perturbations._base import UNPERTURBED
 from samo_jax._solvers import Combiner, Solver
-from samo_jax._solvers._arguments import per_task
-from samo_jax._solvers._base import check_combiner, uniform_weights
+from samo_jax._solvers._arguments import per_task, uniform_weights
+from samo_jax._solvers._base import check_combiner
 from samo_jax._steps import Method, check_gramian_block, take_step
 from samo_jax._tasks import (
     SHARED,

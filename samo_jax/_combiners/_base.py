@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from samo_jax._solvers._base import uniform_weights
+from samo_jax._solvers._arguments import uniform_weights
 from samo_jax._tree import (
     PyTree,
     accumulator_dtype,

@@ -13,8 +13,7 @@ from samo_jax._combiners._base import (
 from samo_jax._gramian import combine
 from samo_jax._hyperparameters import check_nonnegative, check_share
 from samo_jax._solvers import Combiner
-from samo_jax._solvers._arguments import Vector, check_offset, per_task
-from samo_jax._solvers._base import as_present
+from samo_jax._solvers._arguments import Vector, check_offset, per_task, present_tasks
 from samo_jax._tree import (
     PyTree,
     accumulator_dtype,
@@ -108,7 +107,7 @@ def db_mtl_momentum(
         losses = shifted_losses(losses, offset)
         num_tasks, dtype = len(losses), losses.dtype
         grad_norms = task_norms(task_grads, num_tasks)
-        present = as_present(present, num_tasks) & (grad_norms != 0)
+        present = present_tasks(present, num_tasks) & (grad_norms != 0)
         unusable = present & ~usable_losses(losses, positive=True)
         usable = ~jnp.any(unusable) & jnp.all(jnp.isfinite(grad_norms))
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from samo_jax._combiners._base import task_norms
 from samo_jax._gramian import gramian
-from samo_jax._solvers._base import uniform_weights
+from samo_jax._solvers._arguments import uniform_weights
 from samo_jax._tree import PyTree, accumulator_dtype
 
 

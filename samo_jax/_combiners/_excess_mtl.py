@@ -11,7 +11,7 @@ from samo_jax._combiners._base import (
 from samo_jax._gramian import combine
 from samo_jax._hyperparameters import check_nonnegative
 from samo_jax._solvers import Combiner
-from samo_jax._solvers._base import as_present, uniform_weights
+from samo_jax._solvers._arguments import present_tasks, uniform_weights
 from samo_jax._tree import (
     PyTree,
     accumulator_dtype,
@@ -88,7 +88,7 @@ def excess_mtl(eta: float = 1e-2) -> Combiner:
 
     def update(task_grads, state, *, losses, present=None, **extra_args):
         del losses, extra_args
-        present = as_present(present, len(state.baseline))
+        present = present_tasks(present, len(state.baseline))
         squares = jax.tree.map(
             lambda total, leaf: total + jnp.square(leaf.astype(total.dtype)),
             state.sum_of_squares,

@@ -9,8 +9,7 @@ import optax
 
 from samo_jax._arguments import as_key, check_key
 from samo_jax._solvers import Combiner
-from samo_jax._solvers._arguments import Vector, as_numbers, per_task
-from samo_jax._solvers._base import uniform_weights
+from samo_jax._solvers._arguments import Vector, as_numbers, per_task, uniform_weights
 from samo_jax._tree import accumulator_dtype, safe_divide
 
 

@@ -10,7 +10,8 @@ from jax.tree_util import keystr
 
 from samo_jax._gramian import combine, gramian
 from samo_jax._solvers import Combiner, Solver
-from samo_jax._solvers._base import solver_update, uniform_weights
+from samo_jax._solvers._arguments import uniform_weights
+from samo_jax._solvers._base import solver_update
 from samo_jax._tasks import prefix_leaves
 from samo_jax._tree import PyTree
 

@@ -16,7 +16,7 @@ from samo_jax._combiners._base import (
 from samo_jax._gramian import combine, gramian
 from samo_jax._hyperparameters import check_nonnegative, check_share
 from samo_jax._solvers import Combiner
-from samo_jax._solvers._base import as_present, uniform_weights
+from samo_jax._solvers._arguments import present_tasks, uniform_weights
 from samo_jax._tree import (
     PyTree,
     accumulator_dtype,
@@ -114,7 +114,7 @@ def moco(
     def update(task_grads, state, *, losses, present=None, **extra_args):
         del extra_args
         num_tasks, dtype = len(state.weights), state.weights.dtype
-        present = as_present(present, num_tasks)
+        present = present_tasks(present, num_tasks)
         norms = task_norms(task_grads, num_tasks)
         usable = jnp.all(jnp.isfinite(norms))
         scales = jnp.ones_like(norms)

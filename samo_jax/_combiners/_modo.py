@@ -7,7 +7,7 @@ from samo_jax._combiners._double_sampling import double_sampling
 from samo_jax._gramian import combine
 from samo_jax._hyperparameters import check_nonnegative
 from samo_jax._solvers import Combiner
-from samo_jax._solvers._base import as_present, uniform_weights
+from samo_jax._solvers._arguments import present_tasks, uniform_weights
 
 
 def modo(gamma: float = 0.1, rho: float = 0.1) -> Combiner:
@@ -62,7 +62,7 @@ def modo(gamma: float = 0.1, rho: float = 0.1) -> Combiner:
         task_grads, state, *, losses, present=None, sample_grads=(), **extra_args
     ):
         del losses, extra_args
-        present = as_present(present, len(state))
+        present = present_tasks(present, len(state))
         task_grads, products = double_sampling(
             task_grads, sample_grads, present, "modo"
         )

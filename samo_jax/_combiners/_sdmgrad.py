@@ -8,8 +8,13 @@ from samo_jax._combiners._double_sampling import double_sampling
 from samo_jax._gramian import combine
 from samo_jax._hyperparameters import check_count, check_nonnegative, check_share
 from samo_jax._solvers import Combiner
-from samo_jax._solvers._arguments import Vector, check_preference, per_task
-from samo_jax._solvers._base import as_present, uniform_weights
+from samo_jax._solvers._arguments import (
+    Vector,
+    check_preference,
+    per_task,
+    present_tasks,
+    uniform_weights,
+)
 from samo_jax._tree import keep
 
 
@@ -82,7 +87,7 @@ def sdmgrad(
         task_grads, state, *, losses, present=None, sample_grads=(), **extra_args
     ):
         del losses, extra_args
-        present = as_present(present, len(state))
+        present = present_tasks(present, len(state))
         task_grads, products = double_sampling(
             task_grads, sample_grads, present, "sdmgrad"
         )

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from samo_jax._gramian import combine
 from samo_jax._hyperparameters import check_count
 from samo_jax._solvers import Combiner
-from samo_jax._solvers._base import as_present, uniform_weights
+from samo_jax._solvers._arguments import present_tasks, uniform_weights
 from samo_jax._tree import accumulator_dtype, cast_like
 
 
@@ -58,7 +58,7 @@ def trimmed_mean(trim: int) -> Combiner:
         del extra_args
         num_tasks = losses.shape[0]
         check(num_tasks)
-        present = as_present(present, num_tasks)
+        present = present_tasks(present, num_tasks)
         count = jnp.sum(present)
         cut = jnp.clip((count - 1) // 2, 0, trim)
         places = jnp.arange(num_tasks)

@@ -11,7 +11,7 @@ from samo_jax._hyperparameters import ScalarOrSchedule, check_rho, check_share
 from samo_jax._perturbations._along import along
 from samo_jax._perturbations._base import Direction, Perturbation
 from samo_jax._perturbations._joint import Alpha, joint
-from samo_jax._solvers._base import uniform_weights
+from samo_jax._solvers._arguments import uniform_weights
 from samo_jax._tree import keep_tasks, zeros_per_task
 
 

@@ -9,7 +9,7 @@ from samo_jax._gramian import combine
 from samo_jax._hyperparameters import ScalarOrSchedule, check_share
 from samo_jax._perturbations._along import along
 from samo_jax._perturbations._base import Perturbation, common
-from samo_jax._solvers._base import uniform_weights
+from samo_jax._solvers._arguments import uniform_weights
 from samo_jax._tree import as_floats, zeros_like_params
 
 

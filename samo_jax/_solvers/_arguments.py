@@ -8,8 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from samo_jax._solvers._base import as_present, uniform_weights
-from samo_jax._tree import accumulator_dtype
+from samo_jax._tree import accumulator_dtype, safe_divide
 
 Vector: TypeAlias = ArrayLike | Sequence[float]
 
@@ -66,14 +65,14 @@ def preference_vector(
     preference: Vector | None, num_tasks: int, present: ArrayLike | None = None
 ) -> jax.Array:
     """`preference` as a (K,) array; None: the same for all present tasks, sum one."""
-    uniform = uniform_weights(num_tasks, present_tasks(present, num_tasks))
+    uniform = uniform_weights(num_tasks, present)
     return per_task("preference", preference, num_tasks, uniform)
 
 
 def present_tasks(present: ArrayLike | None, num_tasks: int) -> jax.Array:
     """Which tasks take part (None: all), shape (K,), bool; raise on other shapes."""
     if present is None:
-        return as_present(None, num_tasks)
+        return jnp.ones((num_tasks,), bool)
     present = jnp.asarray(present, bool)
     if present.shape != (num_tasks,):
         raise ValueError(
@@ -81,6 +80,12 @@ def present_tasks(present: ArrayLike | None, num_tasks: int) -> jax.Array:
             f"{present.shape}. None means all tasks."
         )
     return present
+
+
+def uniform_weights(num_tasks: int, present: ArrayLike | None = None) -> jax.Array:
+    """Equal weights of the present tasks (None: all) that sum to one, shape (K,)."""
+    shares = present_tasks(present, num_tasks).astype(accumulator_dtype())
+    return safe_divide(shares, jnp.sum(shares))
 
 
 def required_losses(losses: Vector | None, method: str, num_tasks: int) -> jax.Array:

@@ -8,13 +8,12 @@ import jax.numpy as jnp
 
 from samo_jax._faults import fill_in, names_present, share_out
 from samo_jax._gramian import combine, gramian
-from samo_jax._solvers._arguments import per_task
+from samo_jax._solvers._arguments import per_task, present_tasks, uniform_weights
 from samo_jax._tree import (
     PyTree,
     accumulator_dtype,
     cast_like,
     keep,
-    safe_divide,
     scale_leaves,
 )
 
@@ -156,17 +155,6 @@ class SolverState(NamedTuple):
     info: SolveInfo
 
 
-def uniform_weights(num_tasks: int, present: jax.Array | None = None) -> jax.Array:
-    """Equal weights of the present tasks (None: all) that sum to one, shape (K,)."""
-    shares = as_present(present, num_tasks).astype(accumulator_dtype())
-    return safe_divide(shares, jnp.sum(shares))
-
-
-def as_present(present: jax.Array | None, num_tasks: int) -> jax.Array:
-    """Which tasks take part (None: all), shape (K,), bool."""
-    return jnp.ones((num_tasks,), bool) if present is None else present
-
-
 def init_solver(num_tasks: int) -> SolverState:
     """Uniform weights, and nothing wrong."""
     info = SolveInfo(
@@ -188,7 +176,7 @@ def keep_last(
     Absent tasks get the weight 0, and their last weights wait.
     """
     weights, info = solved
-    present = as_present(present, len(weights))
+    present = present_tasks(present, len(weights))
     last = jnp.where(info.finite & present, weights, state.last_weights)
     return keep(present, last), SolverState(last, info)
 

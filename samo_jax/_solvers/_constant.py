@@ -3,8 +3,8 @@
 import jax
 import numpy as np
 
-from samo_jax._solvers._arguments import Vector, as_numbers, per_task
-from samo_jax._solvers._base import Solver, as_present
+from samo_jax._solvers._arguments import Vector, as_numbers, per_task, present_tasks
+from samo_jax._solvers._base import Solver
 from samo_jax._tree import keep
 
 
@@ -45,6 +45,6 @@ def constant(weights: Vector) -> Solver:
     def update(gramian, state, *, present=None, **extra_args):
         del extra_args
         vector = per_task("weights", weights, len(gramian), 0)
-        return keep(as_present(present, len(gramian)), vector), state
+        return keep(present_tasks(present, len(gramian)), vector), state
 
     return Solver(init, update, linear=True)

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from samo_jax._solvers._arguments import present_tasks
-from samo_jax._solvers._base import SolveInfo, uniform_weights
+from samo_jax._solvers._arguments import present_tasks, uniform_weights
+from samo_jax._solvers._base import SolveInfo
 from samo_jax._tree import accumulator_dtype, keep
 
 

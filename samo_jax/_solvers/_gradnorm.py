@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 
 from samo_jax._hyperparameters import check_nonnegative, check_positive
-from samo_jax._solvers._arguments import required_losses
-from samo_jax._solvers._base import Solver, as_present
+from samo_jax._solvers._arguments import present_tasks, required_losses
+from samo_jax._solvers._base import Solver
 from samo_jax._solvers._correlation import direct, relative_norms
 from samo_jax._solvers._equilibrate import Equilibrated, Solution, solve_gramian
 from samo_jax._tree import accumulator_dtype, keep, safe_divide
@@ -81,7 +81,7 @@ def gradnorm(alpha: float = 1.5, learning_rate: float = 0.025) -> Solver:
     def update(gramian, state, *, losses=None, present=None, **extra_args):
         del extra_args
         losses = required_losses(losses, "gradnorm()", gramian.shape[0])
-        present = as_present(present, len(losses))
+        present = present_tasks(present, len(losses))
         losses = jnp.where(present, losses, 1)
         weights = jax.nn.softmax(state.logits, where=present)
         initial = jnp.where(state.started, state.initial_losses, losses)

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import optax
 
 from samo_jax._arguments import as_key, check_key
-from samo_jax._faults import names_present
-from samo_jax._solvers._base import Solver, as_present
+from samo_jax._solvers._arguments import present_tasks
+from samo_jax._solvers._base import Solver
 
 
 class KeyedState(NamedTuple):
@@ -40,14 +40,9 @@ def keyed_solver(
     def update_keyed(gramian, state, *, present=None, **extra_args):
         del extra_args
         drawn = jax.random.fold_in(state.draw_key, state.draws)
-        present = as_present(present, gramian.shape[0])
-        aware = (present,) if names_present(update) else ()  # Not all are, yet.
-        weights, memory = update(drawn, gramian, state.memory, *aware)
+        present = present_tasks(present, gramian.shape[0])
+        weights, memory = update(drawn, gramian, state.memory, present)
         draws = jnp.asarray(optax.safe_increment(state.draws))
         return weights, KeyedState(state.draw_key, draws, memory)
 
-    def update_all(gramian, state, **extra_args):
-        del extra_args
-        return update_keyed(gramian, state)
-
-    return Solver(init_keyed, update_keyed if names_present(update) else update_all)
+    return Solver(init_keyed, update_keyed)

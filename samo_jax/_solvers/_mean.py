@@ -1,6 +1,7 @@
 """Linear scalarisation: equal weights."""
 
-from samo_jax._solvers._base import Solver, uniform_weights
+from samo_jax._solvers._arguments import uniform_weights
+from samo_jax._solvers._base import Solver
 
 
 def mean() -> Solver:

@@ -6,12 +6,8 @@ import jax
 import jax.numpy as jnp
 
 from samo_jax._hyperparameters import check_scalar, is_number
-from samo_jax._solvers._base import (
-    Solver,
-    as_present,
-    solver_update,
-    uniform_weights,
-)
+from samo_jax._solvers._arguments import present_tasks, uniform_weights
+from samo_jax._solvers._base import Solver, solver_update
 from samo_jax._tree import keep
 
 
@@ -80,7 +76,7 @@ def smoothed(solver: Solver, decay: float = 0.9) -> Solver:
             gramian, state.solver_state, present=present, **extra_args
         )
         weights = weights.astype(state.average.dtype)
-        present = as_present(present, len(weights))
+        present = present_tasks(present, len(weights))
         averaged = present & jnp.isfinite(weights).all()
         blend = weights + decay * (state.average - weights)
         average = jnp.where(state.started, blend, weights)

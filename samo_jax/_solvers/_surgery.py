@@ -63,4 +63,5 @@ def operate(
     rows, cosines = jax.vmap(operate_on)(tasks, orders, targets, slopes)
     rows = jnp.where(active[:, None], rows, 0)
     rows = jnp.ldexp(rows, exponents[:, None] - exponents[None, :])
-    return jnp.sum(rows, axis=0) / jnp.maximum(jnp.sum(present), 1), cosines
+    count = jnp.sum(present, dtype=rows.dtype)
+    return jnp.sum(rows, axis=0) / jnp.maximum(count, 1), cosines

@@ -1,6 +1,7 @@
 """Linear scalarisation: the sum of the losses."""
 
-from samo_jax._solvers._base import Solver, as_present
+from samo_jax._solvers._arguments import present_tasks
+from samo_jax._solvers._base import Solver
 from samo_jax._tree import accumulator_dtype
 
 
@@ -22,7 +23,7 @@ def total() -> Solver:
 
     def update(gramian, state, *, present=None, **extra_args):
         del extra_args
-        present = as_present(present, gramian.shape[0])
+        present = present_tasks(present, gramian.shape[0])
         return present.astype(accumulator_dtype()), state
 
     return Solver(lambda _num_tasks: (), update, linear=True)

@@ -8,8 +8,13 @@ import jax.numpy as jnp
 
 from samo_jax._faults import share_out
 from samo_jax._solvers import Solver
-from samo_jax._solvers._arguments import Vector, check_offset, per_task
-from samo_jax._solvers._base import as_present, uniform_weights
+from samo_jax._solvers._arguments import (
+    Vector,
+    check_offset,
+    per_task,
+    present_tasks,
+    uniform_weights,
+)
 from samo_jax._tree import accumulator_dtype, keep, keep_if
 
 
@@ -57,7 +62,7 @@ def weighting(
 
     def update(gramian, state, *, losses, present=None, **extra_args):
         losses = shifted_losses(losses, offset)
-        present = as_present(present, len(losses))
+        present = present_tasks(present, len(losses))
         usable = usable_losses(losses, positive=positive)
         # Ones stand in, so that no NaN arises even where it would be dropped.
         weights, method_state = step(

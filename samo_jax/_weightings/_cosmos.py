@@ -8,8 +8,12 @@ from jax.typing import ArrayLike
 
 from samo_jax._hyperparameters import check_nonnegative
 from samo_jax._solvers import Solver
-from samo_jax._solvers._arguments import Vector, check_preference, per_task
-from samo_jax._solvers._base import as_present
+from samo_jax._solvers._arguments import (
+    Vector,
+    check_preference,
+    per_task,
+    present_tasks,
+)
 from samo_jax._tasks import LossTree, stack_losses
 from samo_jax._tree import keep, safe_divide
 from samo_jax._weightings._base import (
@@ -46,7 +50,7 @@ def cosmos_loss(losses: LossTree, *, preference: Vector, lam: ArrayLike) -> jax.
 
 
 def _cosmos(losses, present=None, *, preference, lam):
-    present = as_present(present, len(losses))
+    present = present_tasks(present, len(losses))
     preference = per_task("preference", preference, len(losses), 1)
     preference, losses = keep(present, preference), keep(present, losses)
     linear = jnp.sum(preference * losses)

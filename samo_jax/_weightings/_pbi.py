@@ -8,8 +8,12 @@ from jax.typing import ArrayLike
 
 from samo_jax._hyperparameters import check_nonnegative
 from samo_jax._solvers import Solver
-from samo_jax._solvers._arguments import Vector, check_preference, per_task
-from samo_jax._solvers._base import as_present
+from samo_jax._solvers._arguments import (
+    Vector,
+    check_preference,
+    per_task,
+    present_tasks,
+)
 from samo_jax._tasks import LossTree, stack_losses
 from samo_jax._tree import keep
 from samo_jax._weightings._base import (
@@ -56,7 +60,7 @@ def pbi_loss(
 
 
 def _pbi(losses, present=None, *, theta, preference, ideal):
-    present = as_present(present, len(losses))
+    present = present_tasks(present, len(losses))
     direction = keep(present, per_task("preference", preference, len(losses), 1))
     direction = direction / safe_norm(direction)
     offset = keep(present, losses - per_task("ideal", ideal, len(losses), 0))

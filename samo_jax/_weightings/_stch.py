@@ -8,8 +8,12 @@ from jax.typing import ArrayLike
 
 from samo_jax._hyperparameters import check_positive
 from samo_jax._solvers import Solver
-from samo_jax._solvers._arguments import Vector, check_preference, per_task
-from samo_jax._solvers._base import as_present
+from samo_jax._solvers._arguments import (
+    Vector,
+    check_preference,
+    per_task,
+    present_tasks,
+)
 from samo_jax._tasks import LossTree, stack_losses
 from samo_jax._weightings._base import (
     scalarization,
@@ -63,7 +67,7 @@ def _stch(losses, present=None, *, mu, preference, reference):
     reference = per_task("reference", reference, len(losses), 0)
     mu = jnp.asarray(mu, losses.dtype)
     exponents = preference * (losses - reference) / mu
-    present = as_present(present, len(losses))
+    present = present_tasks(present, len(losses))
     return mu * jax.nn.logsumexp(jnp.where(present, exponents, -jnp.inf))
 
 
