@@ -36,15 +36,30 @@ GOLDENS = (
     ("samo_step_k3", "float32", "highest"),
     ("samo_step_k2", "float32", "highest"),
 )
+# As tests/test_torchjd.py names them.
+DIRECTIONS = (
+    "fairgrad-2",
+    "mgda-tight",
+    "cagrad-0.5",
+    "upgrad-tight",
+    "nash_mtl",
+    "dualproj-tight",
+    "imtl_g",
+    "conflict_free_inverse",
+    "aligned_mtl-min",
+    "krum",
+)
 TASKS = (40, 3)
 SOLVERS = ("fairgrad", "mgda", "cagrad", "upgrad", "nash")
+# What a round does, and whether its loop is open: ends when the data say so.
 CONTROL_FLOW = (
-    "counted loop",
-    "data-dependent loop",
-    "lax.cond",
-    "lax.switch",
-    "jax.pure_callback",
-    "Cholesky solve, K = 40",
+    ("cosine", False),
+    ("cosine", True),
+    ("Cholesky solve", False),
+    ("Cholesky solve", True),
+    ("lax.cond", False),
+    ("lax.switch", False),
+    ("jax.pure_callback", False),
 )
 METHODS = ("plain", "FairGrad", "global SAM", "SAMO", "F-MTL")
 # JAX's `unroll` of a model's steps, and more (method, unroll)s. K passes in a row hold
@@ -57,7 +72,7 @@ MORE = {
 }
 ROUNDS = 3
 GRACE = 10.0  # seconds, for those that keep to their time themselves
-COMPILATION = 0.5  # at most, of the time of a model
+COMPILATION = 0.55  # at most, of the time of a model
 WARM_UP = 0.4  # of PyTorch, of what is left then
 ENVIRONMENTS = {
     # Two frameworks share the card's memory.
@@ -211,6 +226,12 @@ def goldens(run: Run) -> None:
         run.measure("golden", "jax", "golden", 5, **arguments)
 
 
+def directions(run: Run) -> None:
+    """Recorded directions again."""
+    for name in DIRECTIONS[:: 3 if run.small else 1]:
+        run.measure("directions", "jax", "directions", 3, name=name, dtype="float32")
+
+
 def solvers(run: Run) -> None:
     """Of small and large Gramians."""
     for num_tasks in TASKS:
@@ -222,8 +243,9 @@ def solvers(run: Run) -> None:
 
 def control_flow(run: Run) -> None:
     """What XLA makes of loops, branches and callbacks."""
-    for kind in CONTROL_FLOW:
-        run.measure("control flow", "jax", "control_flow", 3, kind=kind, seconds=0.1)
+    for kind, is_open in CONTROL_FLOW:
+        arguments = {"kind": kind, "is_open": is_open, "seconds": 0.1}
+        run.measure("control flow", "jax", "control_flow", 3, **arguments)
 
 
 def steps(run: Run, model: str) -> None:
@@ -276,9 +298,10 @@ PARTS: dict[str, tuple[Callable[[Run], None], float]] = {
     "recorded steps": (goldens, 0.12),
     "solvers": (solvers, 0.22),
     "control flow": (control_flow, 0.08),
-    "cnn40": (partial(steps, model="cnn40"), 0.4),
+    "cnn40": (partial(steps, model="cnn40"), 0.45),
     "transformer8": (partial(steps, model="transformer8"), 0.6),
     "dense3": (partial(steps, model="dense3"), 1.0),
+    "recorded directions": (directions, 1.0),
 }
 
 

@@ -11,6 +11,7 @@ import jax
 
 _OPERATION = re.compile(r"= .*? (while|conditional|custom-call|infeed|outfeed)\(")
 _TARGET = re.compile(r'custom_call_target="([^"]*)"')
+_DRIVER = re.compile(r"cu(da)?[A-Z]")  # calls of CUDA
 _NAME = re.compile(r'op_name="([^"]*)"')
 
 
@@ -42,26 +43,38 @@ def in_program(text: str) -> dict[str, list[str]]:
 
 
 def in_profile(call: Callable[[], Any], calls: int) -> dict[str, Any]:
-    """What the device does in some calls, handed over at once."""
+    """What device and driver do in some calls, handed over at once."""
+    options = jax.profiler.ProfileOptions()
+    options.python_tracer_level = 0
     with tempfile.TemporaryDirectory() as folder:
-        with jax.profiler.trace(folder):
+        with jax.profiler.trace(folder, profiler_options=options):
             for _ in range(calls):
                 result = call()
             jax.block_until_ready(result)
         (file,) = Path(folder).glob("**/*.xplane.pb")
-        profile = jax.profiler.ProfileData.from_file(str(file))
+        planes = list(jax.profiler.ProfileData.from_file(str(file)).planes)
         events = [
             (event.name, event.start_ns, event.duration_ns)
-            for plane in profile.planes
+            for plane in planes
             if plane.name.startswith("/device:GPU")
             for line in plane.lines
             if line.name.startswith("Stream")
             for event in line.events
         ]
-        if not events:
-            planes = [(p.name, [line.name for line in p.lines]) for p in profile.planes]
-            return {"calls": calls, "no_streams_in": str(planes)[:500]}
-    return summary(events, calls)
+        driver = Counter(
+            event.name
+            for plane in planes
+            if plane.name.startswith("/host")
+            for line in plane.lines
+            for event in line.events
+            if _DRIVER.match(event.name)
+        )
+        names = [(plane.name, [line.name for line in plane.lines]) for plane in planes]
+    found = {name: count / calls for name, count in driver.most_common(20)}
+    if not events:
+        return {"calls": calls, "driver": found, "no_streams_in": str(names)[:500]}
+    waits = sum(found[name] for name in found if "Synchronize" in name)
+    return {**summary(events, calls), "driver": found, "waits": waits}
 
 
 def summary(events: list[tuple[str, float, float]], calls: int) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """The part of accelerator.py that runs in JAX, in a process of its own."""
 
+import shutil
 import subprocess
 import sys
 import time
@@ -59,7 +60,7 @@ def environment() -> dict[str, Any]:
         "samo_jax": samo_jax.__version__,
         "python": sys.version.split()[0],
     }
-    if device.platform == "gpu":
+    if shutil.which("nvidia-smi"):
         query = ["nvidia-smi", "--query-gpu=name,driver_version,memory.total"]
         card = subprocess.run(
             [*query, "--format=csv,noheader"],
@@ -86,6 +87,21 @@ def golden(file: str, dtype: str, precision: str | None) -> dict[str, Any]:
         "quantities": len(errors),
         "missed": [name for name in worst if not shares[name] <= 1],
         "worst": [[name, errors[name], shares[name]] for name in worst[:5]],
+    }
+
+
+def directions(name: str, dtype: str) -> dict[str, Any]:
+    """Those recorded from TorchJD again: errors as shares of their tolerances."""
+    import test_torchjd
+
+    with jax.enable_x64(dtype == "float64"):
+        errors = dict(test_torchjd.recorded_errors(name, dtype))
+    tolerance = test_torchjd.TOLERANCES[name][dtype == "float32"]
+    return {
+        "cases": len(errors),
+        "missed": [case for case, error in errors.items() if not error <= tolerance],
+        "direction_error": max(errors.values()),
+        "tolerance": tolerance,
     }
 
 
@@ -125,38 +141,42 @@ def solver(name: str, num_tasks: int, seconds: float, problems: int) -> dict[str
     }
 
 
-def _branching(kind: str, x: jax.Array) -> jax.Array:
-    """`ROUNDS` rounds of `x = cos(x + i)`, one way or another."""
-    turns = [lambda x: jnp.cos(x + 1), lambda x: jnp.cos(x + 2)]
-    system = jnp.eye(40) + jnp.outer(x[:40], x[:40])
+def _cholesky(i: jax.Array, x: jax.Array) -> jax.Array:
+    size = 40
+    system = jnp.diag(2.0 + i + x[:size]) + jnp.outer(x[:size], x[:size])
+    return x.at[:size].set(cho_solve(cho_factor(system), x[:size]))
 
-    def solve(i, x):
-        factor = cho_factor(system + i * jnp.eye(40))
-        return x.at[:40].set(cho_solve(factor, x[:40]))
 
-    bodies: dict[str, Callable] = {
-        "counted loop": lambda i, x: jnp.cos(x + i),
-        "lax.cond": lambda i, x: lax.cond(jnp.sum(x) > i, *turns, x),
-        "lax.switch": lambda i, x: lax.switch(i % 2, turns, x),
-        "jax.pure_callback": lambda i, x: jax.pure_callback(np.cos, x, x + i),
-        "Cholesky solve, K = 40": solve,
-    }
-    if kind in bodies:
-        return lax.fori_loop(0, ROUNDS, bodies[kind], x)
+_TURNS = [lambda x: jnp.cos(x + 1), lambda x: jnp.cos(x + 2)]
+BODIES: dict[str, Callable[[jax.Array, jax.Array], jax.Array]] = {
+    "cosine": lambda i, x: jnp.cos(x + i),
+    "lax.cond": lambda i, x: lax.cond(jnp.sum(x) > i, *_TURNS, x),
+    "lax.switch": lambda i, x: lax.switch(i % 2, _TURNS, x),
+    "jax.pure_callback": lambda i, x: jax.pure_callback(np.cos, x, x + i),
+    "Cholesky solve": _cholesky,
+}
+
+
+def rounds_of(kind: str, is_open: bool, x: jax.Array) -> jax.Array:
+    """`ROUNDS` of them, counted, or as long as x is finite too."""
+    if not is_open:
+        return lax.fori_loop(0, ROUNDS, BODIES[kind], x)
 
     def unfinished(carry):
         i, x = carry
-        return (i < ROUNDS) & (jnp.sum(x) < jnp.inf)
+        return (i < ROUNDS) & jnp.isfinite(jnp.sum(x))
 
-    return lax.while_loop(
-        unfinished, lambda carry: (carry[0] + 1, jnp.cos(carry[1] + 1)), (0, x)
-    )[1]
+    def go_on(carry):
+        i, x = carry
+        return i + 1, BODIES[kind](i, x)
+
+    return lax.while_loop(unfinished, go_on, (0, x))[1]
 
 
-def control_flow(kind: str, seconds: float) -> dict[str, Any]:
+def control_flow(kind: str, is_open: bool, seconds: float) -> dict[str, Any]:
     """Milliseconds of a round, and what the host has to do for it."""
     x = jnp.linspace(0, 1, 1024)
-    compiled, _ = _compiled(partial(_branching, kind), x)
+    compiled, _ = _compiled(partial(rounds_of, kind, is_open), x)
     step = _Repeated(compiled, x)
     found = clock(step, step.wait, seconds)
     return {

@@ -28,6 +28,10 @@ directions. The worst quantity's error is relative to its array's size; within
 tolerance: 2e-4 in float32 and 1e-9 in float64 (MGDA's weights and directions as far as
 they are recorded).
 """
+DIRECTIONS = """\
+Directions recorded from TorchJD in float64 again, in float32 on the device. Its solvers
+are less exact than these, hence the tolerances, which are those of the tests.
+"""
 SOLVERS = """\
 {problems} Gramians of conflicting gradients with log-normal norms, in float32 on the
 device. The error is that of the direction against the solution in float64 on the CPU,
@@ -35,9 +39,10 @@ at worst. A solve alone is one call; in a loop: of all of them in one program. T
 copies of the device's data to the host that one call makes.
 """
 CONTROL_FLOW = """\
-What XLA makes of loops and branches: {rounds} rounds of an elementwise operation on
-1024 numbers. Where the number of copies to the host grows with the rounds, the host
-waits for each.
+What XLA makes of loops and branches: {rounds} rounds of an operation on 1024 numbers,
+or of a solve with a matrix of 40 x 40, in a counted loop or in an open one, which ends
+when its data say so. Where there are copies to the host in every round, the host waits
+for each.
 """
 STEPS = """\
 SGD; "plain" is the mean loss, the others FairGrad with alpha 2. Where nothing else is
@@ -48,9 +53,11 @@ whichever is faster. Memory is what XLA needs for the step, parameters included,
 most that PyTorch has allocated.
 """
 HOST = """\
-Three steps handed over at once, in JAX's profiler: operations are kernels and copies;
-busy is the share of the time in which the device does something. Loops, branches and
-callbacks are those of the compiled program for which a GPU might ask its host.
+Three steps handed over at once, in JAX's profiler, a step: copies to and from the host,
+calls of the driver that wait (one for all three steps is the last), operations (kernels
+and copies), and the share of the time in which the device does something. Loops,
+branches and callbacks are those of the compiled program for which a GPU might ask its
+host: open loops end when their data say so.
 """
 
 
@@ -72,6 +79,7 @@ def page(rows: list[Row]) -> str:
     )
     sections = [
         golden(by_part["golden"]),
+        directions(by_part["directions"]),
         solvers(by_part["solver"]),
         control_flow(by_part["control flow"]),
         steps(by_part),
@@ -126,6 +134,23 @@ def golden(rows: list[Row]) -> str:
     return f"## Recorded steps\n\n{GOLDEN}\n{table(header, lines)}" if rows else ""
 
 
+def directions(rows: list[Row]) -> str:
+    """Recorded directions."""
+    header = ["combiner", "cases", "missed", "error", "tolerance"]
+    lines = [
+        [
+            row["name"],
+            str(row["cases"]),
+            str(len(row["missed"])),
+            f"{row['direction_error']:.1e}",
+            f"{row['tolerance']:.0e}",
+        ]
+        for row in rows
+    ]
+    title = "## Recorded directions"
+    return f"{title}\n\n{DIRECTIONS}\n{table(header, lines)}" if rows else ""
+
+
 def solvers(rows: list[Row]) -> str:
     """Errors and latencies."""
     header = ["solver", "K", "error", "converged %", "rounds", "alone ms"]
@@ -164,6 +189,7 @@ def control_flow(rows: list[Row]) -> str:
     lines = [
         [
             row["kind"],
+            "open" if row["is_open"] else "counted",
             number(1e3 * statistics.median(row["ms"]) / row["rounds"]),
             number(1e3 * row["async_ms"] / row["rounds"]),
             number(1e3 * row["dispatch_ms"] / row["rounds"]),
@@ -290,7 +316,7 @@ def ways(rows: list[Row]) -> str:
 
 def host(parts: dict[str, list[Row]]) -> str:
     """Whether the host waits in a step."""
-    header = ["step", "handed over ms", "host ms", "to host", "from host"]
+    header = ["step", "handed over ms", "host ms", "to host", "from host", "waits"]
     header += ["operations", "busy %", "longest pause us", "open loops", "branches"]
     header += ["callbacks"]
     found = ""
@@ -311,6 +337,7 @@ def host(parts: dict[str, list[Row]]) -> str:
                     number(least(timed[step], "dispatch_ms")),
                     number(profile.get("to_host")),
                     number(profile.get("from_host")),
+                    number(profile.get("waits")),
                     number(profile.get("operations")),
                     number(None if busy is None else 100 * busy),
                     number(profile.get("longest_pause_us")),

@@ -94,15 +94,14 @@ def program(function):
 
 def test_programs_that_may_need_the_host():
     calm = {"loops": 0, "branches": 0, "callbacks": 0}
-    found = {
-        kind: program(partial(accelerator_jax._branching, kind))
-        for kind in ("counted loop", "data-dependent loop", "lax.switch")
-    }
-    assert found["counted loop"] == calm
-    assert found["data-dependent loop"] == calm | {"loops": 1}
-    assert found["lax.switch"] == calm | {"branches": 1}
-    called = program(partial(accelerator_jax._branching, "jax.pure_callback"))
-    assert called == calm | {"callbacks": 1}
+
+    def found(kind, is_open=False):
+        return program(partial(accelerator_jax.rounds_of, kind, is_open))
+
+    assert found("cosine") == calm
+    assert found("cosine", is_open=True) == calm | {"loops": 1}
+    assert found("lax.switch") == calm | {"branches": 1}
+    assert found("jax.pure_callback") == calm | {"callbacks": 1}
 
 
 def test_copies_and_pauses_of_a_profile():
