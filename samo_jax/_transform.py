@@ -111,9 +111,8 @@ def multitask(
             shared. Labels that the losses contradict raise.
         unroll: True traces K passes, of which XLA drops the other tasks' heads; False
             loops with `lax.map`, for the compile time and nearly the memory of one
-            task; an int maps in chunks of that many tasks (batched: fast on
-            accelerators, slow for convolutions on a CPU). None: True for up to 8 tasks,
-            False for more.
+            task; an int maps in chunks of that many tasks, batched (slow for
+            convolutions). None: True for up to 8 tasks, False for more.
         axis_name: inside `jax.shard_map`, the mesh axis (or axes) of the data.
             `loss_fn` is then of each device's own batch: gradients and losses at the
             perturbed points are averaged over the axis before they are combined. Along
