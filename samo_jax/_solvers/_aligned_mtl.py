@@ -11,7 +11,12 @@ from samo_jax._hyperparameters import check_choice
 from samo_jax._solvers._arguments import Vector, check_preference, preference_vector
 from samo_jax._solvers._base import Solver, gramian_solver
 from samo_jax._solvers._correlation import common_scale, direct, spectrum
-from samo_jax._solvers._equilibrate import Equilibrated, Solution, solve_gramian
+from samo_jax._solvers._equilibrate import (
+    Equilibrated,
+    Solution,
+    in_order,
+    solve_gramian,
+)
 
 ScaleMode: TypeAlias = Literal["min", "median", "rmse"]
 
@@ -75,7 +80,7 @@ def _check_scale_mode(scale_mode):
 def _solve(gramian, preference, scale_mode, present):
     preference = preference_vector(preference, jnp.shape(gramian)[0], present)
     solve = partial(_aligned, scale_mode=scale_mode)
-    return solve_gramian(gramian, solve, preference, present=present)
+    return solve_gramian(gramian, in_order(solve), preference, present=present)
 
 
 def _aligned(problem: Equilibrated, preference, scale_mode: ScaleMode) -> Solution:

@@ -12,7 +12,12 @@ from jax.typing import ArrayLike
 from samo_jax._hyperparameters import check_choice, check_nonnegative
 from samo_jax._solvers._base import SolveInfo, Solver, gramian_solver
 from samo_jax._solvers._compensated import matvec
-from samo_jax._solvers._equilibrate import Equilibrated, Solution, solve_gramian
+from samo_jax._solvers._equilibrate import (
+    Equilibrated,
+    Solution,
+    in_order,
+    solve_gramian,
+)
 from samo_jax._solvers._nonnegative_qp import nonnegative_qp
 from samo_jax._tree import safe_divide
 
@@ -101,7 +106,8 @@ def _check(c, rescale):
 
 @jax.jit
 def _solve(gramian, c, present):
-    return solve_gramian(gramian, partial(_conflict_averse, c=c), present=present)
+    solve = in_order(partial(_conflict_averse, c=c))
+    return solve_gramian(gramian, solve, present=present)
 
 
 def _conflict_averse(problem: Equilibrated, c) -> Solution:

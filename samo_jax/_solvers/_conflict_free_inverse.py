@@ -12,7 +12,12 @@ from samo_jax._solvers._correlation import (
     prescribed_cosines,
     relative_norms,
 )
-from samo_jax._solvers._equilibrate import Equilibrated, Solution, solve_gramian
+from samo_jax._solvers._equilibrate import (
+    Equilibrated,
+    Solution,
+    in_order,
+    solve_gramian,
+)
 from samo_jax._tree import safe_divide
 
 
@@ -72,7 +77,9 @@ def conflict_free_inverse_weights(
 @jax.jit
 def _solve(gramian, preference, present):
     target = preference_vector(preference, jnp.shape(gramian)[0], present)
-    weights, info = solve_gramian(gramian, _conflict_free, target, present=present)
+    weights, info = solve_gramian(
+        gramian, in_order(_conflict_free), target, present=present
+    )
     return weights, judge(info)
 
 
@@ -82,7 +89,7 @@ def _conflict_free(problem: Equilibrated, target: jax.Array) -> Solution:
     norms = relative_norms(problem)
     y, products, solvable = prescribed_cosines(problem, target)
     length = jnp.where(solvable, safe_divide(norms @ products, y @ products), 0)
-    weights = (y / norms) * length / jnp.maximum(jnp.sum(problem.present), 1)
+    weights = (y / norms) * (length / problem.num_present)
     return direct(weights, jnp.max(jnp.abs(products - target)))
 
 

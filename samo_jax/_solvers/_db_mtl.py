@@ -69,7 +69,7 @@ def _balance(problem: Equilibrated, losses: jax.Array) -> Solution:
     norms = relative_norms(problem)
     speeds = norms / jnp.where(problem.active, losses, 1)
     largest = jnp.max(keep(problem.active, speeds))
-    return direct(largest / norms / jnp.maximum(jnp.sum(problem.present), 1))
+    return direct(largest / norms / problem.num_present)
 
 
 def db_mtl() -> Solver:

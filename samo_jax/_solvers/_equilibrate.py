@@ -31,6 +31,11 @@ class Equilibrated(NamedTuple):
     active: jax.Array
     present: jax.Array
 
+    @property
+    def num_present(self) -> jax.Array:
+        """How many tasks there are, at least 1, in the matrix's dtype."""
+        return jnp.maximum(jnp.sum(self.present), 1).astype(self.matrix.dtype)
+
 
 class Solution(NamedTuple):
     """What a method's core returns: shape-(K,) weights and scalar diagnostics."""
@@ -124,9 +129,10 @@ def conclude(
 
 
 def in_order(solve: Callable[..., Solution]) -> Callable[..., Solution]:
-    """`solve` of the tasks in an order that does not depend on the one they have.
+    """`solve(problem, *per_task)` with the tasks in an order of its own.
 
-    By the gradient's norm, and between equal ones by the smallest and largest products.
+    Not even rounding then depends on the order that they have. They are sorted by norm,
+    and between equal ones by the smallest and largest product with the others.
     """
 
     def solve_in_order(problem, *per_task):
@@ -146,7 +152,6 @@ def solve_gramian(
     solve: Callable[..., Solution],
     *per_task: jax.Array,
     present: jax.Array | None = None,
-    ordered: bool = False,
 ) -> tuple[jax.Array, SolveInfo]:
     """Run a method's core on the equilibrated Gramian, with every guard around it.
 
@@ -155,10 +160,8 @@ def solve_gramian(
         solve: `solve(problem, *per_task)`, the core.
         *per_task: arrays of shape (K,).
         present: shape (K,), bool. None: all.
-        ordered: whether `solve` needs the tasks as they stand. Otherwise not even
-            rounding depends on their order.
     """
     problem, finite = equilibrate(gramian, present)
     with jax.default_matmul_precision("highest"):
-        solution = (solve if ordered else in_order(solve))(problem, *per_task)
+        solution = solve(problem, *per_task)
     return conclude(solution, problem, finite)

@@ -10,7 +10,12 @@ from jax.typing import ArrayLike
 from samo_jax._hyperparameters import check_scalar, is_number
 from samo_jax._solvers._alpha_fair import alpha_fair
 from samo_jax._solvers._base import SolveInfo, Solver, gramian_solver
-from samo_jax._solvers._equilibrate import Equilibrated, Solution, solve_gramian
+from samo_jax._solvers._equilibrate import (
+    Equilibrated,
+    Solution,
+    in_order,
+    solve_gramian,
+)
 
 
 @overload
@@ -96,7 +101,8 @@ def _check_alpha(alpha):
 
 @jax.jit
 def _solve(gramian, alpha, present):
-    return solve_gramian(gramian, partial(_fair, alpha=alpha), present=present)
+    solve = in_order(partial(_fair, alpha=alpha))
+    return solve_gramian(gramian, solve, present=present)
 
 
 def _fair(problem: Equilibrated, alpha) -> Solution:

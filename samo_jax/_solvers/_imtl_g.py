@@ -12,7 +12,12 @@ from samo_jax._solvers._correlation import (
     rank_tolerance,
     relative_norms,
 )
-from samo_jax._solvers._equilibrate import Equilibrated, Solution, solve_gramian
+from samo_jax._solvers._equilibrate import (
+    Equilibrated,
+    Solution,
+    in_order,
+    solve_gramian,
+)
 
 
 def imtl_g_weights(
@@ -58,7 +63,9 @@ def imtl_g_weights(
 
 @jax.jit
 def _solve(gramian, present):
-    weights, info = solve_gramian(gramian, _equal_projections, present=present)
+    weights, info = solve_gramian(
+        gramian, in_order(_equal_projections), present=present
+    )
     return weights, judge(info)
 
 

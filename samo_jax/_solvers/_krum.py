@@ -91,12 +91,12 @@ def _solve(gramian, num_byzantine, num_selected, present):
         _check_num_tasks(num_tasks, num_byzantine, num_selected)
         squares = jnp.diagonal(products)
         distances = squares[:, None] + squares[None, :] - 2 * products
-        others = problem.present & ~jnp.eye(num_tasks, dtype=bool)
+        others = problem.present[None, :] & ~jnp.eye(num_tasks, dtype=bool)
         distances = jnp.where(others, jnp.maximum(distances, 0), jnp.inf)
-        num_present = jnp.sum(problem.present)
-        count = jnp.maximum(num_present - num_byzantine - 2, 1)
+        count = jnp.maximum(problem.num_present - num_byzantine - 2, 1)
         nearest = jnp.sort(distances, axis=1)
-        scores = jnp.sum(keep(jnp.arange(num_tasks) < count, nearest), axis=1)
+        counts = jnp.arange(num_tasks, dtype=count.dtype) < count
+        scores = jnp.sum(keep(counts[None, :], nearest), axis=1)
         # Before absent ones comes even a task without neighbours.
         farthest = jnp.finfo(scores.dtype).max
         scores = jnp.where(problem.present, jnp.minimum(scores, farthest), jnp.inf)
@@ -105,7 +105,7 @@ def _solve(gramian, num_byzantine, num_selected, present):
         weights = keep(problem.present, ones)
         return direct(safe_divide(weights, jnp.sum(weights)))
 
-    return solve_gramian(gramian, select, present=present, ordered=True)
+    return solve_gramian(gramian, select, present=present)
 
 
 def krum(num_byzantine: int, num_selected: int = 1) -> Solver:

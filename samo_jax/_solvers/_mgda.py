@@ -14,6 +14,7 @@ from samo_jax._solvers._equilibrate import (
     Equilibrated,
     Solution,
     check_gramian,
+    in_order,
     solve_gramian,
 )
 from samo_jax._solvers._loss_solver import loss_solver, unusable_losses
@@ -130,7 +131,7 @@ def _solve(gramian, losses, present, *, normalization, apply_to):
     solve = partial(
         _min_norm, by_norm=normalization in ("l2", "loss+"), raw=apply_to == "raw"
     )
-    return *solve_gramian(gramian, solve, losses, present=present), unusable
+    return *solve_gramian(gramian, in_order(solve), losses, present=present), unusable
 
 
 def _min_norm(

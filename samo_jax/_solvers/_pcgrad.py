@@ -60,7 +60,6 @@ def _solve(gramian, key, present):
             operate(problem, jnp.zeros_like(problem.matrix), key)[0]
         ),
         present=present,
-        ordered=True,
     )
 
 

@@ -30,7 +30,7 @@ def operate(
         w, shape (K,), the mean of the operated gradients as weights, and
         `cos(h, g_j)`, shape (K, K), as met in row i before h moved.
     """
-    matrix, exponents, active, present = problem
+    matrix, exponents, active, _ = problem
     num_tasks = matrix.shape[0]
     squares = jnp.diagonal(matrix)
     margin = float(jnp.finfo(matrix.dtype).eps) ** 0.5
@@ -63,5 +63,4 @@ def operate(
     rows, cosines = jax.vmap(operate_on)(tasks, orders, targets, slopes)
     rows = jnp.where(active[:, None], rows, 0)
     rows = jnp.ldexp(rows, exponents[:, None] - exponents[None, :])
-    count = jnp.sum(present, dtype=rows.dtype)
-    return jnp.sum(rows, axis=0) / jnp.maximum(count, 1), cosines
+    return jnp.sum(rows, axis=0) / problem.num_present, cosines

@@ -9,7 +9,7 @@ from jax.typing import ArrayLike
 from samo_jax._solvers._arguments import Vector, check_preference, preference_vector
 from samo_jax._solvers._base import SolveInfo, Solver, gramian_solver
 from samo_jax._solvers._dual_cone import project
-from samo_jax._solvers._equilibrate import solve_gramian
+from samo_jax._solvers._equilibrate import in_order, solve_gramian
 
 
 @overload
@@ -78,9 +78,8 @@ def upgrad_weights(
 @jax.jit
 def _solve(gramian, preference, present):
     u = preference_vector(preference, jnp.shape(gramian)[0], present)
-    return solve_gramian(
-        gramian, lambda problem, u: project(problem, jnp.diag(u)), u, present=present
-    )
+    solve = in_order(lambda problem, u: project(problem, jnp.diag(u)))
+    return solve_gramian(gramian, solve, u, present=present)
 
 
 def upgrad(preference: Vector | None = None) -> Solver:
