@@ -1,6 +1,7 @@
 """The benchmarks, end to end at a small size."""
 
 import argparse
+import contextlib
 import json
 import signal
 import subprocess
@@ -99,8 +100,13 @@ def test_interrupt_keeps_finished_runs(tmp_path):
     deadline = time.monotonic() + 120
     while not results.exists() and time.monotonic() < deadline:
         time.sleep(0.1)
-    process.send_signal(signal.SIGINT)
-    output, _ = process.communicate(timeout=60)
+    output = None
+    while output is None and time.monotonic() < deadline + 180:
+        # Again, as users would: one that falls into JAX's callback of the garbage
+        # collection is lost.
+        process.send_signal(signal.SIGINT)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            output, _ = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "Interrupted" in output
     assert json.loads(results.read_text())["runs"]

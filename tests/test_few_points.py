@@ -115,4 +115,4 @@ LINEAR_PASSES = {
 def test_passes(solver, perturbation, clean_pass, forward, backward):
     tx = samo_jax.multitask(solver, perturbation, num_tasks=NUM_TASKS, key=0)
     # Random numbers, norms and the Gramian are the rest.
-    assert 1 <= operations(tx, clean_pass, forward, backward) < 1.16
+    assert 1 <= operations(tx, clean_pass, forward, backward) < 1.18
