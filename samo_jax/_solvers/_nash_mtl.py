@@ -54,17 +54,20 @@ class NashState(NamedTuple):
     Attributes:
         step: shape (), int32, updates done so far.
         solver: state of the alpha-fair solver, with the weights in use.
+        solved_for: shape (K,), bool, the tasks that were present in the last update.
     """
 
     step: jax.Array
     solver: Any
+    solved_for: jax.Array
 
 
 def nash_mtl(update_every: int = 1) -> Solver:
     """`nash_mtl_weights` as a solver, optionally solved every few steps only.
 
     Args:
-        update_every: steps between two solves; the weights are kept in between.
+        update_every: steps between two solves; the weights are kept in between, unless
+            a task comes or goes.
 
     Returns:
         A `Solver`.
@@ -84,16 +87,21 @@ def nash_mtl(update_every: int = 1) -> Solver:
     inner = fairgrad(1.0)
 
     def init(num_tasks):
-        return NashState(jnp.zeros((), jnp.int32), inner.init(num_tasks))
+        return NashState(
+            jnp.zeros((), jnp.int32),
+            inner.init(num_tasks),
+            present_tasks(None, num_tasks),
+        )
 
     def update(gramian, state, *, present=None, **extra_args):
         del extra_args
         present = present_tasks(present, len(gramian))
+        is_due = state.step % update_every == 0
         weights, solver_state = lax.cond(
-            state.step % update_every == 0,
+            is_due | jnp.any(present != state.solved_for),
             lambda: inner.update(gramian, state.solver, present=present),
             lambda: (keep(present, state.solver.last_weights), state.solver),
         )
-        return weights, NashState(state.step + 1, solver_state)
+        return weights, NashState(state.step + 1, solver_state, present)
 
     return Solver(init, update)
