@@ -1,6 +1,8 @@
 """benchmarks/accelerator.py on a CPU, its cheapest parts at the smallest sizes."""
 
 import json
+import subprocess
+import sys
 from functools import partial
 
 import accelerator
@@ -137,3 +139,17 @@ def test_a_worker_survives_what_hangs_and_what_fails():
         assert "ModuleNotFoundError" in missing.ask("f", {}, seconds=60)["error"]
     finally:
         missing.stop()
+
+
+def test_the_package_runs_from_a_checkout():
+    """Where it is not installed, it has no version but works."""
+    hidden = (
+        "import importlib.metadata as metadata\n"
+        "def version(name):\n"
+        "    raise metadata.PackageNotFoundError(name)\n"
+        "metadata.version = version\n"
+        "import samo_jax\n"
+        "print(samo_jax.__version__, samo_jax.mgda_weights([[1.0]]))\n"
+    )
+    printed = subprocess.check_output([sys.executable, "-c", hidden], text=True)
+    assert printed.split() == ["0+unknown", "[1.]"]
