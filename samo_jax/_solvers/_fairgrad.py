@@ -57,8 +57,8 @@ def fairgrad_weights(
 
     At Pareto-stationary points the equation has no solution, and near them none that
     the precision can tell. `converged` is then False, and the weights are those of a
-    relative ridge, raised until no task conflicts with the direction, which is zero
-    where all gradients cancel.
+    relative ridge, raised until no task conflicts with the direction (which is zero
+    where all gradients cancel).
 
     Args:
         gramian: G, shape (K, K), inner products of the task gradients.
