@@ -273,14 +273,14 @@ def multitask(
 def _vary(params: PyTree, axis_name: Any) -> PyTree:
     """Each device's own `params`: gradients by common ones are summed over devices."""
     try:
-        lax.axis_index(axis_name)
+        index = lax.axis_index(axis_name)
     except NameError:
         raise ValueError(
             "`axis_name` must be a mesh axis of the jax.shard_map around the update, "
             f"got {axis_name!r}. Leave it out under jax.jit alone."
         ) from None
-    one = lax.pcast(jnp.ones(()), axis_name, to="varying")
-    # A product, for pcast refuses what varies already.
+    # A product, for functions that make values varying refuse what varies already.
+    one = 0 * index + 1
     return jax.tree.map(lambda leaf: leaf * one.astype(leaf.dtype), params)
 
 
