@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax import lax
 
-from samo_jax._jaxprs._dependencies import Use, dependencies
+from samo_jax._jaxprs import Use, dependencies
 
 NO, MAYBE, LIKELY, CERTAIN = Use
 BATCH = jnp.asarray(np.random.default_rng(0).normal(size=(4, 3)), jnp.float32)

@@ -8,7 +8,7 @@ library but its settings.
 from samo_jax._jaxprs._convolutions import (
     canonical_convolutions as canonical_convolutions,
 )
-from samo_jax._jaxprs._dependencies import Use as Use
 from samo_jax._jaxprs._dependencies import dependencies as dependencies
 from samo_jax._jaxprs._heads import LossProgram as LossProgram
 from samo_jax._jaxprs._heads import loss_program as loss_program
+from samo_jax._jaxprs._reach import Use as Use

@@ -1,85 +1,43 @@
 """Which inputs of a program its outputs have a gradient by.
 
-One pass over the equations. Each array carries sets of inputs, as the bits of Python
-ints. It knows three things about a dependency (`Use`): that there is none, that there
-may be one, and that there is one for generic values of the inputs.
-
-What is generic: an array that the program closes over (the batch) may be a mask, but no
-row of it is all zero. Where x depends on an input in every entry, so does `batch @ x`,
-and `mask * x` in some, until they are summed up. What is cut out of an array depends on
-the inputs that every entry does. Two masks may exclude each other: by
-`mask * (mask * x)` nothing is certain.
+One pass over the equations. Each array carries sets of inputs (`_reach`), as the bits
+of Python ints. Three things can be known of a dependency (`Use`): that there is none,
+that there may be one, and that there is one for generic values of the inputs.
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from enum import IntEnum
 from functools import partial, reduce
-from operator import and_, or_
+from operator import or_
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 
-# Bits of `Reach.certain` below those of the inputs: of the batch, and of numbers that
-# are not zero.
-_DATA, _NONZERO, _INPUTS = 1, 2, 2
-_CONSTANT = _DATA | _NONZERO
+from samo_jax._jaxprs._reach import (
+    ANYTHING,
+    DATA,
+    INPUTS,
+    NONZERO,
+    NOTHING,
+    Reach,
+    Value,
+    any_of,
+    chosen,
+    cut,
+    entrywise,
+    flat,
+    is_nonzero,
+    of_dtype,
+    one_of,
+    pasted,
+    product,
+    quotient,
+    total,
+    uniform,
+    whole,
+)
+
 _ROUNDS = 4
-
-
-class Use(IntEnum):
-    """How an output depends on an input."""
-
-    NO = 0  # The gradient is zero.
-    MAYBE = 1  # Through what cannot be looked into, such as a custom derivative.
-    LIKELY = 2  # Through known equations, where a mask or a branch can make it zero.
-    CERTAIN = 3  # The gradient is not zero, but for special values.
-
-
-class Reach(NamedTuple):
-    """The inputs that an array has a gradient by, as bits.
-
-    Attributes:
-        maybe: all of them.
-        likely: those through known equations alone.
-        some: those by which at least one entry certainly has a gradient.
-        certain: those by which every entry has.
-    """
-
-    maybe: int = 0
-    likely: int = 0
-    some: int = 0
-    certain: int = 0
-
-    def use(self, i: int) -> Use:
-        """How the array depends on the input i."""
-        bit = 1 << (i + _INPUTS)
-        return Use(
-            (self.maybe & bit != 0)
-            + (self.likely & bit != 0)
-            + (self.certain & bit != 0)
-        )
-
-    def is_constant(self) -> bool:
-        """Whether it has no gradient by any input."""
-        return self.maybe >> _INPUTS == 0
-
-
-class _Value(NamedTuple):
-    """An array whose parts, of these sizes along an axis, have reaches of their own.
-
-    Without sizes it is one part.
-    """
-
-    parts: tuple[Reach, ...]
-    sizes: tuple[int, ...] = ()
-    axis: int = 0
-
-
-_NOTHING = Reach()
-_ANYTHING = Reach(maybe=-1)
-
 _NAMES = {
     # Those whose derivatives are zero.
     "flat": ("stop_gradient floor ceil round sign"),
@@ -134,13 +92,13 @@ def dependencies(program: Any) -> list[Reach]:
         program: a closed jaxpr.
     """
     inputs = _opened(program).invars
-    bits = [1 << (i + _INPUTS) for i in range(len(inputs))]
-    values = [_uniform(Reach(bit, bit, bit, bit)) for bit in bits]
+    bits = [1 << (i + INPUTS) for i in range(len(inputs))]
+    values = [uniform(Reach(bit, bit, bit, bit)) for bit in bits]
     outputs = _Analysis().outputs(program, values)
     reaches = []
     for value, atom in zip(outputs, _opened(program).outvars, strict=True):
         for i in range(max(atom.aval.size, 1)):
-            reaches.append(_whole(_cut(value, 0, i, i + 1)))
+            reaches.append(whole(cut(value, 0, i, i + 1)))
     return reaches
 
 
@@ -148,9 +106,9 @@ class _Analysis:
     """Values of the outputs of programs, each computed once for the same inputs."""
 
     def __init__(self) -> None:
-        self._known: dict[Any, list[_Value]] = {}
+        self._known: dict[Any, list[Value]] = {}
 
-    def outputs(self, program: Any, values: Sequence[_Value]) -> list[_Value]:
+    def outputs(self, program: Any, values: Sequence[Value]) -> list[Value]:
         """The values of a program's outputs."""
         key = id(program), *values
         if key not in self._known:
@@ -158,21 +116,21 @@ class _Analysis:
         return self._known[key]
 
     def _outputs(self, program, values):
-        found = dict.fromkeys(program.constvars, _uniform(Reach(certain=_DATA)))
+        found = dict.fromkeys(program.constvars, uniform(Reach(certain=DATA)))
         found |= zip(program.invars, values, strict=True)
 
         def read(atom):
             if hasattr(atom, "val"):
-                return _uniform(Reach(certain=_NONZERO * _is_nonzero(atom.val)))
+                return uniform(Reach(certain=NONZERO * is_nonzero(atom.val)))
             return found[atom]
 
         for eqn in program.eqns:
             outs = self._equation(eqn, [read(atom) for atom in eqn.invars])
             for var, value in zip(eqn.outvars, outs, strict=True):
-                found[var] = _of_dtype(value, var.aval)
+                found[var] = of_dtype(value, var.aval)
         return [read(atom) for atom in program.outvars]
 
-    def _equation(self, eqn: Any, values: list[_Value]) -> Iterable[_Value]:
+    def _equation(self, eqn: Any, values: list[Value]) -> Iterable[Value]:
         """The values of an equation's outputs."""
         name = eqn.primitive.name.replace("-", "_")
         if name in _CALLS:
@@ -182,7 +140,7 @@ class _Analysis:
         if name == "cond":
             branches = eqn.params["branches"]
             cases = [self.outputs(branch, values[1:]) for branch in branches]
-            return [_one_of(outs) for outs in zip(*cases, strict=True)]
+            return [one_of(outs) for outs in zip(*cases, strict=True)]
         if name == "scan":
             return self._scan(eqn, values)
         if name == "while":
@@ -190,10 +148,10 @@ class _Analysis:
         if name in _PARTED:
             return _PARTED[name](eqn, values)
         if name == "select_n":
-            return [_one_of(values[1:])]
+            return [one_of(values[1:])]
         if name in _PRODUCTS:
             is_scalar = eqn.outvars[0].aval.size == 1
-            return [_entrywise(partial(_PRODUCTS[name], is_scalar=is_scalar), values)]
+            return [entrywise(partial(_PRODUCTS[name], is_scalar=is_scalar), values)]
         return _first_order(_KINDS.get(name), eqn, values)
 
     def _scan(self, eqn, values):
@@ -202,72 +160,72 @@ class _Analysis:
         params, body = eqn.params, _opened(eqn.params["jaxpr"])
         first_x = len(values) - _count_rows(eqn.invars, body.invars)
         first_y = len(eqn.outvars) - _count_rows(eqn.outvars, body.outvars)
-        values = [_uniform(_whole(value)) for value in values]
+        values = [uniform(whole(value)) for value in values]
         consts, xs = values[: first_x - first_y], values[first_x:]
         first = values[first_x - first_y : first_x]
 
         def turn(carry):
             outs = self.outputs(params["jaxpr"], [*consts, *carry, *xs])
-            outs = [_uniform(_whole(value)) for value in outs]
+            outs = [uniform(whole(value)) for value in outs]
             return outs[: len(carry)], outs[len(carry) :]
 
         carry, ys = turn(first)
         if params["length"] == 0:
-            return [*first, *([_uniform(_NOTHING)] * len(ys))]
+            return [*first, *([uniform(NOTHING)] * len(ys))]
         if params["length"] > 1:
             carry, later = turn(_invariant(lambda carry: turn(carry)[0], carry))
-            ys = [_one_of(pair) for pair in zip(ys, later, strict=True)]
+            ys = [one_of(pair) for pair in zip(ys, later, strict=True)]
         return [*carry, *ys]
 
     def _while(self, params, values):
         """Those of a loop of any length, of which nothing is certain."""
         consts = params["cond_nconsts"], params["body_nconsts"]
         body = values[consts[0] : sum(consts)]
-        first = [_uniform(_whole(value)) for value in values[sum(consts) :]]
+        first = [uniform(whole(value)) for value in values[sum(consts) :]]
 
         def turn(carry):
             outs = self.outputs(params["body_jaxpr"], [*body, *carry])
-            return [_uniform(_whole(value)) for value in outs]
+            return [uniform(whole(value)) for value in outs]
 
-        reaches = map(_whole, _invariant(turn, first))
-        return [_uniform(reach._replace(some=0, certain=0)) for reach in reaches]
+        reaches = map(whole, _invariant(turn, first))
+        return [uniform(reach._replace(some=0, certain=0)) for reach in reaches]
 
 
-def _first_order(kind: str | None, eqn: Any, values: Sequence[_Value]) -> list[_Value]:
+def _first_order(kind: str | None, eqn: Any, values: Sequence[Value]) -> list[Value]:
     """The outputs of an equation that holds no program."""
     if kind != "entrywise":
-        values = [_uniform(_whole(value)) for value in values]
+        values = [uniform(whole(value)) for value in values]
     match kind:
         case "flat":
-            rule = _flat
+            rule = flat
         case "entrywise":
-            rule = _any
+            rule = any_of
         case "moving":
-            rule = _total if _is_total(eqn) else _any
+            rule = total if _is_total(eqn) else any_of
         case "choosing":
-            rule = _chosen
+            rule = chosen
         case "pasting":
-            rule = _pasted
+            rule = pasted
         case "contracting":
-            rule = partial(_product, is_sum=_is_contraction(eqn))
+            rule = partial(product, is_sum=_is_contraction(eqn))
         case _:
             rule = partial(_unknown, eqn)
     if kind in ("entrywise", "moving", "choosing") and len(values) == len(eqn.outvars):
-        return [_entrywise(rule, [value]) for value in values]
-    return [_entrywise(rule, values)] * len(eqn.outvars)
+        return [entrywise(rule, [value]) for value in values]
+    return [entrywise(rule, values)] * len(eqn.outvars)
 
 
-def _invariant(turn: Callable[..., Any], carry: list[_Value]) -> list[_Value]:
+def _invariant(turn: Callable[..., Any], carry: list[Value]) -> list[Value]:
     """What holds for the carry after any number of turns of a loop."""
     for _ in range(_ROUNDS):
-        later = [_one_of(pair) for pair in zip(carry, turn(carry), strict=True)]
+        later = [one_of(pair) for pair in zip(carry, turn(carry), strict=True)]
         if later == carry:
             return carry
         carry = later
-    maybe = reduce(or_, (_whole(value).maybe for value in carry), 0)
+    maybe = reduce(or_, (whole(value).maybe for value in carry), 0)
     # Inputs on the way from one carried value to the next, in every later turn.
-    maybe = reduce(or_, (_whole(value).maybe for value in turn(carry)), maybe)
-    return [_uniform(Reach(maybe, _whole(value).likely)) for value in carry]
+    maybe = reduce(or_, (whole(value).maybe for value in turn(carry)), maybe)
+    return [uniform(Reach(maybe, whole(value).likely)) for value in carry]
 
 
 def _opened(program: Any) -> Any:
@@ -281,100 +239,7 @@ def _count_rows(atoms: Sequence[Any], rows: Sequence[Any]) -> int:
     return sum(len(atom.aval.shape) > len(row.aval.shape) for atom, row in pairs)
 
 
-def _uniform(reach: Reach) -> _Value:
-    """An array of one part."""
-    return _Value((reach,))
-
-
-def _whole(value: _Value) -> Reach:
-    """What some entry depends on, and (certain) what every entry does."""
-    return value.parts[0] if len(value.parts) == 1 else _joined(value.parts)
-
-
-def _joined(reaches: Sequence[Reach]) -> Reach:
-    """Of all entries of these arrays together."""
-    maybe, likely, some, certain = zip(*reaches, strict=True)
-    return Reach(
-        reduce(or_, maybe),
-        reduce(or_, likely),
-        reduce(or_, some),
-        reduce(and_, certain),
-    )
-
-
-def _one_of(values: Iterable[_Value]) -> _Value:
-    """One of several values, it is not known which."""
-    found = _joined([_whole(value) for value in values])
-    return _uniform(found._replace(some=found.certain))
-
-
-def _any(reaches: Sequence[Reach]) -> Reach:
-    """A sum, or what else has a gradient by each operand, whatever the others are."""
-    if len(reaches) == 1:
-        return reaches[0]
-    found = Reach(*(reduce(or_, bits) for bits in zip(*reaches, strict=True)))
-    return found._replace(certain=found.certain & ~_NONZERO)
-
-
-def _flat(reaches: Sequence[Reach]) -> Reach:
-    """A derivative that is zero."""
-    del reaches
-    return _NOTHING
-
-
-def _total(reaches: Sequence[Reach]) -> Reach:
-    """The sum of all entries."""
-    return reaches[0]._replace(certain=reaches[0].certain | reaches[0].some)
-
-
-def _chosen(reaches: Sequence[Reach]) -> Reach:
-    """Some entries, it is not known which."""
-    found = _any(reaches)
-    return found._replace(some=found.certain)
-
-
-def _pasted(reaches: Sequence[Reach]) -> Reach:
-    """Some entries of each operand, or none."""
-    return _any([_NOTHING, *reaches])._replace(some=0, certain=0)
-
-
-def _product(
-    reaches: Sequence[Reach], is_scalar: bool = False, is_sum: bool = False
-) -> Reach:
-    """It has a gradient by a factor where the other one is not zero.
-
-    A batch is somewhere not zero, or as a scalar it may be; sums are of all its rows.
-    """
-    some = certain = 0
-    for one, other in (reaches, reversed(reaches)):
-        if other.certain & ~_DATA:
-            some |= one.some
-            certain |= one.certain
-        elif other.certain and not is_scalar:
-            some |= one.certain
-            certain |= one.certain * is_sum
-    certain = certain & ~_CONSTANT | _constant_product(reaches, is_sum)
-    return _any(reaches)._replace(some=some, certain=certain)
-
-
-def _constant_product(reaches: Sequence[Reach], is_sum: bool) -> int:
-    """What is known of a product without inputs."""
-    one, other = (reach.certain & _CONSTANT for reach in reaches)
-    if not (one and other):
-        return 0
-    if one & other & _NONZERO:
-        return _NONZERO
-    return _DATA * (is_sum or (one | other) & _NONZERO != 0)
-
-
-def _quotient(reaches: Sequence[Reach], is_scalar: bool) -> Reach:
-    by_divisor, found = _product(reaches, is_scalar), _any(reaches)
-    some = reaches[0].some | by_divisor.some
-    certain = reaches[0].certain | by_divisor.certain
-    return found._replace(some=some, certain=certain & found.certain)
-
-
-_PRODUCTS = {"mul": _product, "pow": _product, "div": _quotient}
+_PRODUCTS = {"mul": product, "pow": product, "div": quotient}
 
 
 def _is_total(eqn: Any) -> bool:
@@ -395,8 +260,8 @@ def _unknown(eqn: Any, reaches: Sequence[Reach]) -> Reach:
     is_ref = any("Ref" in type(atom.aval).__name__ for atom in eqn.invars)
     effects = {type(effect).__name__ for effect in eqn.effects} - {"NamedAxisEffect"}
     if is_ref or effects:
-        return _ANYTHING
-    found = _any([_NOTHING, *reaches])
+        return ANYTHING
+    found = any_of([NOTHING, *reaches])
     likely = 0 if any(map(_is_function, eqn.params.values())) else found.likely
     return Reach(found.maybe, likely)
 
@@ -419,66 +284,25 @@ def _is_of_jax(program: Any) -> bool:
     )
 
 
-def _is_nonzero(value: Any) -> bool:
-    return jnp.ndim(value) == 0 and bool(value != 0)
-
-
-def _of_dtype(value: _Value, aval: Any) -> _Value:
-    """The value without gradients where its dtype has none."""
-    dtype = getattr(aval, "dtype", None)
-    if dtype is not None and jnp.issubdtype(dtype, jnp.inexact):
-        return value
-    if dtype is None or not jnp.issubdtype(dtype, jnp.integer):
-        return _uniform(_NOTHING)
-    return _uniform(Reach(certain=_whole(value).certain & _CONSTANT))
-
-
-def _entrywise(rule: Callable, values: Sequence[_Value]) -> _Value:
-    """The rule for each part by itself, where the operands have the same parts."""
-    parted = [value for value in values if value.sizes]
-    if not parted or any(value[1:] != parted[0][1:] for value in parted):
-        return _uniform(rule([_whole(value) for value in values]))
-    count = len(parted[0].sizes)
-    columns = (v.parts if v.sizes else v.parts * count for v in values)
-    parts = tuple(rule(operands) for operands in zip(*columns, strict=True))
-    return parted[0]._replace(parts=parts)
-
-
-def _cut(value: _Value, axis: int, start: int, stop: int) -> _Value:
-    """The entries from start to stop along an axis."""
-    if not value.sizes or value.axis != axis:
-        return _uniform(_chosen([_whole(value)]))
-    parts, sizes, offset = [], [], 0
-    for part, size in zip(value.parts, value.sizes, strict=True):
-        overlap = min(stop, offset + size) - max(start, offset)
-        if overlap > 0:
-            parts.append(part if overlap == size else _chosen([part]))
-            sizes.append(overlap)
-        offset += size
-    if len(parts) > 1:
-        return _Value(tuple(parts), tuple(sizes), axis)
-    return _uniform(parts[0] if parts else _NOTHING)
-
-
 def _slice(eqn, values):
     value, params = values[0], eqn.params
     strides = params["strides"] or [1]
     bounds = zip(params["start_indices"], params["limit_indices"], strict=True)
     start, stop = list(bounds)[value.axis]
-    cut = _cut(value, value.axis, start, stop)
-    return [cut if set(strides) == {1} else _uniform(_chosen([_whole(cut)]))]
+    found = cut(value, value.axis, start, stop)
+    return [found if set(strides) == {1} else uniform(chosen([whole(found)]))]
 
 
 def _split(eqn, values, sizes=None):
     stops, stop = [], 0
     for size in eqn.params["sizes"] if sizes is None else sizes:
         stops.append((stop, stop := stop + size))
-    return [_cut(values[0], eqn.params["axis"], *ends) for ends in stops]
+    return [cut(values[0], eqn.params["axis"], *ends) for ends in stops]
 
 
 def _unstack(eqn, values):
     pieces = _split(eqn, values, [1] * len(eqn.outvars))
-    return [_uniform(_whole(piece)) for piece in pieces]
+    return [uniform(whole(piece)) for piece in pieces]
 
 
 def _concatenate(eqn, values):
@@ -489,14 +313,14 @@ def _concatenate(eqn, values):
             parts += value.parts
             sizes += value.sizes
         else:
-            parts.append(_whole(value))
+            parts.append(whole(value))
             sizes.append(atom.aval.shape[axis])
-    return [_Value(tuple(parts), tuple(sizes), axis)]
+    return [Value(tuple(parts), tuple(sizes), axis)]
 
 
 def _stack(eqn, values):
-    parts = tuple(map(_whole, values))
-    return [_Value(parts, (1,) * len(parts), eqn.params["axis"])]
+    parts = tuple(map(whole, values))
+    return [Value(parts, (1,) * len(parts), eqn.params["axis"])]
 
 
 _PARTED = {
