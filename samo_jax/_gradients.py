@@ -152,15 +152,16 @@ def value_and_gradient_at(
         index: which point is each task's, shape (K,), int.
         unroll: of the loop over tasks in which the function is to be called.
     """
-    program = look_into(loss_fn, points[0])
     if not is_unrolled(unroll, len(index)):
+        program = look_into(loss_fn, points[0])
         return value_and_gradient_of(forward_passes(program, points), index)
+    is_known = len(points) > 1 and look_into(loss_fn, points[0]).is_known
 
     def value_and_gradient(i):
         def one_loss(params):
             return select_loss(loss_fn(params), i)
 
-        passes = _forward(one_loss, points, program.is_known)
+        passes = _forward(one_loss, points, is_known)
         loss = lax.select_n(index[i], *(loss for loss, _ in passes))
         return loss, _pull_back(passes, index[i], jnp.ones_like(loss))
 
