@@ -114,7 +114,7 @@ METHODS = {
     ),
     "graddrop": Method(fixed(samo_jax.graddrop(0)), "PI SS"),
     "trimmed_mean": Method(fixed(samo_jax.trimmed_mean(1)), "PI"),
-    "moco": Method(fixed(samo_jax.moco(gamma=40.0)), "PI CONE RAY", 0),
+    "moco": Method(fixed(samo_jax.moco(gamma=40.0)), "PI CONE RAY SS", 0),
     "excess_mtl": Method(fixed(samo_jax.excess_mtl()), LINEAR),
     "db_mtl_momentum": Method(fixed(samo_jax.db_mtl_momentum()), "PI CONE RAY SS"),
 }
