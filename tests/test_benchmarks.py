@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 
+import chex
 import jax
 import numpy as np
 import optax
@@ -220,3 +221,23 @@ def test_every_benchmark_learns(name):
 
     assert tasks < modules(trainer.net)
     assert modules(small.net(sorted(tasks)[:1])) & tasks == {min(tasks)}
+
+
+def test_one_bad_batch_leaves_no_nan_in_a_training_loop():
+    """The experiments' own, whose network has batch statistics and dropout."""
+    benchmark = small_runs.normalised_benchmark()
+    trainer = small_runs.trainer(benchmark, "mgda+global")
+    params, state = trainer._start(0)
+    opt_state = trainer.make_tx(0).init(params)
+    good = trainer._batch()
+    bad = good._replace(inputs=np.nan * good.inputs)
+    for batch in (good, bad, good):
+        before = state
+        params, opt_state, _, state = trainer.train_step(
+            params, opt_state, batch, batch, batch, state
+        )
+        chex.assert_tree_all_finite((params, state.collections))
+        if batch is bad:
+            chex.assert_trees_all_equal(state.collections, before.collections)
+    metrics = trainer.evaluate(params, state)
+    assert np.isfinite([list(of.values()) for of in metrics.values()]).all()

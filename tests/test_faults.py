@@ -14,7 +14,6 @@ import samo_jax
 from samo_jax._solvers._base import combiner_update
 from samo_jax.experiments.benchmarks.methods import COMBINERS, Setting
 
-import small_runs
 from toy import without_keys
 
 LABELS = {"body": "shared", "a": "a", "b": "b", "c": "c"}
@@ -438,26 +437,6 @@ def test_state_of_the_clean_pass_is_kept_as_a_whole():
 def test_states_of_another_structure(new):
     with pytest.raises(ValueError, match=r"`new` must have the shapes of `old`, got"):
         samo_jax.keep_finite(new, {"mean": jnp.zeros(2)})
-
-
-def test_one_bad_batch_leaves_no_nan_in_a_training_loop():
-    """The experiments' own, whose network has batch statistics and dropout."""
-    benchmark = small_runs.normalised_benchmark()
-    trainer = small_runs.trainer(benchmark, "mgda+global")
-    params, state = trainer._start(0)
-    opt_state = trainer.make_tx(0).init(params)
-    good = trainer._batch()
-    bad = good._replace(inputs=np.nan * good.inputs)
-    for batch in (good, bad, good):
-        before = state
-        params, opt_state, _, state = trainer.train_step(
-            params, opt_state, batch, batch, batch, state
-        )
-        chex.assert_tree_all_finite((params, state.collections))
-        if batch is bad:
-            chex.assert_trees_all_equal(state.collections, before.collections)
-    metrics = trainer.evaluate(params, state)
-    assert np.isfinite([list(of.values()) for of in metrics.values()]).all()
 
 
 @pytest.mark.parametrize(
