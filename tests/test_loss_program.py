@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax import lax
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
@@ -362,6 +363,41 @@ def test_callbacks_run_once_a_forward_pass(perturbation, solver, passes):
     jax.jit(partial(tx.update, loss_fn=loss_fn))(grads, tx.init(params), params)
     jax.effects_barrier()
     assert len(seen) == passes
+
+
+ACTIVATIONS = {
+    "relu": jax.nn.relu,
+    "relu6": jax.nn.relu6,
+    "gelu": jax.nn.gelu,
+    "softplus": jax.nn.softplus,
+    "softmax": jax.nn.softmax,
+    "logsumexp": jax.nn.logsumexp,
+    "norm": jnp.linalg.norm,
+    "checkpoint": jax.checkpoint(jax.nn.relu),
+    "scan": lambda x: lax.scan(lambda c, _: (jax.nn.relu(c), None), x, length=2)[0],
+}
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_custom_derivatives_of_jax_are_known(name):
+    """Also inside other transformations, where tracers are about."""
+    found = []
+
+    def look(x):
+        x = jnp.sin(x)
+
+        def loss_fn(x):
+            return [jnp.sum(ACTIVATIONS[name](x) * i) for i in range(3)]
+
+        found.append(look_into(loss_fn, x).is_known)
+        return jnp.sum(x)
+
+    look(X)
+    for transformed in (jax.jit(look), jax.grad(look), jax.jit(jax.grad(look))):
+        transformed(X)
+    jax.jit(jax.vmap(look))(X[None])
+    jax.jit(partial(lax.map, look))(X[None])
+    assert found == [True] * 6
 
 
 # A fault in one head

@@ -38,8 +38,12 @@ _CONTAINERS = frozenset(
     {"closed_call", "cond", "jit", "pjit", "remat2", "scan", "while"}
 )
 _CUSTOM = {"custom_jvp_call", "custom_vjp_call"}
-# What refers to no tracer of its own, or, through globals, to everything.
-_OPAQUE = (ClosedJaxpr, Jaxpr, BuiltinFunctionType, CodeType, ModuleType, type)
+# What refers to no tracer of its own, or, through globals and unfinished programs, to
+# everything.
+_OPAQUE = (
+    *(ClosedJaxpr, Jaxpr, jax.core.Trace),
+    *(BuiltinFunctionType, CodeType, ModuleType, type),
+)
 _MOST_REFERENTS = 10_000
 
 
