@@ -351,7 +351,7 @@ def rows(name: str, records: dict[str, Record], residual: float) -> Iterator[lis
 def markdown(tables: dict[int, list[list[str]]]) -> str:
     """The page with all tables so far."""
     lines = [
-        "# Solver benchmark",
+        "# Weighting benchmark",
         "",
         INTRODUCTION.format(
             machine=machine(

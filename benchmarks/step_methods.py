@@ -72,7 +72,7 @@ METHODS = {
         {"clean": 1, "task": 1},
     ),
     "SAMO, shared probe": Method(
-        multitask(two_points._replace(points=None)),
+        multitask(two_points._replace(shared_perturbations=None)),
         {"clean": 1, "forward": 2, "task": 1},
     ),
     "SAMO, two points": Method(

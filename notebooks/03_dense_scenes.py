@@ -142,7 +142,7 @@ def optimizer(combiner, samo):
 
     return optax.chain(
         samo_jax.multitask(
-            samo_jax.Solver(init, update),
+            samo_jax.Weighting(init, update),
             samo_jax.joint_sam(benchmark.rho) if samo else None,
             num_tasks=len(TASKS),
             key=0,

@@ -6,22 +6,29 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from samo_jax._hyperparameters import ScalarOrSchedule
-from samo_jax._perturbations._along import Norm, along
+from samo_jax._checks import ScalarOrSchedule
+from samo_jax._combiners._types import (
+    Aggregator,
+    Weighting,
+    check_combiner,
+    combiner_update,
+    init_combiner,
+)
+from samo_jax._labels import ParamLabels
+from samo_jax._multitask import multitask
+from samo_jax._named import named
+from samo_jax._perturbations._ascent import Norm, steepest_ascent
 from samo_jax._perturbations._directions import kept_gradients
-from samo_jax._solvers import Combiner, Solver
-from samo_jax._solvers._arguments import uniform_weights
-from samo_jax._solvers._base import check_combiner, combiner_update
-from samo_jax._tasks import ParamLabels, Unroll
-from samo_jax._transform import multitask
+from samo_jax._task_loop import Unroll
+from samo_jax._tasks import uniform_weights
 
 
 class SeparateState(NamedTuple):
-    """Solver state of `f_mtl`.
+    """State of the combiner of `f_mtl`.
 
     Attributes:
-        loss_state: the solver's, for the loss parts.
-        flat_state: the solver's, for the flat parts.
+        loss_state: state of the combiner for the loss parts.
+        flat_state: state of the combiner for the flat parts.
         flat_weights: shape (K,), the last weights of the flat parts. (Those of the loss
             parts are `MultitaskState.weights`.)
     """
@@ -31,8 +38,9 @@ class SeparateState(NamedTuple):
     flat_weights: jax.Array
 
 
+@named
 def f_mtl(
-    solver: Solver | Combiner,
+    combiner: Weighting | Aggregator,
     rho: ScalarOrSchedule = 0.05,
     *,
     adaptive: bool = False,
@@ -44,18 +52,18 @@ def f_mtl(
     unroll: Unroll = None,
     axis_name: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """F-MTL, first in an `optax.chain`: `d = solver(g) + solver(q - g)`.
+    """F-MTL, first in an `optax.chain`: `d = combiner(g) + combiner(q - g)`.
 
     On shared leaves, with `g_i = grad l_i(theta)` (the loss part), `eps_i = rho g_i /
-    ||g_i||` and `q_i = grad l_i(theta + eps_i)`, the solver combines the g_i and, with
-    weights of its own, the flat parts `q_i - g_i`. Head i keeps its own q_i.
+    ||g_i||` and `q_i = grad l_i(theta + eps_i)`, the combiner combines the g_i and,
+    with weights of its own, the flat parts `q_i - g_i`. Head i keeps its own q_i.
 
     With a linear combiner (`mean`, `constant`) it is per-task SAM:
-    `multitask(solver, local_sam(rho))`. Costs K more forward and backward passes than
+    `multitask(combiner, local_sam(rho))`. Costs K more forward and backward passes than
     `multitask`, and K more copies of the gradients.
 
     Args:
-        solver: the combiner, run twice with a state of its own for each part. It gets
+        combiner: the combiner, run twice with a state of its own for each part. It gets
             the losses at the perturbed points both times.
         rho: radius, non-negative, or a schedule of the step. The official scripts use 2
             with `adaptive`.
@@ -100,7 +108,7 @@ def f_mtl(
         del p, step
         return jax.tree.map(jnp.abs, params)
 
-    perturbation = along(
+    perturbation = steepest_ascent(
         kept_gradients(direction),
         rho,
         stretch=stretch if adaptive else None,
@@ -108,7 +116,7 @@ def f_mtl(
         norm=norm,
     )
     return multitask(
-        _separately(solver),
+        _separately(combiner),
         perturbation,
         num_tasks=num_tasks,
         param_labels=param_labels,
@@ -117,16 +125,14 @@ def f_mtl(
     )
 
 
-def _separately(solver: Solver | Combiner) -> Combiner:
-    check_combiner(solver)
-    combine_gradients = combiner_update(solver)
+def _separately(combiner: Weighting | Aggregator) -> Aggregator:
+    check_combiner(combiner)
+    combine_gradients = combiner_update(combiner)
 
     def init(params, num_tasks):
-        args = (num_tasks,) if isinstance(solver, Solver) else (params, num_tasks)
         # Two buffers: the state may be donated.
-        return SeparateState(
-            solver.init(*args), solver.init(*args), uniform_weights(num_tasks)
-        )
+        first, second = (init_combiner(combiner, params, num_tasks) for _ in range(2))
+        return SeparateState(first, second, uniform_weights(num_tasks))
 
     def update(
         task_grads, state, *, clean_grads, present=None, sample_grads=(), **extra_args
@@ -146,4 +152,4 @@ def _separately(solver: Solver | Combiner) -> Combiner:
         direction = jax.tree.map(jnp.add, loss_part, flat_part)
         return direction, weights, SeparateState(loss_state, flat_state, flat_weights)
 
-    return Combiner(init, update)
+    return Aggregator(init, update)

@@ -7,22 +7,18 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from samo_jax._hyperparameters import (
-    ScalarOrSchedule,
-    check_count,
-    check_nonnegative,
-    resolve,
-)
-from samo_jax._perturbations import scale_to_radius
-from samo_jax._tasks import SHARED, ParamLabels, label_leaves
+from samo_jax._checks import ScalarOrSchedule, check_count, check_nonnegative, resolve
+from samo_jax._labels import SHARED, ParamLabels, label_leaves
+from samo_jax._named import named
+from samo_jax._perturbations._radius import scale_to_radius
 from samo_jax._tree import (
     PyTree,
     as_floats,
     group_products,
-    keep,
-    keep_if,
     safe_divide,
     scale_leaves,
+    select,
+    zero_unless,
     zeros_like_params,
 )
 
@@ -42,6 +38,7 @@ class LookSamState(NamedTuple):
     inner_state: Any
 
 
+@named
 def look_sam(
     inner: optax.GradientTransformationExtraArgs,
     every: int = 10,
@@ -132,13 +129,15 @@ def look_sam(
             rest = jax.tree.map(lambda d, g: d - share * g, floats, g)
             # What is skipped, or has no gradient to compare with, teaches nothing.
             seen = finite & (optax.tree.norm(floats) > 0)
-            v = keep_if(seen, scale_to_radius(rest, 1.0), state.orthogonal)
+            v = select(seen, scale_to_radius(rest, 1.0), state.orthogonal)
             return d, v, inner_state
 
         def reuse():
             weight = resolve("alpha", alpha, step) * length
             d = jax.tree.map(
-                lambda g, v, update: keep(finite, g + weight * v).astype(update.dtype),
+                lambda g, v, update: zero_unless(finite, g + weight * v).astype(
+                    update.dtype
+                ),
                 *(g, state.orthogonal, updates),
             )
             return d, state.orthogonal, state.inner_state

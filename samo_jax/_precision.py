@@ -8,8 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike, DTypeLike
 
-from samo_jax._arguments import check_params
-from samo_jax._hyperparameters import check_positive, is_scalar
+from samo_jax._checks import check_params, check_positive, is_scalar
 from samo_jax._tasks import losses_of
 from samo_jax._tree import PyTree, accumulator_dtype
 

@@ -5,15 +5,18 @@ from typing import Any
 import jax
 import optax
 
-from samo_jax._perturbations import joint_sam
+from samo_jax._combiners._types import Aggregator, Weighting
+from samo_jax._labels import ParamLabels
+from samo_jax._multitask import multitask
+from samo_jax._named import named
 from samo_jax._perturbations._directions import DirectionLike
-from samo_jax._solvers import Combiner, Solver
-from samo_jax._tasks import ParamLabels, Unroll
-from samo_jax._transform import multitask
+from samo_jax._perturbations._joint_sam import joint_sam
+from samo_jax._task_loop import Unroll
 
 
+@named
 def samo(
-    solver: Solver | Combiner,
+    combiner: Weighting | Aggregator,
     rho: Any = 0.05,
     *,
     alpha: Any = 0.5,
@@ -28,11 +31,11 @@ def samo(
 ) -> optax.GradientTransformationExtraArgs:
     """SAMO: sharpness-aware multi-task optimisation, first in an `optax.chain`.
 
-    `multitask(solver, joint_sam(rho, alpha, mu), ...)`: with g0 the gradient of the
+    `multitask(combiner, joint_sam(rho, alpha, mu), ...)`: with g0 the gradient of the
     mean loss (the incoming updates) and one forward-only SPSA estimate ghat_i per task,
 
     `eps_i = rho p_i / ||p_i||`, `p_i = alpha g0 + (1 - alpha) layerwise(ghat_i, g0)`,
-    `d = sum_i w_i grad l_i(theta + eps_i)`, `w = solver(Gramian)`.
+    `d = sum_i w_i grad l_i(theta + eps_i)`, `w = combiner(Gramian)`.
 
     A step costs, beyond the clean pass that gives g0, 2K forward passes for the probes
     and K forward and backward passes at the perturbed points. `loss_fn` is traced 1 +
@@ -43,7 +46,7 @@ def samo(
     `optax.masked`.
 
     Args:
-        solver: the combiner, such as `fairgrad(alpha=2.0)` (the paper's).
+        combiner: the combiner, such as `fairgrad(alpha=2.0)` (the paper's).
         rho: radius, non-negative, a float or a schedule of the step. The official
             scripts use 1e-3 with Adam.
         alpha: share of the global gradient in [0, 1], a float or a schedule. 1 is
@@ -92,7 +95,7 @@ def samo(
         <https://arxiv.org/abs/2507.07883>`_, 2025
     """
     return multitask(
-        solver,
+        combiner,
         joint_sam(rho, alpha, mu, local=local),
         num_tasks=num_tasks,
         key=key,

@@ -8,8 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from samo_jax._arguments import as_key
-from samo_jax._hyperparameters import check_count
+from samo_jax._checks import as_key, check_count
 from samo_jax._tree import PyTree, accumulator_dtype
 
 MAX_EXACT = 6

@@ -5,11 +5,13 @@ from typing import Any
 import jax
 import optax
 
-from samo_jax._perturbations import Perturbation
-from samo_jax._solvers import mean
-from samo_jax._transform import multitask
+from samo_jax._combiners.losses._mean import mean
+from samo_jax._multitask import multitask
+from samo_jax._named import named
+from samo_jax._perturbations._base import Perturbation
 
 
+@named
 def single_task(
     perturbation: Perturbation,
     *,

@@ -1,5 +1,6 @@
-"""Zeroth-order gradient information: two forward passes, no derivative."""
+"""Zeroth-order gradient information: forward passes alone, no derivative."""
 
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, TypeAlias
 
 import jax
@@ -7,10 +8,9 @@ import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike, DTypeLike
 
-from samo_jax._arguments import as_key, check_like
-from samo_jax._hyperparameters import check_mu
+from samo_jax._checks import as_key, check_like, check_mu
 from samo_jax._tasks import LossFn, LossTree
-from samo_jax._tree import PyTree, accumulator_dtype, displace, scale_leaves
+from samo_jax._tree import PyTree, accumulator_dtype, cast_like, displace, scale_leaves
 
 Distribution: TypeAlias = Literal["normal", "rademacher"]
 
@@ -122,4 +122,33 @@ def spsa_gradient(
             f"`loss_fn` must return one scalar, got shapes {shapes}. Select one task, "
             "or use `samo_jax.directional_difference` for all."
         )
-    return jax.tree.map(lambda z, p: (differences[0] * z).astype(p.dtype), z, params)
+    return cast_like(estimate_along(differences, [z]), params)
+
+
+def probe_differences(
+    losses_at: Callable[[PyTree], jax.Array],
+    params: PyTree,
+    probes: Sequence[PyTree],
+    *,
+    mu: ArrayLike,
+    antithetic: bool,
+) -> jax.Array:
+    """`c_k` of each probe along a last axis: `directional_difference`, or one-sided."""
+    if antithetic:
+        differences = [
+            directional_difference(losses_at, params, z, mu=mu) for z in probes
+        ]
+    else:
+        clean = losses_at(params)
+        differences = [
+            (losses_at(displace(params, scale_leaves(z, lambda _: mu))) - clean) / mu
+            for z in probes
+        ]
+    return jnp.stack(differences, axis=-1)
+
+
+def estimate_along(coefficients: Any, probes: Sequence[PyTree]) -> PyTree:
+    """The estimate of a gradient, `ghat = sum_k c_k z_k`."""
+    return jax.tree.map(
+        lambda *z: sum(c * z for c, z in zip(coefficients, z, strict=True)), *probes
+    )

@@ -1,24 +1,17 @@
-"""Tasks: their losses, labels, and the loop over them."""
+"""Tasks: their losses, names, and arrays with one number per task."""
 
-from collections.abc import Callable
-from numbers import Integral, Number
+from numbers import Number
 from typing import Any, Protocol, TypeAlias
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jax.tree_util import keystr
+from jax.typing import ArrayLike
 
-from samo_jax._arguments import check_function
-from samo_jax._jaxprs import canonical_convolutions
-from samo_jax._tree import PyTree, accumulator_dtype
-
-SHARED = "shared"
-_FEW_TASKS = 8
+from samo_jax._checks import Vector, check_function
+from samo_jax._tree import PyTree, accumulator_dtype, safe_divide
 
 LossTree: TypeAlias = Any
-Unroll: TypeAlias = bool | int | None
-ParamLabels: TypeAlias = Any | Callable[[PyTree], Any] | None
 
 
 class LossFn(Protocol):
@@ -143,117 +136,33 @@ def select_leaf(leaves: list[jax.Array], task: int | jax.Array) -> jax.Array:
     return leaves[task] if isinstance(task, int) else jnp.stack(leaves)[task]
 
 
-def map_tasks(fn: Callable[[Any], Any], num_tasks: int, unroll: Unroll) -> PyTree:
-    """Stack `fn(0), ..., fn(K-1)` along a new leading axis.
-
-    `unroll` True traces every call with a Python index, False is one `lax.map`, an int
-    a `lax.map` over chunks of that many tasks. None is True for few tasks, else False.
-    """
-    if is_unrolled(unroll, num_tasks):
-        return jax.tree.map(
-            lambda *parts: jnp.stack(parts), *(fn(i) for i in range(num_tasks))
-        )
-    batch_size = unroll if is_chunked(unroll) else None
-    loop = canonical_convolutions(
-        lambda index: lax.map(fn, index, batch_size=batch_size)
-    )
-    return loop(jnp.arange(num_tasks))
-
-
-def is_unrolled(unroll: Unroll, num_tasks: int) -> bool:
-    """Whether every task is traced for itself."""
-    return num_tasks <= _FEW_TASKS if unroll is None else unroll is True
-
-
-def is_chunked(unroll: Unroll) -> bool:
-    """Whether a loop takes several tasks at once, under `jax.vmap`."""
-    return unroll is not None and not isinstance(unroll, bool)
-
-
-def check_unroll(unroll: Unroll) -> None:
-    """Raise unless `unroll` is None, a bool or a positive int."""
-    if unroll is not None and (
-        not isinstance(unroll, int)
-        or unroll < 0
-        or (unroll == 0 and unroll is not False)
-    ):
+def per_task(
+    name: str, values: Vector | None, num_tasks: int, default: ArrayLike
+) -> jax.Array:
+    """`values` (one for all, or K of them; None: `default`) as a (K,) array."""
+    vector = jnp.asarray(default if values is None else values, accumulator_dtype())
+    if vector.shape not in {(), (num_tasks,)}:
         raise ValueError(
-            "`unroll` must be None, True, False or a positive number of tasks per "
-            f"chunk, got {unroll!r}. None chooses by the number of tasks."
+            f"`{name}` must be one number per task, shape ({num_tasks},), got shape "
+            f"{vector.shape}. Give its entries in the order of the losses."
         )
+    return jnp.broadcast_to(vector, (num_tasks,))
 
 
-def label_leaves(params: PyTree, labels: ParamLabels) -> Any:
-    """`labels` (all `SHARED` where None), broadcast to a pytree like `params`.
-
-    The index of a task, which names it where the losses are a list, becomes a str.
-    """
-    if labels is None:
-        return jax.tree.map(lambda _: SHARED, params)
-    return jax.tree.map(_task_name, prefix_leaves(params, labels, "param_labels"))
-
-
-def _task_name(label: Any) -> Any:
-    is_index = isinstance(label, Integral) and not isinstance(label, bool)
-    return str(int(label)) if is_index else label
-
-
-def prefix_leaves(params: PyTree, prefix: Any, argument: str) -> Any:
-    """A pytree prefix, or a function that returns one, made a pytree like `params`."""
-    if callable(prefix) and not _is_prefix(prefix, params):
-        remedy = "A function of paths fits under `jax.tree.map_with_path`."
-        check_function(argument, prefix, "the parameters", remedy)
-        prefix = prefix(params)
-    try:
-        return jax.tree.broadcast(prefix, params)
-    except ValueError as error:
+def present_tasks(present: ArrayLike | None, num_tasks: int) -> jax.Array:
+    """Which tasks take part (None: all), shape (K,), bool; raise on other shapes."""
+    if present is None:
+        return jnp.ones((num_tasks,), bool)
+    present = jnp.asarray(present, bool)
+    if present.shape != (num_tasks,):
         raise ValueError(
-            f"`{argument}` must be a pytree prefix of the parameters, or a function of "
-            f"them that returns one; got another structure: {error}"
-        ) from error
-
-
-def _is_prefix(tree: Any, params: PyTree) -> bool:
-    """Whether a callable is a tree: an Equinox module, unlike a function, can be."""
-    if jax.tree_util.all_leaves([tree]):
-        return False
-    try:
-        jax.tree.broadcast(tree, params)
-    except ValueError:
-        return False
-    return True
-
-
-def mask_leaves(params: PyTree, mask: Any, argument: str = "mask") -> Any:
-    """`mask`, a prefix of bools or a function, broadcast to a pytree like `params`."""
-    chosen = prefix_leaves(params, mask, argument)
-    for leaf in jax.tree.leaves(chosen):
-        if getattr(leaf, "dtype", type(leaf)) not in (bool, jnp.bool_):
-            raise ValueError(
-                f"`{argument}` must be a pytree prefix of bools, got {leaf!r}. True "
-                "marks what to take."
-            )
-    return chosen
-
-
-def check_labels(labels: Any, names: tuple[str, ...]) -> None:
-    """Raise if a label is neither `SHARED` nor the name of a task."""
-    known = {SHARED, *names}
-    unknown = {
-        repr(x)
-        for x in jax.tree.leaves(labels)
-        if not (isinstance(x, str) and x in known)
-    }
-    if unknown:
-        raise ValueError(
-            f"`param_labels` must label every leaf 'shared' or with a task's name "
-            f"({', '.join(names)}); got {', '.join(sorted(unknown))}. "
-            "Rename the labels or the losses."
+            f"`present` must be one bool per task, shape ({num_tasks},), got shape "
+            f"{present.shape}. None means all tasks."
         )
+    return present
 
 
-def keep_shared(tree: PyTree, labels: Any) -> PyTree:
-    """`tree` without the leaves of task heads (None in their place)."""
-    return jax.tree.map(
-        lambda label, leaf: leaf if label == SHARED else None, labels, tree
-    )
+def uniform_weights(num_tasks: int, present: ArrayLike | None = None) -> jax.Array:
+    """Equal weights of the present tasks (None: all) that sum to one, shape (K,)."""
+    shares = present_tasks(present, num_tasks).astype(accumulator_dtype())
+    return safe_divide(shares, jnp.sum(shares))

@@ -59,12 +59,12 @@ def scale_leaves(tree: PyTree, factor: Callable[..., ArrayLike], *rest: Any) -> 
     )
 
 
-def keep(condition: Any, leaf: jax.Array) -> jax.Array:
+def zero_unless(condition: Any, leaf: jax.Array) -> jax.Array:
     """`leaf` where the condition holds, else zero."""
     return jnp.where(condition, leaf, 0)
 
 
-def keep_if(condition: jax.Array, new: PyTree, old: PyTree) -> PyTree:
+def select(condition: jax.Array, new: PyTree, old: PyTree) -> PyTree:
     """`new` where the scalar `condition` holds, else `old`, leaf by leaf."""
     return jax.tree.map(partial(jnp.where, condition), new, old)
 
@@ -73,16 +73,6 @@ def all_finite(tree: PyTree) -> jax.Array:
     """Whether every entry of every leaf is finite."""
     parts = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]
     return jnp.all(jnp.stack(parts)) if parts else jnp.ones((), bool)
-
-
-def keep_tasks(present: jax.Array, new: PyTree, old: PyTree) -> PyTree:
-    """`new` of the present tasks, else `old`, along the leading task axis."""
-
-    def select(new_leaf, old_leaf):
-        axes = tuple(range(1, new_leaf.ndim))
-        return jnp.where(jnp.expand_dims(present, axes), new_leaf, old_leaf)
-
-    return jax.tree.map(select, new, old)
 
 
 def scale_tasks(leaf: jax.Array, scales: jax.Array) -> jax.Array:

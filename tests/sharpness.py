@@ -173,7 +173,7 @@ RADIUS = 0.3
 PERTURBATIONS = {
     "sam": lambda rho=RADIUS: samo_jax.sam(rho),
     "sam-local": lambda rho=RADIUS: samo_jax.sam(rho, direction="local"),
-    "sam-joint-norm": lambda rho=RADIUS: samo_jax.sam(rho, norm="joint"),
+    "sam-joint-norm": lambda rho=RADIUS: samo_jax.sam(rho, norm="together"),
     "sam-masked": lambda rho=RADIUS: samo_jax.sam(
         rho, mask=dict.fromkeys(LABELS, True) | {"bias": False}
     ),

@@ -13,7 +13,7 @@ import pytest
 from jax import lax
 
 import samo_jax
-from samo_jax._solvers._base import combiner_update
+from samo_jax._combiners._types import combiner_update
 
 from toy import types
 
@@ -189,7 +189,7 @@ def train(name, tasks, steps, present, noise, adam, is_nan):
             direction=flat(direction),
             length=jnp.linalg.norm(flat(direction)),
             weights=new.weights,
-            waits=waits(state.solver_state, new.solver_state, present),
+            waits=waits(state.combiner_state, new.combiner_state, present),
             position=flat(params),
         )
         return (params, new, (sgd, moments)), trace
@@ -314,7 +314,7 @@ def test_types_stay_as_they_are(name, dtype):
     with jax.enable_x64(dtype == "float64"):
         params = {"first": jnp.zeros(2, dtype), "last": jnp.zeros(2, dtype)}
         solver = COMBINERS[name](np.arange(K))
-        args = (params, K) if isinstance(solver, samo_jax.Combiner) else (K,)
+        args = (params, K) if isinstance(solver, samo_jax.Aggregator) else (K,)
         state, update = solver.init(*args), combiner_update(solver)
         grads = jax.tree.map(lambda leaf: jnp.stack([leaf] * K), params)
         second = {"sample_grads": [grads]} if name in SECOND_BATCH else {}
@@ -345,7 +345,7 @@ def test_every_combiner_is_in_the_table(monkeypatch):
         for name, value in vars(samo_jax).items()
         if inspect.isfunction(value)
         and inspect.signature(value).return_annotation
-        in (samo_jax.Solver, samo_jax.Combiner)
+        in (samo_jax.Weighting, samo_jax.Aggregator)
     }
 
     def recorded(name, *args, **kwargs):

@@ -14,7 +14,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import samo_jax
-from samo_jax._solvers._base import combiner_update
+from samo_jax._combiners._types import combiner_update
 
 from toy import without_keys
 

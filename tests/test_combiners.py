@@ -9,7 +9,6 @@ import pytest
 from jax import lax
 
 import samo_jax
-from samo_jax import _combiners as combiners
 
 from toy import (
     HEADS,
@@ -24,11 +23,11 @@ from toy import (
 )
 
 COMBINERS = {
-    "graddrop": combiners.graddrop(0),
-    "trimmed_mean": combiners.trimmed_mean(1),
-    "moco": combiners.moco(),
-    "excess_mtl": combiners.excess_mtl(0.5),
-    "db_mtl_momentum": combiners.db_mtl_momentum(),
+    "graddrop": samo_jax.graddrop(0),
+    "trimmed_mean": samo_jax.trimmed_mean(1),
+    "moco": samo_jax.moco(),
+    "excess_mtl": samo_jax.excess_mtl(0.5),
+    "db_mtl_momentum": samo_jax.db_mtl_momentum(),
 }
 all_combiners = pytest.mark.parametrize("combiner", COMBINERS.values(), ids=COMBINERS)
 PARAMS = {"a": jnp.zeros((2, 3)), "head": None, "b": jnp.zeros(())}
@@ -88,7 +87,7 @@ def project(y):
 def test_moco_recurrence(normalize):
     grads, losses = sequences(8)
     directions, weights, _ = run(
-        combiners.moco(0.6, 0.3, 0.1, decay=0.7, normalize=normalize), grads, losses
+        samo_jax.moco(0.6, 0.3, 0.1, decay=0.7, normalize=normalize), grads, losses
     )
     tracked, w = np.zeros((NUM_TASKS, 7)), np.full(NUM_TASKS, 1 / NUM_TASKS)
     for t in range(8):
@@ -107,7 +106,7 @@ def test_moco_tends_to_the_min_norm_point():
     grads, losses = sequences(1)
     grads, losses = np.repeat(grads, 300, 0), np.repeat(losses, 300, 0)
     directions, weights, _ = run(
-        combiners.moco(1.0, 0.05, decay=0.0, normalize=False), grads, losses
+        samo_jax.moco(1.0, 0.05, decay=0.0, normalize=False), grads, losses
     )
     exact = samo_jax.mgda_weights(jnp.asarray(grads[0] @ grads[0].T))
     np.testing.assert_allclose(weights[-1], exact, atol=1e-3)
@@ -116,7 +115,7 @@ def test_moco_tends_to_the_min_norm_point():
 
 def test_excess_mtl_recurrence():
     grads, losses = sequences(8)
-    directions, weights, _ = run(combiners.excess_mtl(0.7), grads, losses)
+    directions, weights, _ = run(samo_jax.excess_mtl(0.7), grads, losses)
     squares, w, baseline = np.zeros((NUM_TASKS, 7)), np.ones(NUM_TASKS), None
     for t in range(8):
         squares = squares + grads[t] ** 2
@@ -133,7 +132,7 @@ def test_excess_mtl_recurrence():
 def test_excess_mtl_waits_for_a_tasks_first_gradient():
     grads, losses = sequences(4)
     grads[:2, 0] = 0
-    _, weights, state = run(combiners.excess_mtl(0.7), grads, losses)
+    _, weights, state = run(samo_jax.excess_mtl(0.7), grads, losses)
     assert_finite((weights, state))
     assert np.all(state.baseline > 0)
     assert np.all(weights[2, 0] < weights[2, 1:])
@@ -143,7 +142,7 @@ def test_excess_mtl_waits_for_a_tasks_first_gradient():
 def test_db_mtl_recurrence(decay, power):
     grads, losses = sequences(8)
     directions, weights, _ = run(
-        combiners.db_mtl_momentum(decay, power=power), grads, losses
+        samo_jax.db_mtl_momentum(decay, power=power), grads, losses
     )
     average = np.zeros((NUM_TASKS, 7))
     for t in range(8):
@@ -158,7 +157,7 @@ def test_db_mtl_recurrence(decay, power):
 @pytest.mark.parametrize("trim", [0, 1, 2])
 def test_trimmed_mean(trim):
     grads, losses = sequences(2, num_tasks=5)
-    directions, weights, _ = run(combiners.trimmed_mean(trim), grads, losses)
+    directions, weights, _ = run(samo_jax.trimmed_mean(trim), grads, losses)
     expected = np.sort(grads, axis=1)[:, trim : 5 - trim].mean(axis=1)
     np.testing.assert_allclose(directions, expected, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(weights, 0.2)
@@ -171,7 +170,7 @@ def test_graddrop_keeps_one_sign_and_has_the_published_mean(leak):
     grads, losses = sequences(1)
     steps = 4000
     directions, weights, _ = run(
-        combiners.graddrop(0, leak),
+        samo_jax.graddrop(0, leak),
         np.repeat(grads, steps, 0),
         np.repeat(losses, steps, 0),
     )
@@ -194,7 +193,7 @@ def test_graddrop_draws_anew_each_step_and_leaf_and_repeats_with_the_key():
     task_grads, losses = {"x": pair, "y": pair}, jnp.ones(2)
 
     def two_steps(key):
-        combiner = combiners.graddrop(key)
+        combiner = samo_jax.graddrop(key)
         state = combiner.init(task_grads, 2)
         first, _, state = combiner.update(task_grads, state, losses=losses)
         return first, combiner.update(task_grads, state, losses=losses)[0]
@@ -204,7 +203,7 @@ def test_graddrop_draws_anew_each_step_and_leaf_and_repeats_with_the_key():
     assert jnp.any(first["x"] != second["x"])
     chex.assert_trees_all_equal(two_steps(jax.random.key(1)), (first, second))
     agreeing = {"x": jnp.abs(pair)}
-    combiner = combiners.graddrop(1)
+    combiner = samo_jax.graddrop(1)
     direction = combiner.update(agreeing, combiner.init({}, 2), losses=losses)[0]
     np.testing.assert_array_equal(direction["x"], 1)
 
@@ -330,21 +329,21 @@ def test_inside_multitask(combiner):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: combiners.graddrop(0, 1.5), r"`leak` must be in \[0, 1\], got 1.5"),
-        (lambda: run(combiners.graddrop(0, [0, 1]), *sequences(1)), "`leak` must be o"),
-        (lambda: combiners.trimmed_mean(-1), "`trim` must be a non-negative int, got"),
-        (lambda: combiners.trimmed_mean(0.5), "`trim` must be a non-negative int"),
+        (lambda: samo_jax.graddrop(0, 1.5), r"`leak` must be in \[0, 1\], got 1.5"),
+        (lambda: run(samo_jax.graddrop(0, [0, 1]), *sequences(1)), "`leak` must be o"),
+        (lambda: samo_jax.trimmed_mean(-1), "`trim` must be a non-negative int, got"),
+        (lambda: samo_jax.trimmed_mean(0.5), "`trim` must be a non-negative int"),
         (
-            lambda: combiners.trimmed_mean(2).init(PARAMS, 4),
+            lambda: samo_jax.trimmed_mean(2).init(PARAMS, 4),
             "`trim` must leave a task, got 2 at each end of 4 tasks. Choose at most 1",
         ),
-        (lambda: combiners.moco(1.5), r"`beta` must be in \[0, 1\], got 1.5"),
-        (lambda: combiners.moco(gamma=-1), "`gamma` must be non-negative"),
-        (lambda: combiners.moco(rho=-1), "`rho` must be non-negative"),
-        (lambda: combiners.moco(decay=-1), "`decay` must be non-negative"),
-        (lambda: combiners.excess_mtl(-1), "`eta` must be non-negative and finite"),
-        (lambda: combiners.db_mtl_momentum(2), r"`decay` must be in \[0, 1\], got 2"),
-        (lambda: combiners.db_mtl_momentum(power=-1), "`power` must be non-negative"),
+        (lambda: samo_jax.moco(1.5), r"`beta` must be in \[0, 1\], got 1.5"),
+        (lambda: samo_jax.moco(gamma=-1), "`gamma` must be non-negative"),
+        (lambda: samo_jax.moco(rho=-1), "`rho` must be non-negative"),
+        (lambda: samo_jax.moco(decay=-1), "`decay` must be non-negative"),
+        (lambda: samo_jax.excess_mtl(-1), "`eta` must be non-negative and finite"),
+        (lambda: samo_jax.db_mtl_momentum(2), r"`decay` must be in \[0, 1\], got 2"),
+        (lambda: samo_jax.db_mtl_momentum(power=-1), "`power` must be non-negative"),
     ],
 )
 def test_wrong_arguments(call, message):

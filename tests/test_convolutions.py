@@ -10,7 +10,7 @@ import pytest
 from jax import lax
 
 import samo_jax
-from samo_jax._jaxprs import canonical_convolutions
+from samo_jax._jaxprs import canonicalize_convolutions
 
 SETTINGS = {
     "same": {"window_strides": (1, 1), "padding": "SAME"},
@@ -132,7 +132,7 @@ def test_convolutions_of_few_features_are_products(features, convolutions):
         )
 
     args = jnp.ones((2, 8, 8, features)), jnp.ones((3, 3, features, 5))
-    compiled = jax.jit(canonical_convolutions(convolve)).lower(*args).compile()
+    compiled = jax.jit(canonicalize_convolutions(convolve)).lower(*args).compile()
     assert compiled.as_text().count(" convolution(") == convolutions
     chex.assert_trees_all_close(compiled(*args), convolve(*args), rtol=1e-6)
 
@@ -141,7 +141,7 @@ def test_functions_without_convolutions_are_left_alone():
     def double(x):
         return {"twice": 2 * x}
 
-    jaxpr = jax.make_jaxpr(canonical_convolutions(double))(1.0)
+    jaxpr = jax.make_jaxpr(canonicalize_convolutions(double))(1.0)
     assert str(jaxpr) == str(jax.make_jaxpr(double)(1.0))
 
 

@@ -147,7 +147,7 @@ def test_inside_multitask(combiner, name):
     assert update._cache_size() == 1
 
     record = []
-    recorder = samo_jax.Combiner(
+    recorder = samo_jax.Aggregator(
         lambda _params, _num_tasks: (),
         lambda task_grads, state, *, losses, sample_grads, **_: (
             jax.tree.map(lambda leaf: leaf[0], task_grads),

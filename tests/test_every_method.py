@@ -98,7 +98,7 @@ def test_the_table_uses_every_factory(monkeypatch):
         for name, value in vars(samo_jax).items()
         if inspect.isfunction(value)
         and inspect.signature(value).return_annotation
-        in (samo_jax.Solver, samo_jax.Combiner)
+        in (samo_jax.Weighting, samo_jax.Aggregator)
     }
     called = set()
 

@@ -159,7 +159,7 @@ def test_steps_computed_by_hand(tasks, points, unroll):
         expected, weights, average, squared = by_hand(params, average, squared, tasks)
         assert_close(direction, jax.tree.map(jnp.float32, expected))
         assert_close(state.weights, jnp.float32(weights))
-        assert_close(state.solver_state, jnp.float32(squared))
+        assert_close(state.combiner_state, jnp.float32(squared))
         assert_close(state.perturbation_state, jax.tree.map(jnp.float32, average))
         params = {name: leaf - 0.1 * expected[name] for name, leaf in params.items()}
 

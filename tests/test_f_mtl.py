@@ -123,8 +123,8 @@ def test_weights_of_both_parts_are_in_the_state():
     for i, head in enumerate(TASKS):
         eps = perturb(rule(0.3, False), params, clean[i], norm_groups("separate", head))
         flat.append(add(gradients(add(params, eps), data)[i], scale(clean[i], -1)))
-    assert_close(state.solver_state.flat_weights, min_norm_weights(flat), rtol=1e-6)
-    assert optax.tree.get(state, "flat_weights") is state.solver_state.flat_weights
+    assert_close(state.combiner_state.flat_weights, min_norm_weights(flat), rtol=1e-6)
+    assert optax.tree.get(state, "flat_weights") is state.combiner_state.flat_weights
 
 
 LINEAR = {
@@ -156,7 +156,7 @@ def test_each_part_has_its_own_solver_state():
     tx = f_mtl(samo_jax.smoothed(samo_jax.mgda(), 0.5))
     params, data = initial_params(), batch(0)
     _, state = update(tx, params, tx.init(params), data)
-    loss_state, flat_state, _ = state.solver_state
+    loss_state, flat_state, _ = state.combiner_state
     loss_leaves, flat_leaves = map(jax.tree.leaves, (loss_state, flat_state))
     assert [x.shape for x in loss_leaves] == [x.shape for x in flat_leaves]
     assert any(jnp.any(a != b) for a, b in zip(loss_leaves, flat_leaves, strict=True))

@@ -11,7 +11,7 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 import samo_jax
-from samo_jax._solvers._base import combiner_update
+from samo_jax._combiners._types import combiner_update
 from samo_jax.experiments.benchmarks.methods import COMBINERS, Setting
 
 from toy import without_keys
@@ -130,7 +130,7 @@ def test_a_zero_gradient_changes_no_direction(combiner):
     def direction(grads, losses):
         solver = COMBINERS[combiner](Setting(jax.random.key(0), 1, len(losses)))
         grads, losses = jnp.float32(grads), jnp.float32(losses)
-        first = (grads[0],) if isinstance(solver, samo_jax.Combiner) else ()
+        first = (grads[0],) if isinstance(solver, samo_jax.Aggregator) else ()
         state = solver.init(*first, len(losses))
         combined, _, _ = jax.jit(combiner_update(solver))(
             grads, state, losses=losses, losses_after=losses
@@ -302,7 +302,7 @@ def by_losses():
         assert "present" not in extra_args
         return 2 * losses, state
 
-    return samo_jax.Solver(lambda _num_tasks: (), update)
+    return samo_jax.Weighting(lambda _num_tasks: (), update)
 
 
 def as_combiner(solver):
@@ -312,7 +312,7 @@ def as_combiner(solver):
         weights, state = solver.update(None, state, losses=losses, **extra_args)
         return jnp.tensordot(weights, task_grads, 1), weights, state
 
-    return samo_jax.Combiner(lambda *_: (), update)
+    return samo_jax.Aggregator(lambda *_: (), update)
 
 
 WRAPPERS = {
@@ -452,7 +452,7 @@ def test_a_step_is_skipped_whose_tasks_cannot_be_told_apart(solver, unroll):
     _, before = update(tx, tx.init(params), params, NO_FAULT, wrap=jax.jit)
     direction, after = update(tx, before, params, FAULTS["NaN loss"], wrap=jax.jit)
     chex.assert_trees_all_equal(direction, jax.tree.map(jnp.zeros_like, params))
-    chex.assert_trees_all_equal(after.solver_state, before.solver_state)
+    chex.assert_trees_all_equal(after.combiner_state, before.combiner_state)
     np.testing.assert_array_equal(after.skipped, [1, 1, 1])
     np.testing.assert_array_equal(after.weights, [0, 0, 0])
 
@@ -463,20 +463,20 @@ def test_no_task_is_there():
     mask = jnp.zeros(3, bool)
     direction, after = update(tx, before, params, task_mask=mask)
     chex.assert_trees_all_equal(direction, jax.tree.map(jnp.zeros_like, params))
-    chex.assert_trees_all_equal(after.solver_state, before.solver_state)
+    chex.assert_trees_all_equal(after.combiner_state, before.combiner_state)
     np.testing.assert_array_equal(after.skipped, [1, 1, 1])
 
 
 def test_directions_that_are_not_finite_never_reach_the_parameters():
     """A solver of the user's that divides by zero."""
-    solver = samo_jax.Solver(
+    solver = samo_jax.Weighting(
         lambda num_tasks: jnp.zeros(num_tasks),
         lambda gramian, _state, **_: (1 / (0 * jnp.diag(gramian)),) * 2,
     )
     params, tx = initial_params(), make_tx(solver, None)
     direction, state = update(tx, tx.init(params), params)
     chex.assert_trees_all_equal(direction, jax.tree.map(jnp.zeros_like, params))
-    np.testing.assert_array_equal(state.solver_state, [0, 0, 0])
+    np.testing.assert_array_equal(state.combiner_state, [0, 0, 0])
     np.testing.assert_array_equal(state.skipped, [1, 1, 1])
 
 

@@ -13,7 +13,7 @@ from sharpness import PERTURBATIONS, descend, multitask
 FEW = [
     name
     for name, make in PERTURBATIONS.items()
-    if make().points is not None and make().loss is None
+    if make().shared_perturbations is not None and make().loss is None
 ]
 LINEAR = {
     "mean": samo_jax.mean(),
@@ -33,7 +33,7 @@ def test_methods_along_one_direction_have_few_points():
 
 @functools.cache
 def own_points(name):
-    perturbation = PERTURBATIONS[name]()._replace(points=None)
+    perturbation = PERTURBATIONS[name]()._replace(shared_perturbations=None)
     return descend(multitask(perturbation, samo_jax.fairgrad()), "float64", steps=2)
 
 
@@ -57,12 +57,12 @@ def test_few_points_are_the_tasks_own(name, unroll):
 )
 def test_linear_solvers_need_no_task_gradients(name, perturbation):
     solver = LINEAR[name]
-    assert solver.linear
+    assert not solver.needs_gramian
     made = PERTURBATIONS[perturbation]() if perturbation else None
     run = functools.partial(descend, dtype="float64", steps=2)
     chex.assert_trees_all_close(
         run(multitask(made, solver)),
-        run(multitask(made, solver._replace(linear=False))),
+        run(multitask(made, solver._replace(needs_gramian=True))),
         rtol=1e-9,
         atol=1e-12,
     )
@@ -70,9 +70,9 @@ def test_linear_solvers_need_no_task_gradients(name, perturbation):
 
 def test_solvers_of_the_gramian_are_not_linear():
     for make in (samo_jax.mgda, samo_jax.fairgrad, samo_jax.upgrad, samo_jax.gradnorm):
-        assert not make().linear
-    assert not samo_jax.smoothed(samo_jax.mgda()).linear
-    assert not samo_jax.log_losses(samo_jax.mgda()).linear
+        assert make().needs_gramian
+    assert samo_jax.smoothed(samo_jax.mgda()).needs_gramian
+    assert samo_jax.log_losses(samo_jax.mgda()).needs_gramian
 
 
 # Passes, counted in the compiled program
@@ -83,7 +83,7 @@ PASSES = {  # forward and backward, in a step with the clean pass or without
     "global": (samo_jax.global_sam(), True, 2, NUM_TASKS + 1),
     "two points": (SHARED_PROBE, True, 5, NUM_TASKS + 1),
     "shared probe": (
-        SHARED_PROBE._replace(points=None),
+        SHARED_PROBE._replace(shared_perturbations=None),
         True,
         NUM_TASKS + 3,
         NUM_TASKS + 1,

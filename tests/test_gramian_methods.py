@@ -7,24 +7,30 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from samo_jax._solvers._aligned_mtl import aligned_mtl, aligned_mtl_weights
-from samo_jax._solvers._base import Solver
-from samo_jax._solvers._conflict_free_inverse import (
+from samo_jax import (
+    Weighting,
+    aligned_mtl,
+    aligned_mtl_weights,
     conflict_free_inverse,
     conflict_free_inverse_weights,
+    constant,
+    db_mtl,
+    db_mtl_weights,
+    gradnorm,
+    gradvac,
+    gradvac_weights,
+    imtl_g,
+    imtl_g_weights,
+    krum,
+    krum_weights,
+    mean,
+    mgda,
+    pcgrad,
+    pcgrad_weights,
+    random_weights,
+    smoothed,
+    total,
 )
-from samo_jax._solvers._constant import constant
-from samo_jax._solvers._db_mtl import db_mtl, db_mtl_weights
-from samo_jax._solvers._gradnorm import gradnorm
-from samo_jax._solvers._gradvac import gradvac, gradvac_weights
-from samo_jax._solvers._imtl_g import imtl_g, imtl_g_weights
-from samo_jax._solvers._krum import krum, krum_weights
-from samo_jax._solvers._mean import mean
-from samo_jax._solvers._mgda import mgda
-from samo_jax._solvers._pcgrad import pcgrad, pcgrad_weights
-from samo_jax._solvers._random_weights import random_weights
-from samo_jax._solvers._smoothed import smoothed
-from samo_jax._solvers._total import total
 
 J_BASE = np.array([[-4.0, 1, 1], [6, 1, 1]])
 SCALES = [1e-10, 1.0, 1e10]
@@ -328,7 +334,7 @@ def test_non_finite_gramian_falls_back(name, bad):
     weights, state = update(broken, state, losses=losses)
     np.testing.assert_array_equal(weights, good)
     info = getattr(state, "memory", state)
-    info = getattr(info, "solver_state", info).info
+    info = getattr(info, "combiner_state", info).info
     assert not info.finite
     assert not info.converged
 
@@ -440,7 +446,7 @@ def test_smoothed_is_a_moving_average():
 
 
 def test_smoothed_ignores_non_finite_weights():
-    bad = Solver(lambda _: (), lambda g, s, **_: (g[0], s))
+    bad = Weighting(lambda _: (), lambda g, s, **_: (g[0], s))
     solver = smoothed(bad)
     first, state = solver.update(jnp.eye(3), solver.init(3))
     weights, _ = solver.update(jnp.full((3, 3), jnp.nan), state)
@@ -546,7 +552,7 @@ def test_wrong_shape(name):
         (lambda: krum_weights(np.eye(4), 1, 5), "`num_selected` must be at most K"),
         (lambda: gradnorm(alpha=-1.0), "`alpha` must be non-negative"),
         (lambda: gradnorm(learning_rate=0.0), "`learning_rate` must be positive"),
-        (lambda: smoothed(mean), "`solver` must be a samo_jax.Solver"),
+        (lambda: smoothed(mean), "`solver` must be a samo_jax.Weighting"),
         (lambda: smoothed(mean(), decay=1.0), r"`decay` must be in \[0, 1\)"),
         (lambda: db_mtl_weights(np.eye(2), None), r"`losses` is required by db_mtl"),
         (

@@ -117,7 +117,10 @@ def test_without_shared_leaves():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: samo_jax.grouped(samo_jax.mgda), "`solver` must be a samo_jax.Solver"),
+        (
+            lambda: samo_jax.grouped(samo_jax.mgda),
+            "`solver` must be a samo_jax.Weighting",
+        ),
         (
             lambda: samo_jax.grouped({"a": samo_jax.mgda()}).init(PARAMS, 3),
             "`groups` names the group 'b/c', for which `solver` has none: got 'a'",

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 import samo_jax
-from samo_jax._tasks import label_leaves, loss_leaves
+from samo_jax._labels import label_leaves
+from samo_jax._tasks import loss_leaves
 from samo_jax.experiments.benchmarks.methods import COMBINERS, Setting
 
 import sharpness

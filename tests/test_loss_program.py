@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec as P
 
 import samo_jax
 from samo_jax import task_gradients
-from samo_jax._gradients import look_into
+from samo_jax._shared_points import look_into
 
 K = 9
 NAMES = [f"task{i}" for i in range(K)]
@@ -311,7 +311,7 @@ def test_a_gramian_by_blocks_is_that_of_all_gradients(name):
 @pytest.mark.usefixtures("rewriting")
 @pytest.mark.parametrize("name", STEPS)
 def test_shared_points_are_the_tasks_own(name):
-    perturbations = SHARED_PROBE, SHARED_PROBE._replace(points=None)
+    perturbations = SHARED_PROBE, SHARED_PROBE._replace(shared_perturbations=None)
     run = jax.jit(
         lambda params: [
             direction(LOSSES[name], params, perturbation, unroll=False)

@@ -285,7 +285,7 @@ LIBRARY = {
     "too few baselines": lambda: samo_jax.delta_m([1.0, 2.0, 3.0], [1.0, 2.0]),
     # One's own methods
     "an own solver's weights": lambda: update(
-        multitask(samo_jax.Solver(lambda _: (), lambda *_, **__: (jnp.ones(3), ())))
+        multitask(samo_jax.Weighting(lambda _: (), lambda *_, **__: (jnp.ones(3), ())))
     ),
     "an own perturbation's shapes": lambda: update(
         multitask(MEAN, samo_jax.Perturbation(lambda *_: (), lambda *_: jnp.ones(3)))
@@ -372,7 +372,7 @@ def test_a_task_without_gradient_is_no_mistake():
 
 
 def test_losses_of_the_clean_pass_in_any_form():
-    seen = samo_jax.Solver(
+    seen = samo_jax.Weighting(
         lambda _: (), lambda _, s, *, losses, **__: (losses, s), True
     )
     tx = multitask(seen)

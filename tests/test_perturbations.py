@@ -166,7 +166,7 @@ def test_a_users_own_perturbation_and_solver():
         init=init,
         finish=lambda momentum, task_grads, _: (task_grads, momentum),
     )
-    last = samo_jax.Solver(
+    last = samo_jax.Weighting(
         lambda num_tasks: jnp.zeros(num_tasks),
         lambda _, state, losses, **_extra: (losses / jnp.sum(losses), state + 1),
     )
@@ -189,4 +189,4 @@ def test_a_users_own_perturbation_and_solver():
         expected = weights[0] * 2 * point + weights[1] * 2 * (point - 1)
         np.testing.assert_allclose(direction, expected, rtol=1e-5)
     np.testing.assert_allclose(state.perturbation_state, momentum, rtol=1e-6)
-    np.testing.assert_array_equal(state.solver_state, [2, 2])
+    np.testing.assert_array_equal(state.combiner_state, [2, 2])

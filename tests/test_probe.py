@@ -176,7 +176,7 @@ def test_random_sign_is_right_half_of_the_time_and_runs_no_pass():
 )
 def test_two_points_are_the_shared_probe(solver, unroll):
     two_points = samo_jax.joint_sam(0.3, local=probe(shared=True))
-    one_by_one = two_points._replace(points=None)
+    one_by_one = two_points._replace(shared_perturbations=None)
     assert_close(
         descend(multitask(two_points, solver, unroll=unroll), "float64"),
         descend(multitask(one_by_one, solver), "float64"),
@@ -190,7 +190,7 @@ def test_both_points_are_used():
     for seed in range(6):
         local = probe(shared=True)
         context = local.prepare(problem._replace(key=jax.random.key(seed)), ())
-        (plus, minus), index = local.points(context)
+        (plus, minus), index = local.shared_perturbations(context)
         for name in SHARED:
             np.testing.assert_array_equal(plus[name], -minus[name])
         signs.add(tuple(index.tolist()))

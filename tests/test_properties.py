@@ -43,7 +43,7 @@ class Method(NamedTuple):
 def gradvac(tasks, target):
     """With constant targets: the solver's own are zero in its first update."""
     targets, key = jnp.full(2 * tasks.shape, target), jax.random.key(0)
-    return samo_jax.Solver(
+    return samo_jax.Weighting(
         lambda _: (),
         lambda gramian, state, **_: (
             samo_jax.gradvac_weights(gramian, targets, key)[0],
@@ -234,7 +234,7 @@ def solve(make, num_tasks, precision):
 
     def solve_one(jac, tasks, hyperparameter):
         method = make(tasks, hyperparameter)
-        if isinstance(method, samo_jax.Solver):
+        if isinstance(method, samo_jax.Weighting):
             state = method.init(num_tasks)
             weights, _ = method.update(samo_jax.gramian(jac), state, losses=tasks)
             return samo_jax.combine(weights, jac), weights
@@ -265,7 +265,9 @@ class Run(NamedTuple):
 
 
 def uses_gramian(method):
-    return isinstance(method.make(np.ones(4), method.hyperparameter), samo_jax.Solver)
+    return isinstance(
+        method.make(np.ones(4), method.hyperparameter), samo_jax.Weighting
+    )
 
 
 @cache

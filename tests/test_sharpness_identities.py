@@ -67,7 +67,7 @@ SAM_IN_DISGUISE = {
 }
 SAM_OF_ONE_TASK = {
     "local": samo_jax.local_sam(RADIUS),
-    "joint-norm": samo_jax.sam(RADIUS, norm="joint"),
+    "joint-norm": samo_jax.sam(RADIUS, norm="together"),
     "surrogate-gap-local-alpha-0": samo_jax.surrogate_gap_sam(
         RADIUS, 0.0, direction="local"
     ),

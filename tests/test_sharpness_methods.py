@@ -127,9 +127,9 @@ def test_one_task(name):
 SEVERAL = {
     "global": (samo_jax.sam(0.3), sam(0.3), "global", "separate"),
     "local": (samo_jax.sam(0.3, direction="local"), sam(0.3), "local", "separate"),
-    "global-joint": (samo_jax.sam(0.3, norm="joint"), sam(0.3), "global", "joint"),
+    "global-joint": (samo_jax.sam(0.3, norm="together"), sam(0.3), "global", "joint"),
     "local-joint": (
-        samo_jax.sam(0.3, direction="local", norm="joint"),
+        samo_jax.sam(0.3, direction="local", norm="together"),
         sam(0.3),
         "local",
         "joint",

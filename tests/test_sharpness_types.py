@@ -46,7 +46,11 @@ METHODS |= {
         samo_jax.mgda(), 0.3, num_tasks=3, param_labels=LABELS, unroll=False
     ),
     "f_mtl-adaptive": samo_jax.f_mtl(
-        samo_jax.mean(), adaptive=True, norm="joint", num_tasks=3, param_labels=LABELS
+        samo_jax.mean(),
+        adaptive=True,
+        norm="together",
+        num_tasks=3,
+        param_labels=LABELS,
     ),
     "look_sam": samo_jax.look_sam(
         multitask(PERTURBATIONS["sam"](), unroll=False),

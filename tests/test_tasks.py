@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 import samo_jax
-from samo_jax._tasks import label_leaves, task_names
+from samo_jax._labels import label_leaves
+from samo_jax._tasks import task_names
 
 
 def losses(params):
@@ -152,7 +153,7 @@ def test_trees_that_can_be_called_are_trees(form):
         direction, state = tx.update(
             grads, tx.init(MODEL), MODEL, loss_fn=lambda model: model(x)
         )
-        return direction, state.solver_state
+        return direction, state.combiner_state
 
     groups = Callable("first", "last", "last")
     _, state = step(samo_jax.grouped(samo_jax.mean(), form(groups)), None)
@@ -325,7 +326,7 @@ def test_labels_go_unchecked_where_a_program_cannot_be_read(monkeypatch):
     def fail(_program):
         raise KeyError("jaxpr")
 
-    monkeypatch.setattr("samo_jax._update_arguments.dependencies", fail)
+    monkeypatch.setattr("samo_jax._labels.dependencies", fail)
     labels = {"w": "a"}  # Wrong: all tasks use it.
     tx = samo_jax.multitask(samo_jax.mean(), num_tasks=3, param_labels=labels)
     with pytest.warns(UserWarning, match="`param_labels` were not checked.*'jaxpr'"):

@@ -24,7 +24,7 @@ METHODS = {
     "mgda": lambda _: samo_jax.mgda(),
     "cagrad-0.5": lambda _: samo_jax.cagrad(0.5),
     "cagrad-1": lambda _: samo_jax.cagrad(1.0),
-    "nash_mtl": lambda _: samo_jax.Solver(
+    "nash_mtl": lambda _: samo_jax.Weighting(
         lambda _: (), lambda g, state, **_: (samo_jax.nash_mtl_weights(g), state)
     ),
     "fairgrad-1": lambda _: samo_jax.fairgrad(1.0),
@@ -66,7 +66,7 @@ def dtype(request):
 def run(method, *jacobians):
     """Weights and direction of the last of several steps."""
     num_tasks = len(jacobians[0])
-    by_gramian = isinstance(method, samo_jax.Solver)
+    by_gramian = isinstance(method, samo_jax.Weighting)
     arguments = (num_tasks,) if by_gramian else (jacobians[0][0], num_tasks)
     state, losses = method.init(*arguments), jnp.ones(num_tasks)
     for jacobian in jacobians:
@@ -86,7 +86,7 @@ def second(jacobian):
 @cache
 def combiner(name, num_tasks):
     method = METHODS[name](num_tasks)
-    if isinstance(method, samo_jax.Solver):  # compiled inside
+    if isinstance(method, samo_jax.Weighting):  # compiled inside
         return method
     return method._replace(update=jax.jit(method.update))
 

@@ -9,7 +9,6 @@ import pytest
 from jax import lax
 
 import samo_jax
-from samo_jax import _weightings as weightings
 
 from toy import (
     HEADS,
@@ -26,27 +25,27 @@ from toy import (
 PREFERENCE = np.array([0.2, 0.5, 0.3])
 POINT = np.array([0.1, 0.0, 0.2])
 LOG_METHODS = {
-    "geometric_mean": weightings.geometric_mean(),
-    "uncertainty": weightings.uncertainty(),
-    "imtl_l": weightings.imtl_l(),
-    "famo": weightings.famo(),
-    "log_losses": weightings.log_losses(samo_jax.mgda()),
+    "geometric_mean": samo_jax.geometric_mean(),
+    "uncertainty": samo_jax.uncertainty(),
+    "imtl_l": samo_jax.imtl_l(),
+    "famo": samo_jax.famo(),
+    "log_losses": samo_jax.log_losses(samo_jax.mgda()),
 }
 SOLVERS = LOG_METHODS | {
-    "stch": weightings.stch(0.3, PREFERENCE, POINT),
-    "pbi": weightings.pbi(2.0, PREFERENCE, POINT),
-    "cosmos": weightings.cosmos(PREFERENCE, 1.5),
-    "dwa": weightings.dwa(window=1),
+    "stch": samo_jax.stch(0.3, PREFERENCE, POINT),
+    "pbi": samo_jax.pbi(2.0, PREFERENCE, POINT),
+    "cosmos": samo_jax.cosmos(PREFERENCE, 1.5),
+    "dwa": samo_jax.dwa(window=1),
 }
 SCALARS = {
-    "geometric_mean": weightings.geometric_mean_loss,
-    "stch": lambda losses: weightings.stch_loss(
+    "geometric_mean": samo_jax.geometric_mean_loss,
+    "stch": lambda losses: samo_jax.stch_loss(
         losses, mu=0.3, preference=PREFERENCE, reference=POINT
     ),
-    "pbi": lambda losses: weightings.pbi_loss(
+    "pbi": lambda losses: samo_jax.pbi_loss(
         losses, theta=2.0, preference=PREFERENCE, ideal=POINT
     ),
-    "cosmos": lambda losses: weightings.cosmos_loss(
+    "cosmos": lambda losses: samo_jax.cosmos_loss(
         losses, preference=PREFERENCE, lam=1.5
     ),
 }
@@ -141,18 +140,18 @@ def test_uncertainty_and_imtl_l_recurrences():
     liu = adam(lambda t, s: np.exp(s) * sequence[t] - 1, 0.1, 30)
     expected = np.array([np.exp(-s) / NUM_TASKS for s in kendall])
     np.testing.assert_allclose(
-        run(weightings.uncertainty(0.1), sequence)[0], expected, rtol=2e-5
+        run(samo_jax.uncertainty(0.1), sequence)[0], expected, rtol=2e-5
     )
     expected = np.array([np.exp(s) / NUM_TASKS for s in liu])
     np.testing.assert_allclose(
-        run(weightings.imtl_l(0.1), sequence)[0], expected, rtol=2e-5
+        run(samo_jax.imtl_l(0.1), sequence)[0], expected, rtol=2e-5
     )
 
 
 @pytest.mark.parametrize("loss_fn", ["uncertainty_loss", "imtl_l_loss"])
 def test_learned_scales_as_parameters_of_the_model(loss_fn):
-    loss_fn, losses = getattr(weightings, loss_fn), positive_losses(1)[0]
-    optimum = np.log(losses) * (1 if loss_fn is weightings.uncertainty_loss else -1)
+    loss_fn, losses = getattr(samo_jax, loss_fn), positive_losses(1)[0]
+    optimum = np.log(losses) * (1 if loss_fn is samo_jax.uncertainty_loss else -1)
     weights, slope = jax.grad(loss_fn, (0, 1))(jnp.asarray(losses), optimum)
     np.testing.assert_allclose(weights, 1 / (NUM_TASKS * losses), rtol=1e-5)
     np.testing.assert_allclose(slope, 0, atol=1e-6)
@@ -161,7 +160,7 @@ def test_learned_scales_as_parameters_of_the_model(loss_fn):
 def test_learning_rates_may_be_schedules():
     sequence = positive_losses(5)
     schedule = optax.constant_schedule(0.1)
-    for method in (weightings.uncertainty, weightings.famo):
+    for method in (samo_jax.uncertainty, samo_jax.famo):
         np.testing.assert_array_equal(
             run(method(schedule), sequence)[0], run(method(0.1), sequence)[0]
         )
@@ -185,14 +184,14 @@ def famo_weights(sequence, after, rate, decay):
 def test_famo_recurrence():
     sequence = positive_losses(21)
     expected = list(famo_weights(sequence[:-1], sequence[1:], 0.1, 0.01))
-    weights = run(weightings.famo(0.1, 0.01), sequence[:-1])[0]
+    weights = run(samo_jax.famo(0.1, 0.01), sequence[:-1])[0]
     np.testing.assert_allclose(weights, expected, rtol=5e-5)
     np.testing.assert_allclose(weights.sum(axis=1), 1, rtol=1e-6)
 
 
 def test_famo_with_the_same_batch_after_the_step():
     sequence, after = positive_losses(8), positive_losses(8, seed=1)
-    solver = weightings.famo(0.1, 0.01)
+    solver = samo_jax.famo(0.1, 0.01)
     state, update = solver.init(NUM_TASKS), jax.jit(solver.update)
     expected = famo_weights(sequence, after, 0.1, 0.01)
     before = np.ones(NUM_TASKS)  # ignored: there is no step yet
@@ -212,13 +211,13 @@ def test_dwa_recurrence(window):
     for epoch in range(2, 5):
         rates = np.exp(epochs[epoch - 1] / epochs[epoch - 2] / 1.5)
         expected[epoch] = rates / rates.sum()
-    weights, _ = run(weightings.dwa(1.5, window=window), sequence)
+    weights, _ = run(samo_jax.dwa(1.5, window=window), sequence)
     np.testing.assert_allclose(weights, np.repeat(expected, window, 0), rtol=1e-5)
 
 
 def test_dwa_survives_zero_and_overflowing_ratios():
     sequence = np.array([[0.0, 1e-30, 1.0], [1.0, 1e30, 1.0], [1.0, 1.0, 1.0]])
-    weights, state = run(weightings.dwa(0.01, window=1), sequence)
+    weights, state = run(samo_jax.dwa(0.01, window=1), sequence)
     np.testing.assert_allclose(weights[-1], [0, 1, 0], atol=1e-6)
     assert_finite(state)
 
@@ -232,7 +231,7 @@ def test_log_losses_is_the_solver_on_gradients_of_logarithms(key):
             samo_jax.gramian(logs), solver.init(3), losses=jnp.log(losses)
         )
         weights = run(
-            weightings.log_losses(solver), losses[None], samo_jax.gramian(task_grads)
+            samo_jax.log_losses(solver), losses[None], samo_jax.gramian(task_grads)
         )[0][0]
         np.testing.assert_allclose(
             weights @ task_grads, wanted @ logs, rtol=1e-4, atol=1e-5
@@ -241,19 +240,19 @@ def test_log_losses_is_the_solver_on_gradients_of_logarithms(key):
 
 def test_log_losses_of_the_mean_points_along_the_geometric_mean():
     losses = positive_losses(1)
-    weights = run(weightings.log_losses(samo_jax.mean()), losses)[0][0]
-    geometric = run(weightings.geometric_mean(), losses)[0][0]
+    weights = run(samo_jax.log_losses(samo_jax.mean()), losses)[0][0]
+    geometric = run(samo_jax.geometric_mean(), losses)[0][0]
     np.testing.assert_allclose(
         geometric, weights * np.prod(losses) ** (1 / 3), rtol=1e-5
     )
 
 
 def test_log_losses_carries_the_solvers_state_and_extra_arguments(key):
-    drawing = samo_jax.Solver(
+    drawing = samo_jax.Weighting(
         lambda _num_tasks: {"key": key, "seen": jnp.zeros(())},
         lambda _, state, *, losses, offset: (losses, state | {"seen": offset}),
     )
-    solver = weightings.log_losses(drawing)
+    solver = samo_jax.log_losses(drawing)
     weights, state = run(solver, np.array([[1.0, np.e]]), offset=jnp.ones(()))
     np.testing.assert_allclose(weights, [[0, 1 / np.e]], rtol=1e-6)
     assert state.method_state["seen"] == 1
@@ -277,9 +276,9 @@ def test_permutation_equivariance(name):
 def test_permutation_equivariance_with_a_preference(method):
     losses, order = positive_losses(1), np.array([2, 0, 1])
     factory = {
-        "stch": lambda p: weightings.stch(0.3, p),
-        "pbi": lambda p: weightings.pbi(2.0, p),
-        "cosmos": lambda p: weightings.cosmos(p, 1.5),
+        "stch": lambda p: samo_jax.stch(0.3, p),
+        "pbi": lambda p: samo_jax.pbi(2.0, p),
+        "cosmos": lambda p: samo_jax.cosmos(p, 1.5),
     }[method]
     np.testing.assert_allclose(
         run(factory(PREFERENCE[order]), losses[:, order])[0],
@@ -308,22 +307,22 @@ def test_scales():
 
 @pytest.mark.parametrize("name", ["stch", "geometric_mean", "dwa"])
 def test_equal_losses_give_mean_like_weights(name):
-    solver = weightings.stch(0.1) if name == "stch" else SOLVERS[name]
+    solver = samo_jax.stch(0.1) if name == "stch" else SOLVERS[name]
     weights = run(solver, np.full((3, 4), 2.5))[0]
     np.testing.assert_allclose(weights, 0.25, rtol=1e-6)
 
 
 def test_stch_is_between_the_maximum_and_a_little_more():
     losses = positive_losses(1)[0]
-    value = weightings.stch_loss(losses, mu=1e-3)
+    value = samo_jax.stch_loss(losses, mu=1e-3)
     assert losses.max() - 1e-5 <= value <= losses.max() + 1e-3 * np.log(3) + 1e-5
-    assert jnp.isfinite(weightings.stch_loss(1e30 * losses, mu=1e-3))
+    assert jnp.isfinite(samo_jax.stch_loss(1e30 * losses, mu=1e-3))
 
 
 def test_losses_on_the_ray_and_at_the_origin_have_finite_weights():
-    on_ray = run(weightings.pbi(5.0, [1.0, 1.0]), np.array([[2.0, 2.0]]))[0][0]
+    on_ray = run(samo_jax.pbi(5.0, [1.0, 1.0]), np.array([[2.0, 2.0]]))[0][0]
     np.testing.assert_allclose(on_ray, np.sqrt(0.5), rtol=1e-5)
-    at_origin = run(weightings.cosmos([0.5, 0.5], 3.0), np.zeros((1, 2)))[0][0]
+    at_origin = run(samo_jax.cosmos([0.5, 0.5], 3.0), np.zeros((1, 2)))[0][0]
     np.testing.assert_allclose(at_origin, 0.5)
 
 
@@ -399,29 +398,29 @@ def test_inside_multitask(solver):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: weightings.uncertainty(0), "`learning_rate` must be positive"),
-        (lambda: weightings.imtl_l(-1), "`learning_rate` must be positive"),
-        (lambda: weightings.famo(float("nan")), "`learning_rate` must be positive"),
-        (lambda: weightings.famo(0.1, -1), "`weight_decay` must be non-negative"),
-        (lambda: weightings.dwa(0, window=1), "`temperature` must be positive"),
-        (lambda: weightings.dwa(window=0), "`window` must be a positive int, got 0"),
-        (lambda: weightings.dwa(window=2.0), "`window` must be a positive int"),
-        (lambda: weightings.stch(0), "`mu` must be positive and finite, got 0"),
-        (lambda: weightings.stch(1, [1, -1]), "`preference` must be finite and non-n"),
-        (lambda: weightings.pbi(-1, [1, 1]), "`theta` must be non-negative"),
-        (lambda: weightings.pbi(1, [0, 0]), "`preference` must be .* positive entry"),
-        (lambda: weightings.cosmos([1, 1], -1), "`lam` must be non-negative"),
-        (lambda: weightings.log_losses(samo_jax.mgda), "Call the factory"),
+        (lambda: samo_jax.uncertainty(0), "`learning_rate` must be positive"),
+        (lambda: samo_jax.imtl_l(-1), "`learning_rate` must be positive"),
+        (lambda: samo_jax.famo(float("nan")), "`learning_rate` must be positive"),
+        (lambda: samo_jax.famo(0.1, -1), "`weight_decay` must be non-negative"),
+        (lambda: samo_jax.dwa(0, window=1), "`temperature` must be positive"),
+        (lambda: samo_jax.dwa(window=0), "`window` must be a positive int, got 0"),
+        (lambda: samo_jax.dwa(window=2.0), "`window` must be a positive int"),
+        (lambda: samo_jax.stch(0), "`mu` must be positive and finite, got 0"),
+        (lambda: samo_jax.stch(1, [1, -1]), "`preference` must be finite and non-n"),
+        (lambda: samo_jax.pbi(-1, [1, 1]), "`theta` must be non-negative"),
+        (lambda: samo_jax.pbi(1, [0, 0]), "`preference` must be .* positive entry"),
+        (lambda: samo_jax.cosmos([1, 1], -1), "`lam` must be non-negative"),
+        (lambda: samo_jax.log_losses(samo_jax.mgda), "Call the factory"),
         (
-            lambda: weightings.stch_loss([1.0, 2.0], mu=1, preference=[1, 1, 1]),
+            lambda: samo_jax.stch_loss([1.0, 2.0], mu=1, preference=[1, 1, 1]),
             r"`preference` must be one number per task, shape \(2,\), got shape \(3,\)",
         ),
         (
-            lambda: run(weightings.pbi(1, [1, 1]), np.ones((1, 3))),
+            lambda: run(samo_jax.pbi(1, [1, 1]), np.ones((1, 3))),
             "`preference` must be one number per task",
         ),
         (
-            lambda: weightings.uncertainty_loss([1.0, 2.0], [1, 1, 1]),
+            lambda: samo_jax.uncertainty_loss([1.0, 2.0], [1, 1, 1]),
             "`log_variances` must be one number per task",
         ),
     ],

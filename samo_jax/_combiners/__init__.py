@@ -1,10 +1,5 @@
-"""Combiners that need the gradients themselves, one small file per method."""
+"""Combiners: from the K gradients of a step to one direction.
 
-from samo_jax._combiners._db_mtl import db_mtl_momentum as db_mtl_momentum
-from samo_jax._combiners._excess_mtl import excess_mtl as excess_mtl
-from samo_jax._combiners._graddrop import graddrop as graddrop
-from samo_jax._combiners._grouped import grouped as grouped
-from samo_jax._combiners._moco import moco as moco
-from samo_jax._combiners._modo import modo as modo
-from samo_jax._combiners._sdmgrad import sdmgrad as sdmgrad
-from samo_jax._combiners._trimmed_mean import trimmed_mean as trimmed_mean
+`gramian` and `losses` make weights, `gradients` directions, `solvers` the numbers. They
+may import the pure functions of the library, no perturbation and nothing of a step.
+"""

@@ -6,7 +6,7 @@ library but its settings.
 """
 
 from samo_jax._jaxprs._convolutions import (
-    canonical_convolutions as canonical_convolutions,
+    canonicalize_convolutions as canonicalize_convolutions,
 )
 from samo_jax._jaxprs._dependencies import dependencies as dependencies
 from samo_jax._jaxprs._heads import LossProgram as LossProgram

@@ -13,12 +13,7 @@ from jax.experimental.xla_metadata import set_xla_metadata
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, jaxpr_as_fun
 
 from samo_jax._config import config
-from samo_jax._jaxprs._known import (
-    contains,
-    is_container,
-    is_known,
-    map_inner_programs,
-)
+from samo_jax._jaxprs._known import contains, is_container, is_known, map_inner_programs
 
 # Too few, or not a multiple of four, for XLA's convolutions to load them at once.
 _FEW_FEATURES = {1, 2, 3, 5, 6, 7}
@@ -29,7 +24,7 @@ _MOST_WEIGHTS = 64
 _CONVOLUTION = lax.conv_general_dilated_p
 
 
-def canonical_convolutions(fn: Callable[..., Any]) -> Callable[..., Any]:
+def canonicalize_convolutions(fn: Callable[..., Any]) -> Callable[..., Any]:
     """`fn` with its convolutions in NHWC and HWIO order, transposed where they are not.
 
     XLA's CPU compiler does so itself, but only outside loops; inside, a convolution in
@@ -48,7 +43,7 @@ def canonical_convolutions(fn: Callable[..., Any]) -> Callable[..., Any]:
         outputs, inputs = jax.tree.structure(shapes), jax.tree.leaves(args)
         run = jaxpr_as_fun(closed)
         if _has_convolution(closed):
-            on_cpu = jaxpr_as_fun(_canonical_program(closed))
+            on_cpu = jaxpr_as_fun(_canonicalized(closed))
             run = partial(lax.platform_dependent, cpu=on_cpu, default=run)
         return jax.tree.unflatten(outputs, run(*inputs))
 
@@ -59,8 +54,8 @@ def _has_convolution(closed: ClosedJaxpr) -> bool:
     return contains(closed.jaxpr, _CONVOLUTION.name)
 
 
-def _canonical_program(closed: ClosedJaxpr) -> ClosedJaxpr:
-    """What `canonical_convolutions` makes of a program on a CPU."""
+def _canonicalized(closed: ClosedJaxpr) -> ClosedJaxpr:
+    """What `canonicalize_convolutions` makes of a program on a CPU."""
     if not _has_convolution(closed):
         return closed
     evaluate = partial(_evaluate, closed.jaxpr, closed.consts)
@@ -81,7 +76,7 @@ def _evaluate(jaxpr: Jaxpr, consts: list[Any], args: Any) -> list[Any]:
             ]
         else:
             if is_container(eqn):
-                params = map_inner_programs(_canonical_program, eqn.params)
+                params = map_inner_programs(_canonicalized, eqn.params)
                 eqn = eqn.replace(params=params)
             needed = [atom for atom in eqn.invars if not isinstance(atom, Literal)]
             alone = jaxpr.replace(

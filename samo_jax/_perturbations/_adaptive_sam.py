@@ -5,13 +5,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from samo_jax._hyperparameters import ScalarOrSchedule, check_nonnegative, resolve
-from samo_jax._perturbations._along import along
+from samo_jax._checks import ScalarOrSchedule, check_nonnegative, resolve
+from samo_jax._labels import mask_leaves
+from samo_jax._named import named
+from samo_jax._perturbations._ascent import steepest_ascent
 from samo_jax._perturbations._base import Perturbation
 from samo_jax._perturbations._directions import DirectionLike
-from samo_jax._tasks import mask_leaves
 
 
+@named
 def adaptive_sam(
     rho: ScalarOrSchedule = 0.5,
     eta: ScalarOrSchedule = 0.01,
@@ -73,4 +75,4 @@ def adaptive_sam(
             params,
         )
 
-    return along(direction, rho, stretch=stretch, mask=mask)
+    return steepest_ascent(direction, rho, stretch=stretch, mask=mask)

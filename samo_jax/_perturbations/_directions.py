@@ -6,17 +6,17 @@ import jax
 import jax.numpy as jnp
 
 from samo_jax._gradients import task_value_and_gradient, task_values_and_gradients
-from samo_jax._perturbations._base import Direction, Perturbation, common
+from samo_jax._perturbations._base import Direction, Perturbation, same_for_all_tasks
 
 DirectionLike: TypeAlias = Literal["global", "local"] | Direction | Perturbation
 
 
 def mean_gradient() -> Direction:
     """The gradient of the mean loss, for every task: no extra pass."""
-    return common(lambda problem, _state: problem.mean_grad, lambda g: g)
+    return same_for_all_tasks(lambda problem, _state: problem.mean_grad, lambda g: g)
 
 
-def own_gradient() -> Direction:
+def task_gradient() -> Direction:
     """Each task's own gradient, computed when used: K passes, one copy."""
 
     def perturb(problem, i):
@@ -57,7 +57,7 @@ def as_direction(direction: DirectionLike) -> Direction:
     if direction == "global":
         return mean_gradient()
     if direction == "local":
-        return own_gradient()
+        return task_gradient()
     if isinstance(direction, Direction | Perturbation):
         return Direction(*direction)
     raise ValueError(

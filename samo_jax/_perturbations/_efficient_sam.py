@@ -6,13 +6,15 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from samo_jax._hyperparameters import ScalarOrSchedule, check_scalar, is_number
-from samo_jax._perturbations._along import along
+from samo_jax._checks import ScalarOrSchedule, check_scalar, is_number
+from samo_jax._named import named
+from samo_jax._perturbations._ascent import steepest_ascent
 from samo_jax._perturbations._base import Perturbation
 from samo_jax._perturbations._directions import DirectionLike
 from samo_jax._tasks import select_leaf
 
 
+@named
 def efficient_sam(
     rho: ScalarOrSchedule = 0.05,
     beta: float = 0.6,
@@ -70,10 +72,10 @@ def efficient_sam(
         check_scalar(name, share, "1 takes all.")
         if is_number(share) and not 0 < share <= 1:
             raise ValueError(f"`{name}` must be in (0, 1], got {share}. 1 takes all.")
-    ascent = along(direction, rho, mask=mask)
+    ascent = steepest_ascent(direction, rho, mask=mask)
 
     def perturb(context, i):
-        problem = context[0]
+        problem = context.problem
         eps = ascent.perturb(context, i)
         leaves, structure = jax.tree.flatten(eps)
         keys = jax.random.split(jax.random.fold_in(problem.key, i), len(leaves))

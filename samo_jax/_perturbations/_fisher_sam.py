@@ -5,12 +5,14 @@ from typing import Any
 import jax
 from jax import lax
 
-from samo_jax._hyperparameters import ScalarOrSchedule, check_nonnegative, resolve
-from samo_jax._perturbations._along import along
+from samo_jax._checks import ScalarOrSchedule, check_nonnegative, resolve
+from samo_jax._named import named
+from samo_jax._perturbations._ascent import steepest_ascent
 from samo_jax._perturbations._base import Perturbation
 from samo_jax._perturbations._directions import DirectionLike
 
 
+@named
 def fisher_sam(
     rho: ScalarOrSchedule = 0.1,
     eta: ScalarOrSchedule = 1.0,
@@ -58,4 +60,4 @@ def fisher_sam(
         strength = resolve("eta", eta, step)
         return jax.tree.map(lambda p: lax.rsqrt(1 + strength * p**2), p)
 
-    return along(direction, rho, stretch=stretch, mask=mask)
+    return steepest_ascent(direction, rho, stretch=stretch, mask=mask)

@@ -1,20 +1,29 @@
 """Friendly SAM: ascent along the minibatch's own part of the gradient."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 
-from samo_jax._hyperparameters import (
-    ScalarOrSchedule,
-    check_nonnegative,
-    check_share,
-    resolve,
-)
-from samo_jax._perturbations._along import along
-from samo_jax._perturbations._base import Perturbation, common
-from samo_jax._tree import zeros_like_params
+from samo_jax._checks import ScalarOrSchedule, check_nonnegative, check_share, resolve
+from samo_jax._named import named
+from samo_jax._perturbations._ascent import steepest_ascent
+from samo_jax._perturbations._base import Perturbation, same_for_all_tasks
+from samo_jax._tree import PyTree, zeros_like_params
 
 
+class _Context(NamedTuple):
+    """Context of `friendly_sam`.
+
+    Attributes:
+        direction: the ascent direction q.
+        average: the new moving average m.
+    """
+
+    direction: PyTree
+    average: PyTree
+
+
+@named
 def friendly_sam(
     rho: ScalarOrSchedule = 0.05,
     sigma: ScalarOrSchedule = 1.0,
@@ -69,16 +78,16 @@ def friendly_sam(
         direction = jax.tree.map(
             lambda m, g: g.astype(m.dtype) - share * m, average, problem.mean_grad
         )
-        return direction, average
+        return _Context(direction, average)
 
     def finish(context, task_grads, state):
         del state
-        return task_grads, context[1]
+        return task_grads, context.average
 
-    direction = common(
+    direction = same_for_all_tasks(
         prepare,
-        lambda context: context[0],
+        lambda context: context.direction,
         init=lambda params, _num_tasks: zeros_like_params(params),
         finish=finish,
     )
-    return along(direction, rho, mask=mask)
+    return steepest_ascent(direction, rho, mask=mask)

@@ -1,10 +1,12 @@
 """Global SAM: all tasks look along the gradient of the mean loss."""
 
-from samo_jax._hyperparameters import ScalarOrSchedule
-from samo_jax._perturbations._along import along
+from samo_jax._checks import ScalarOrSchedule
+from samo_jax._named import named
+from samo_jax._perturbations._ascent import steepest_ascent
 from samo_jax._perturbations._base import Perturbation
 
 
+@named
 def global_sam(rho: ScalarOrSchedule = 0.05) -> Perturbation:
     """G-SAM: every task is perturbed along the gradient of the mean loss.
 
@@ -24,4 +26,4 @@ def global_sam(rho: ScalarOrSchedule = 0.05) -> Perturbation:
         Foret et al., `Sharpness-Aware Minimization for Efficiently Improving
         Generalization <https://arxiv.org/abs/2010.01412>`_, 2021
     """
-    return along("global", rho)
+    return steepest_ascent("global", rho)

@@ -1,72 +1,17 @@
-"""SAMO: a joint global-local perturbation, whose local part needs no derivative."""
+"""`joint_sam`: SAMO's perturbation, whose local part needs no derivative."""
 
-from typing import Any
-
-from jax.typing import ArrayLike
-
-from samo_jax._hyperparameters import (
-    ScalarOrSchedule,
-    check_alpha,
-    check_mu,
-    check_rho,
-    is_number,
-)
-from samo_jax._perturbations._along import along
+from samo_jax._checks import ScalarOrSchedule, check_mu, check_rho, is_number
+from samo_jax._named import named
 from samo_jax._perturbations._base import Perturbation
 from samo_jax._perturbations._directions import DirectionLike, as_direction
 from samo_jax._perturbations._global_sam import global_sam
-from samo_jax._perturbations._joint import Alpha, joint, mix
+from samo_jax._perturbations._joint import Alpha, joint
 from samo_jax._perturbations._probe import probe
-from samo_jax._perturbations._radius import layerwise_normalize, scale_to_radius
-from samo_jax._tree import PyTree
 
 _MU = 1e-2
 
 
-def joint_perturbation(
-    mean_grad: PyTree,
-    local_grad: PyTree,
-    *,
-    rho: ArrayLike,
-    alpha: ArrayLike,
-    groups: Any = None,
-) -> PyTree:
-    """SAMO's joint global-local perturbation of one task.
-
-    `p = alpha g0 + (1 - alpha) lhat`, `eps = rho p / ||p||`, where lhat is the local
-    gradient with every leaf rescaled to the norm of g0's leaf (`layerwise_normalize`).
-
-    Args:
-        mean_grad: g0, gradient of the mean loss.
-        local_grad: the task's own gradient or an estimate of it, like `mean_grad`. Its
-            leaves' lengths do not matter.
-        rho: radius, non-negative.
-        alpha: share of the global gradient, in [0, 1].
-        groups: a pytree of labels, see `scale_to_radius`.
-
-    Returns:
-        eps, a pytree like `mean_grad`, in float32 (float64 under x64).
-
-    Raises:
-        ValueError: if `rho` is negative or `alpha` outside [0, 1].
-
-    Examples:
-        >>> import jax.numpy as jnp, samo_jax
-        >>> g0, local = jnp.array([2.0, 0.0]), jnp.array([0.0, 0.5])
-        >>> print(samo_jax.joint_perturbation(g0, local, rho=1.0, alpha=0.5))
-        [0.70710677 0.70710677]
-
-    References:
-        Ban, Subramani and Ji, `SAMO: A Lightweight Sharpness-Aware Approach for
-        Multi-Task Optimization with Joint Global-Local Perturbation
-        <https://arxiv.org/abs/2507.07883>`_, 2025
-    """
-    check_rho(rho)
-    check_alpha(alpha)
-    local_grad = layerwise_normalize(local_grad, mean_grad)
-    return scale_to_radius(mix(alpha, mean_grad, 1 - alpha, local_grad), rho, groups)
-
-
+@named
 def joint_sam(
     rho: ScalarOrSchedule = 0.05,
     alpha: Alpha = 0.5,
@@ -119,5 +64,4 @@ def joint_sam(
         )
     if is_number(alpha) and alpha == 1:
         return global_sam(rho)
-    ghat = probe(mu) if local is None else as_direction(local)
-    return along(joint(ghat, alpha), rho)
+    return joint(probe(mu) if local is None else as_direction(local), rho, alpha)

@@ -2,12 +2,14 @@
 
 from typing import Any
 
-from samo_jax._hyperparameters import ScalarOrSchedule
-from samo_jax._perturbations._along import along
+from samo_jax._checks import ScalarOrSchedule
+from samo_jax._named import named
+from samo_jax._perturbations._ascent import steepest_ascent
 from samo_jax._perturbations._base import Perturbation
 from samo_jax._perturbations._directions import DirectionLike
 
 
+@named
 def layerwise_sam(
     rho: ScalarOrSchedule = 0.05,
     *,
@@ -43,4 +45,4 @@ def layerwise_sam(
         Liu, Mai, Chen, Hsieh and You, `Towards Efficient and Scalable Sharpness-Aware
         Minimization <https://arxiv.org/abs/2203.02714>`_, 2022 (layer-wise scaling)
     """
-    return along(direction, rho, mask=mask, norm="layerwise")
+    return steepest_ascent(direction, rho, mask=mask, norm="layerwise")

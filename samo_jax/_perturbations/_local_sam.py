@@ -1,10 +1,12 @@
 """Local SAM: every task looks along its own gradient."""
 
-from samo_jax._hyperparameters import ScalarOrSchedule
-from samo_jax._perturbations._along import along
+from samo_jax._checks import ScalarOrSchedule
+from samo_jax._named import named
+from samo_jax._perturbations._ascent import steepest_ascent
 from samo_jax._perturbations._base import Perturbation
 
 
+@named
 def local_sam(rho: ScalarOrSchedule = 0.05) -> Perturbation:
     """L-SAM: every task is perturbed along its own gradient.
 
@@ -25,4 +27,4 @@ def local_sam(rho: ScalarOrSchedule = 0.05) -> Perturbation:
         Multi-Task Optimization with Joint Global-Local Perturbation
         <https://arxiv.org/abs/2507.07883>`_, 2025
     """
-    return along("local", rho)
+    return steepest_ascent("local", rho)

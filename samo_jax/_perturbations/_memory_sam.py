@@ -1,20 +1,20 @@
-"""SAMO without probes: the local part is the task's own last gradient."""
+"""`memory_sam`: SAMO without probes; the local part is the task's last gradient."""
 
 from functools import partial
-from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from samo_jax._gramian import combine
-from samo_jax._hyperparameters import ScalarOrSchedule, check_rho, check_share
-from samo_jax._perturbations._along import along
+from samo_jax._absent_tasks import select_tasks
+from samo_jax._checks import ScalarOrSchedule, check_share
+from samo_jax._named import named
 from samo_jax._perturbations._base import Direction, Perturbation
 from samo_jax._perturbations._joint import Alpha, joint
-from samo_jax._solvers._arguments import uniform_weights
-from samo_jax._tree import keep_tasks, zeros_per_task
+from samo_jax._tree import PyTree, zeros_per_task
 
 
+@named
 def memory_sam(
     rho: ScalarOrSchedule = 0.05,
     alpha: Alpha = 0.5,
@@ -64,7 +64,6 @@ def memory_sam(
         >>> print(w)
         [1.50... 2.00...]
     """
-    check_rho(rho)
     check_share("decay", decay, "0 is the last gradient.")
 
     def finish(memory, task_grads, _state, *, present):
@@ -73,7 +72,7 @@ def memory_sam(
             return new.astype(m.dtype)
 
         averages = jax.tree.map(average, memory, task_grads)
-        return task_grads, keep_tasks(present, averages, memory)
+        return task_grads, select_tasks(present, averages, memory)
 
     local = Direction(
         lambda _problem, memory: memory,
@@ -81,9 +80,9 @@ def memory_sam(
         init=partial(zeros_per_task, dtype=dtype),
         finish=finish,
     )
-    return along(joint(local, alpha, None if clean_pass else _mean), rho)
+    return joint(local, rho, alpha, None if clean_pass else _mean)
 
 
-def _mean(memory: Any) -> Any:
-    num_tasks = len(jax.tree.leaves(memory)[0])
-    return combine(uniform_weights(num_tasks), memory)
+def _mean(memory: PyTree) -> PyTree:
+    """The mean over tasks."""
+    return jax.tree.map(lambda leaf: jnp.mean(leaf, axis=0), memory)

@@ -6,24 +6,18 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from samo_jax._hyperparameters import (
-    ScalarOrSchedule,
-    check_choice,
-    check_count,
-    check_share,
-)
-from samo_jax._perturbations._along import along
-from samo_jax._perturbations._base import Direction, Perturbation, Problem, own_loss
+from samo_jax._absent_tasks import select_tasks
+from samo_jax._checks import ScalarOrSchedule, check_choice, check_count, check_share
+from samo_jax._labels import prefix_leaves
+from samo_jax._named import named
+from samo_jax._perturbations._ascent import steepest_ascent
+from samo_jax._perturbations._base import Direction, Perturbation
 from samo_jax._perturbations._directions import kept_gradients
+from samo_jax._problem import Problem
 from samo_jax._shapley import MAX_EXACT, shapley_values
-from samo_jax._tasks import map_tasks, prefix_leaves, select_leaf
-from samo_jax._tree import (
-    PyTree,
-    accumulator_dtype,
-    keep_tasks,
-    safe_divide,
-    scale_tasks,
-)
+from samo_jax._task_loop import map_tasks
+from samo_jax._tasks import select_leaf
+from samo_jax._tree import PyTree, accumulator_dtype, safe_divide, scale_tasks
 
 Decomposition: TypeAlias = Literal["batch", "sample", "modality"]
 _NAME = "modality_aware_sam()"
@@ -53,6 +47,7 @@ class _Context(NamedTuple):
     dominant: PyTree  # grad L_d(w)
 
 
+@named
 def modality_aware_sam(
     rho: ScalarOrSchedule = 0.05,
     *,
@@ -196,7 +191,7 @@ def modality_aware_sam(
         modulated = jax.tree.map(
             modulate, task_grads, sharp, context.dominant, context.clean
         )
-        return modulated, keep_tasks(present, context.state, state)
+        return modulated, select_tasks(present, context.state, state)
 
     direction = Direction(
         prepare,
@@ -205,9 +200,9 @@ def modality_aware_sam(
         finish=finish,
         needs_key=num_modalities > MAX_EXACT,
         clean_gradients=lambda context: context.clean,
-        loss=own_loss if decompose == "batch" else loss,
+        loss=None if decompose == "batch" else loss,
     )
-    return along(direction, rho, mask=mask)
+    return steepest_ascent(direction, rho, mask=mask)
 
 
 def _contributions(phi: jax.Array) -> jax.Array:

@@ -5,14 +5,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from samo_jax._checks import ScalarOrSchedule, check_share
 from samo_jax._gramian import combine
-from samo_jax._hyperparameters import ScalarOrSchedule, check_share
-from samo_jax._perturbations._along import along
-from samo_jax._perturbations._base import Perturbation, common
-from samo_jax._solvers._arguments import uniform_weights
+from samo_jax._named import named
+from samo_jax._perturbations._ascent import steepest_ascent
+from samo_jax._perturbations._base import Perturbation, same_for_all_tasks
+from samo_jax._tasks import uniform_weights
 from samo_jax._tree import as_floats, zeros_like_params
 
 
+@named
 def momentum_sam(
     rho: ScalarOrSchedule = 0.3, decay: float = 0.9, *, mask: Any = None
 ) -> Perturbation:
@@ -63,10 +65,10 @@ def momentum_sam(
         new = jax.tree.map(lambda v, g: decay * v + g, velocity, mean_grad)
         return task_grads, new
 
-    direction = common(
+    direction = same_for_all_tasks(
         lambda _problem, velocity: jax.tree.map(jnp.negative, velocity),
         lambda ascent: ascent,
         init=lambda params, _num_tasks: zeros_like_params(params),
         finish=finish,
     )
-    return along(direction, rho, mask=mask)
+    return steepest_ascent(direction, rho, mask=mask)

@@ -4,12 +4,14 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from samo_jax._hyperparameters import ScalarOrSchedule, check_nonnegative, resolve
-from samo_jax._perturbations._along import along
+from samo_jax._checks import ScalarOrSchedule, check_nonnegative, resolve
+from samo_jax._named import named
+from samo_jax._perturbations._ascent import steepest_ascent
 from samo_jax._perturbations._base import Perturbation
 from samo_jax._perturbations._directions import DirectionLike
 
 
+@named
 def monge_sam(
     rho: ScalarOrSchedule = 0.05,
     alpha: ScalarOrSchedule = 1.0,
@@ -60,4 +62,4 @@ def monge_sam(
     def damping(norm, step):
         return 1 / jnp.hypot(1, resolve("alpha", alpha, step) * norm)
 
-    return along(direction, rho, damping=damping, mask=mask)
+    return steepest_ascent(direction, rho, damping=damping, mask=mask)

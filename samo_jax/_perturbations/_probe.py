@@ -1,26 +1,49 @@
 """Local directions from forward passes alone."""
 
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 
 import jax
 import jax.numpy as jnp
 
-from samo_jax._hyperparameters import (
+from samo_jax._checks import (
     ScalarOrSchedule,
     check_choice,
     check_count,
     check_mu,
     resolve,
 )
+from samo_jax._labels import SHARED, mask_leaves
+from samo_jax._named import named
 from samo_jax._perturbations._base import Direction
 from samo_jax._perturbations._radius import scale_to_radius
-from samo_jax._spsa import Distribution, random_direction
-from samo_jax._tasks import SHARED, mask_leaves, select_loss, stack_losses
-from samo_jax._tree import accumulator_dtype, displace, keep, safe_divide, scale_leaves
+from samo_jax._problem import Problem
+from samo_jax._spsa import (
+    Distribution,
+    estimate_along,
+    probe_differences,
+    random_direction,
+)
+from samo_jax._tasks import select_loss, stack_losses
+from samo_jax._tree import PyTree, accumulator_dtype, safe_divide, zero_unless
 
 Sign: TypeAlias = Literal["estimated", "random"]
 
 
+class _Probes(NamedTuple):
+    """Context of a probe.
+
+    Attributes:
+        problem: the problem of this step.
+        probes: the probes z_k that all tasks share. None: each task draws its own.
+        coefficients: c_ik, shape (K, n). None: each task takes its own differences.
+    """
+
+    problem: Problem
+    probes: list[PyTree] | None
+    coefficients: jax.Array | None
+
+
+@named
 def probe(
     mu: ScalarOrSchedule = 1e-2,
     *,
@@ -42,7 +65,7 @@ def probe(
     With `shared` and one probe the K tasks have two perturbed points, `theta + eps_+`
     and `theta + eps_-`, and are evaluated there: 2 forward passes and K backward ones;
     2 backward ones with a linear combiner such as `mean`. (`direction._replace(
-    points=None)` evaluates task after task, in less memory.)
+    shared_perturbations=None)` evaluates task after task, in less memory.)
 
     Args:
         mu: step of the difference, positive, or a schedule.
@@ -94,30 +117,25 @@ def probe(
         def one(k):
             key = task_key if k == 0 else jax.random.fold_in(task_key, k)
             z = random_direction(key, problem.params, distribution)
-            z = jax.tree.map(keep, probed, z)
+            z = jax.tree.map(zero_unless, probed, z)
             return scale_to_radius(z, 1.0) if unit else z
 
         return [one(k) for k in range(num_probes)]
 
     def differences(problem, losses_at, probes):
         """`c_ik` for all k along a last axis, up to one factor per task."""
-        length = resolve("mu", mu, problem.step)
-        clean = None if antithetic else losses_at(problem.params)
-
-        def difference(z):
-            step = scale_leaves(z, lambda _: length)
-            back = jax.tree.map(jnp.negative, step)
-            ahead = losses_at(displace(problem.params, step))
-            behind = losses_at(displace(problem.params, back)) if antithetic else clean
-            return ahead - behind
-
-        c = jnp.stack([difference(z) for z in probes], -1)
-        c = jnp.where(jnp.isfinite(c), c, 0)
+        c = probe_differences(
+            losses_at,
+            problem.params,
+            probes,
+            mu=resolve("mu", mu, problem.step),
+            antithetic=antithetic,
+        )
+        c = zero_unless(jnp.isfinite(c), c)
         # Signs of a single probe become exact.
         return safe_divide(c, jnp.max(jnp.abs(c), axis=-1, keepdims=True))
 
     def prepare(problem, state):
-        """Probes and coefficients of all tasks; None: each task's own come later."""
         del state
         probes = draw(problem, 0) if shared else None
         if sign == "random":
@@ -130,41 +148,38 @@ def probe(
             c = differences(problem, lambda p: stack_losses(loss_fn(p)), probes)
         else:
             c = None
-        return problem, probes, c
+        return _Probes(problem, probes, c)
 
-    def estimate(problem, probes, coefficients):
+    def estimate(problem, coefficients, probes):
+        """The estimate on probed leaves, g0 on the others."""
         return jax.tree.map(
-            lambda probed, g, *z: (
-                sum(c * z for c, z in zip(coefficients, z, strict=True))
-                if probed
-                else g
-            ),
+            lambda probed, ghat, g: ghat if probed else g,
             _probed(problem, mask),
+            estimate_along(coefficients, probes),
             problem.mean_grad,
-            *probes,
         )
 
     def perturb(context, i):
         problem, probes, c = context
 
-        def own_loss(point):
+        def loss_at(point):
             loss = select_loss(problem.probe_loss_fn(point), i)
             return loss.astype(accumulator_dtype())
 
         probes = draw(problem, i) if probes is None else probes
-        c = differences(problem, own_loss, probes) if c is None else c[i]
-        return estimate(problem, probes, c)
+        c = differences(problem, loss_at, probes) if c is None else c[i]
+        return estimate(problem, c, probes)
 
-    def points(context):
+    def two_points(context):
         problem, probes, c = context
         negative = (c[:, 0] < 0).astype(jnp.int32)
-        return [estimate(problem, probes, [s]) for s in (1, -1)], negative
+        return [estimate(problem, [sign], probes) for sign in (1, -1)], negative
 
     return Direction(
         prepare,
         perturb,
         needs_key=True,
-        points=points if shared and num_probes == 1 else None,
+        shared_perturbations=two_points if shared and num_probes == 1 else None,
     )
 
 

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from samo_jax._arguments import check_like
-from samo_jax._tasks import SHARED
+from samo_jax._checks import check_like
+from samo_jax._labels import SHARED
 from samo_jax._tree import PyTree, group_norms, leaf_norm, safe_divide, scale_leaves
 
 
@@ -75,7 +75,7 @@ def scale_to_radius(
     norms = group_norms(direction, groups)
     radius = rho if callable(rho) else lambda _norm: rho
     scales = {
-        group: safe_divide(jnp.asarray(radius(norm)), norm)
+        group: safe_divide(jnp.asarray(radius(norm), norm.dtype), norm)
         for group, norm in norms.items()
     }
     return scale_leaves(direction, lambda _, group: scales[group], groups)

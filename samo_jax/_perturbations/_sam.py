@@ -2,12 +2,14 @@
 
 from typing import Any
 
-from samo_jax._hyperparameters import ScalarOrSchedule
-from samo_jax._perturbations._along import Norm, along
+from samo_jax._checks import ScalarOrSchedule
+from samo_jax._named import named
+from samo_jax._perturbations._ascent import Norm, steepest_ascent
 from samo_jax._perturbations._base import Perturbation
 from samo_jax._perturbations._directions import DirectionLike
 
 
+@named
 def sam(
     rho: ScalarOrSchedule = 0.05,
     *,
@@ -50,4 +52,4 @@ def sam(
         Foret, Kleiner, Mobahi and Neyshabur, `Sharpness-Aware Minimization for
         Efficiently Improving Generalization <https://arxiv.org/abs/2010.01412>`_, 2021
     """
-    return along(direction, rho, mask=mask, norm=norm)
+    return steepest_ascent(direction, rho, mask=mask, norm=norm)

@@ -4,8 +4,9 @@ from typing import Any, Literal
 
 import jax
 
-from samo_jax._hyperparameters import ScalarOrSchedule, check_nonnegative, resolve
-from samo_jax._perturbations._along import along
+from samo_jax._checks import ScalarOrSchedule, check_nonnegative, resolve
+from samo_jax._named import named
+from samo_jax._perturbations._ascent import steepest_ascent
 from samo_jax._perturbations._base import Perturbation
 from samo_jax._perturbations._directions import (
     check_named,
@@ -15,6 +16,7 @@ from samo_jax._perturbations._directions import (
 from samo_jax._tree import as_floats, group_products, safe_divide
 
 
+@named
 def surrogate_gap_sam(
     rho: ScalarOrSchedule = 0.05,
     alpha: ScalarOrSchedule = 0.4,
@@ -62,10 +64,10 @@ def surrogate_gap_sam(
     check_nonnegative("alpha", alpha, "0 is SAM.")
     check_named(direction)
     inner = kept_gradients("local") if direction == "local" else mean_gradient()
-    ascent = along(inner, rho, mask=mask)
+    ascent = steepest_ascent(inner, rho, mask=mask)
 
     def finish(context, task_grads, state):
-        problem, clean = context
+        problem, clean = context.problem, context.inner
         strength = resolve("alpha", alpha, problem.step)
 
         def narrow(p, q):

@@ -47,7 +47,7 @@ class Step(NamedTuple):
     last_loss_fn: samo_jax.LossFn
 
 
-COMBINERS: dict[str, Callable[[Setting], samo_jax.Solver | samo_jax.Combiner]] = {
+COMBINERS: dict[str, Callable[[Setting], samo_jax.Weighting | samo_jax.Aggregator]] = {
     # Fixed or random weights.
     "mean": lambda _: samo_jax.mean(),
     "total": lambda _: samo_jax.total(),

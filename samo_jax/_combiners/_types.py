@@ -1,0 +1,150 @@
+"""`Weighting` and `Aggregator`: the two types of combiners."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeAlias
+
+import jax
+import jax.numpy as jnp
+
+from samo_jax._absent_tasks import fill_in, names_present, share_out
+from samo_jax._gramian import combine, gramian
+from samo_jax._named import repr_of
+from samo_jax._tasks import per_task
+from samo_jax._tree import PyTree, cast_like, scale_leaves
+
+
+class Weighting(NamedTuple):
+    """A gradient combiner: Gramian in, task weights out.
+
+    A user's own combiner is one of these; nothing has to be registered.
+
+    Attributes:
+        init: `init(num_tasks) -> state`, a pytree of fixed shapes and dtypes.
+        update: `update(gramian, state, *, losses, present, **extra_args) -> (weights,
+            state)` with a `(K, K)` Gramian, `(K,)` losses and `(K,)` weights, jittable.
+            Unknown `extra_args` are to be ignored. `present`, shape (K,), bool (None:
+            all), says which tasks take part: an absent one has zeros in the Gramian, a
+            NaN for its loss, and gets the weight 0. An update that does not name
+            `present` gets the mean of the other losses in its place, and what weight
+            it gives to absent tasks goes to the others in proportion.
+        needs_gramian: whether the weights depend on the Gramian. Where they do not, it
+            is zero if the K gradients are not needed otherwise.
+        name: the call that made it, which is its `repr`.
+    """
+
+    init: Callable[[int], Any]
+    update: Callable[..., tuple[jax.Array, Any]]
+    needs_gramian: bool = True
+    name: str = ""
+
+    def __repr__(self) -> str:
+        return repr_of(self)
+
+
+class Aggregator(NamedTuple):
+    """A gradient combiner that needs the gradients themselves.
+
+    Attributes:
+        init: `init(params, num_tasks) -> state`, a pytree of fixed shapes and dtypes.
+            `params` holds the shared leaves (None elsewhere).
+        update: `update(task_grads, state, *, losses, present, **extra_args) ->
+            (direction, weights, state)`, jittable: `task_grads` like `params` with a
+            leading task axis, `direction` like `params` in the gradients' dtypes,
+            `(K,)` losses and weights. Unknown `extra_args` are to be ignored.
+            `present` is as in `Weighting`: an absent task has zero gradients. Of an
+            update that does not name it, the direction grows with the others' weights.
+        name: the call that made it, which is its `repr`.
+    """
+
+    init: Callable[[PyTree, int], Any]
+    update: Callable[..., tuple[PyTree, jax.Array, Any]]
+    name: str = ""
+
+    def __repr__(self) -> str:
+        return repr_of(self)
+
+
+Combiner: TypeAlias = Weighting | Aggregator
+
+
+def check_combiner(combiner: Any) -> None:
+    """Raise unless it is a `Weighting` or `Aggregator`."""
+    if not isinstance(combiner, Combiner):
+        raise ValueError(
+            "`combiner` must be a samo_jax.Weighting or Aggregator, got "
+            f"{combiner!r}. Call the factory: `samo_jax.fairgrad()`, not "
+            "`samo_jax.fairgrad`."
+        )
+
+
+def check_weighting(name: str, weighting: Any) -> None:
+    """Raise unless it is a `Weighting`."""
+    if not isinstance(weighting, Weighting):
+        raise ValueError(
+            f"`{name}` must be a samo_jax.Weighting, got {weighting!r}. Call the "
+            "factory: `samo_jax.mgda()`."
+        )
+
+
+def init_combiner(combiner: Combiner, shared_params: PyTree, num_tasks: int) -> Any:
+    """The combiner's first state."""
+    if isinstance(combiner, Weighting):
+        return combiner.init(num_tasks)
+    return combiner.init(shared_params, num_tasks)
+
+
+def weighting_update(weighting: Weighting) -> Callable[..., tuple[jax.Array, Any]]:
+    """`Weighting.update`, called with `present` whether the method names it or not."""
+    if names_present(weighting.update):
+        return weighting.update
+
+    def update(gramian, state, *, present=None, **extra_args):
+        weights, state = weighting.update(
+            gramian, state, **_filled(extra_args, present)
+        )
+        if present is not None:
+            weights = per_task("weights", weights, len(present), 0)
+        return share_out(weights, present)[0], state
+
+    return update
+
+
+def combiner_update(
+    combiner: Combiner,
+) -> Callable[..., tuple[PyTree, jax.Array, Any]]:
+    """`Aggregator.update`, for a weighting too: Gramian to weights to direction.
+
+    It may be called with `present` whether the method names it or not.
+    """
+    if isinstance(combiner, Weighting):
+        return _combining(weighting_update(combiner))
+    if names_present(combiner.update):
+        return combiner.update
+
+    def update(task_grads, state, *, present=None, **extra_args):
+        direction, weights, state = combiner.update(
+            task_grads, state, **_filled(extra_args, present)
+        )
+        weights, growth = share_out(weights, present)
+        grown = scale_leaves(direction, lambda _leaf: growth)
+        return cast_like(grown, direction), weights, state
+
+    return update
+
+
+def _combining(weigh: Callable[..., tuple[jax.Array, Any]]):
+    def update(task_grads, state, *, losses, **extra_args):
+        shared = jax.tree.leaves(task_grads)
+        num_tasks = losses.shape[0]
+        products = gramian(shared) if shared else jnp.zeros((num_tasks, num_tasks))
+        weights, state = weigh(products, state, losses=losses, **extra_args)
+        return combine(weights, task_grads), weights, state
+
+    return update
+
+
+def _filled(extra_args: dict[str, Any], present: jax.Array | None) -> dict[str, Any]:
+    """The arguments, with a loss for each task that is absent."""
+    if present is None or extra_args.get("losses") is None:
+        return extra_args
+    return extra_args | {"losses": fill_in(extra_args["losses"], present)}

@@ -1,0 +1,112 @@
+"""Nash-MTL: the tasks' Nash bargaining solution."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.typing import ArrayLike
+
+from samo_jax._checks import check_count
+from samo_jax._combiners._types import Weighting
+from samo_jax._combiners.gramian._fairgrad import fairgrad, fairgrad_weights
+from samo_jax._named import named
+from samo_jax._tasks import present_tasks
+from samo_jax._tree import zero_unless
+
+
+def nash_mtl_weights(
+    gramian: ArrayLike, *, present: ArrayLike | None = None
+) -> jax.Array:
+    """Weights of the Nash bargaining direction: `(Gw)_i = 1 / w_i`, w > 0.
+
+    They maximise the product of the tasks' descent rates `<g_i, d>` over directions of
+    one length. It is `fairgrad_weights` with alpha = 1, exact where the reference
+    alternates 20 convex programs. Every guard of `fairgrad_weights` applies. The
+    direction always has norm sqrt(K) and does not change when single gradients are
+    rescaled; the reference then clips it to norm 1 (`optax.clip_by_global_norm`).
+
+    Args:
+        gramian: G, shape (K, K), inner products of the task gradients.
+        present: shape (K,), bool, which tasks take part; the others get the weight 0.
+            None: all.
+
+    Returns:
+        w, shape (K,).
+
+    Raises:
+        ValueError: if `gramian` is not square.
+
+    Examples:
+        >>> import jax.numpy as jnp, samo_jax
+        >>> print(samo_jax.nash_mtl_weights(jnp.diag(jnp.array([1.0, 4.0]))))
+        [1.  0.5]
+
+    References:
+        Navon et al., `Multi-Task Learning as a Bargaining Game
+        <https://arxiv.org/abs/2202.01017>`_, 2022
+    """
+    return fairgrad_weights(gramian, 1.0, present=present)
+
+
+class NashState(NamedTuple):
+    """State of `nash_mtl`.
+
+    Attributes:
+        step: shape (), int32, updates done so far.
+        weighting: state of the alpha-fair weighting, with the weights in use.
+        solved_for: shape (K,), bool, the tasks that were present in the last update.
+    """
+
+    step: jax.Array
+    weighting: Any
+    solved_for: jax.Array
+
+
+@named
+def nash_mtl(update_every: int = 1) -> Weighting:
+    """`nash_mtl_weights` as a weighting, optionally solved every few steps only.
+
+    Args:
+        update_every: steps between two solves; the weights are kept in between, unless
+            a task comes or goes.
+
+    Returns:
+        A `Weighting`.
+
+    Raises:
+        ValueError: if `update_every` is not a positive int.
+
+    Examples:
+        >>> import jax.numpy as jnp, samo_jax
+        >>> weighting = samo_jax.nash_mtl(update_every=2)
+        >>> weights, state = weighting.update(jnp.eye(2), weighting.init(2))
+        >>> weights, state = weighting.update(4 * jnp.eye(2), state)
+        >>> print(weights)
+        [1. 1.]
+    """
+    check_count("update_every", update_every, "1 solves at every step.")
+    inner = fairgrad(1.0)
+
+    def init(num_tasks):
+        return NashState(
+            jnp.zeros((), jnp.int32),
+            inner.init(num_tasks),
+            present_tasks(None, num_tasks),
+        )
+
+    def update(gramian, state, *, present=None, **extra_args):
+        del extra_args
+        present = present_tasks(present, len(gramian))
+        is_due = state.step % update_every == 0
+        weights, weighting_state = lax.cond(
+            is_due | jnp.any(present != state.solved_for),
+            lambda: inner.update(gramian, state.weighting, present=present),
+            lambda: (
+                zero_unless(present, state.weighting.last_weights),
+                state.weighting,
+            ),
+        )
+        return weights, NashState(state.step + 1, weighting_state, present)
+
+    return Weighting(init, update)

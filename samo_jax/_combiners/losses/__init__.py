@@ -1,0 +1,4 @@
+"""Combiners whose weights need no Gramian: fixed, random or of the losses.
+
+One file per method. They may import the types of combiners and one another.
+"""

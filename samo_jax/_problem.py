@@ -1,0 +1,195 @@
+"""`Problem`: what `update` was given, checked."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from samo_jax._checks import check_floats, check_like, check_params, explained
+from samo_jax._labels import ParamLabels, check_labels, check_uses, label_leaves
+from samo_jax._task_loop import Unroll
+from samo_jax._tasks import (
+    LossFn,
+    LossTree,
+    check_loss_fn,
+    per_task,
+    stack_losses,
+    task_names,
+)
+from samo_jax._tree import PyTree, zero_unless
+
+
+class Problem(NamedTuple):
+    """All that a perturbation may look at in one step.
+
+    Attributes:
+        loss_fn: params to K losses, as the user passed it to `update`.
+        probe_loss_fn: the same for forward-only probes (default: `loss_fn`).
+        sample_loss_fns: further losses like `loss_fn`, of independent batches, whose
+            gradients at the perturbed points the combiner wants too.
+        params: theta.
+        mean_grad: g0, the incoming updates, like `params`.
+        labels: a pytree like `params` of "shared" or a task's name. Leaves with one
+            label are one norm group.
+        tasks: the K task names, in task order.
+        step: shape (), int32, for schedules.
+        key: this step's PRNG key, or None.
+        extra_args: the further extra arguments of `update`, for what a method needs.
+        unroll: how loops over tasks are to be run, see `multitask`.
+    """
+
+    loss_fn: LossFn
+    probe_loss_fn: LossFn
+    sample_loss_fns: tuple[LossFn, ...]
+    params: PyTree
+    mean_grad: PyTree
+    labels: Any
+    tasks: tuple[str, ...]
+    step: jax.Array
+    key: jax.Array | None
+    extra_args: Mapping[str, Any]
+    unroll: Unroll
+
+    def required(self, name: str, method: str) -> Any:
+        """An extra argument; raise if `update` did not get it."""
+        if name not in self.extra_args:
+            raise ValueError(
+                f"`{name}` is required by {method}, got None: call tx.update(grads, "
+                f"state, params, loss_fn=loss_fn, {name}=...)."
+            )
+        return self.extra_args[name]
+
+
+def make_problem(
+    updates: PyTree,
+    params: PyTree,
+    *,
+    num_tasks: int,
+    loss_fn: LossFn | None,
+    probe_loss_fn: LossFn | None,
+    sample_loss_fns: Sequence[LossFn],
+    param_labels: ParamLabels,
+    step: jax.Array,
+    key: jax.Array | None,
+    extra_args: dict[str, Any],
+    unroll: Unroll,
+) -> Problem:
+    """What `update` was given; raise where it does not fit together."""
+    loss_fn = _required_loss_fn(loss_fn)
+    _check_updates(updates, params)
+    tasks, program = _trace_tasks(
+        params, num_tasks, loss_fn, probe_loss_fn, sample_loss_fns
+    )
+    labels = label_leaves(params, param_labels)
+    check_labels(labels, tasks)
+    check_uses(labels, tasks, program)
+    if "losses" in extra_args:
+        losses = stack_losses(extra_args["losses"])
+        extra_args = extra_args | {"losses": per_task("losses", losses, num_tasks, 0)}
+    return Problem(
+        loss_fn=loss_fn,
+        probe_loss_fn=loss_fn if probe_loss_fn is None else probe_loss_fn,
+        sample_loss_fns=tuple(sample_loss_fns),
+        params=params,
+        mean_grad=jax.tree.map(lambda g: zero_unless(jnp.isfinite(g), g), updates),
+        labels=labels,
+        tasks=tasks,
+        step=step,
+        key=key,
+        extra_args=extra_args,
+        unroll=unroll,
+    )
+
+
+def _required_loss_fn(loss_fn: LossFn | None) -> LossFn:
+    """`loss_fn`; raise if it is missing."""
+    if loss_fn is None:
+        raise ValueError(
+            "`loss_fn` is required, got None: call tx.update(grads, state, params, "
+            "loss_fn=loss_fn). flax's TrainState.apply_gradients drops extra "
+            "arguments: call state.tx.update yourself."
+        )
+    return loss_fn
+
+
+def check_all_params(params: PyTree | None) -> None:
+    """Raise unless they are floating-point arrays, none masked."""
+    if params is None:
+        raise ValueError(
+            "`params` is required, got None: call tx.update(grads, state, params, "
+            "loss_fn=loss_fn)."
+        )
+    leaves = jax.tree.leaves(
+        params, is_leaf=lambda node: isinstance(node, optax.MaskedNode)
+    )
+    if any(isinstance(leaf, optax.MaskedNode) for leaf in leaves):
+        raise ValueError(
+            "`params` must be the whole parameters, got a masked leaf: "
+            "samo/multitask is inside optax.masked or optax.partition. Chain those "
+            "after it, and tell task heads apart with `param_labels`."
+        )
+    check_params(params)
+
+
+def _check_updates(updates: PyTree, params: PyTree) -> None:
+    """Raise unless they are like the parameters."""
+    remedy = (
+        "Pass the gradient of the mean loss: "
+        "`samo_jax.mean_value_and_grad(loss_fn)(params)[1]`."
+    )
+    check_like("updates", updates, "params", params, remedy)
+    check_floats("updates", updates, remedy)
+
+
+def _trace_tasks(
+    params: PyTree,
+    num_tasks: int,
+    loss_fn: LossFn,
+    probe_loss_fn: LossFn | None,
+    sample_loss_fns: Sequence[LossFn],
+) -> tuple[tuple[str, ...], Any]:
+    """The names of the K tasks, and the program of `loss_fn`.
+
+    Raise unless all functions give the K losses.
+    """
+    tasks, program = _trace("loss_fn", loss_fn, params, num_tasks)
+    if not isinstance(sample_loss_fns, Sequence):
+        raise ValueError(
+            "`sample_loss_fns` must be a sequence of functions, got "
+            f"{sample_loss_fns!r}. Pass `[other_loss_fn]`."
+        )
+    others = [("sample_loss_fns", fn) for fn in sample_loss_fns]
+    if probe_loss_fn is not None:
+        others.append(("probe_loss_fn", probe_loss_fn))
+    for name, fn in others:
+        found, _ = _trace(name, fn, params, num_tasks)
+        if found not in (tasks, tuple(map(str, range(num_tasks)))):
+            raise ValueError(
+                f"`{name}` must return the losses of `loss_fn`, {', '.join(tasks)}; "
+                f"got {', '.join(found)}. Name them alike."
+            )
+    return tasks, program
+
+
+def _trace(
+    name: str, loss_fn: LossFn, params: PyTree, num_tasks: int
+) -> tuple[tuple[str, ...], Any]:
+    check_loss_fn(name, loss_fn)
+    losses, program = _trace_losses(loss_fn, params)
+    return task_names(losses, num_tasks, name), program
+
+
+def _trace_losses(loss_fn: LossFn, params: PyTree) -> tuple[LossTree, Any]:
+    try:
+        with explained(params):
+            program, losses = jax.make_jaxpr(loss_fn, return_shape=True)(params)
+        return losses, program
+    except Exception as error:
+        if isinstance(params, jax.Array) and params.ndim == 1:
+            raise ValueError(
+                f"`loss_fn` fails on `params`, got one vector of shape {params.shape}. "
+                "If samo/multitask is inside optax.flatten, chain that after it."
+            ) from error
+        raise

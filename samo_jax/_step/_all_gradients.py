@@ -1,0 +1,66 @@
+"""The way of a step that has all K gradients at once."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+
+from samo_jax._absent_tasks import is_finite, select_tasks
+from samo_jax._combiners._types import combiner_update
+from samo_jax._labels import SHARED, only_shared
+from samo_jax._perturbations._base import finish_of
+from samo_jax._problem import Problem
+from samo_jax._step._method import Method, Outcome, States, combiner_args
+from samo_jax._step._points import task_pass
+from samo_jax._task_loop import map_tasks
+from samo_jax._tree import zero_unless
+
+
+def step_by_all_gradients(
+    method: Method, problem: Problem, states: States, task_mask: jax.Array
+) -> Outcome:
+    """`g_i = grad l_i(theta + eps_i)` of all tasks, then the combiner's direction."""
+    perturbation, devices, labels = method.perturbation, method.devices, problem.labels
+    context = perturbation.prepare(problem, states.perturbation)
+    clean = perturbation.clean_gradients(context)
+    own_pass = task_pass(perturbation, problem, context)
+
+    def without_faults(i):
+        loss, *grads = own_pass(i)
+        grads.append(jax.tree.map(lambda leaf: leaf[i], clean))
+        present = devices.all(task_mask[i] & is_finite(loss, grads))
+        return loss, present, *jax.tree.map(partial(zero_unless, present), grads)
+
+    losses, present, task_grads, samples, clean = map_tasks(
+        without_faults, len(problem.tasks), problem.unroll
+    )
+    state = states.perturbation
+    if perturbation.finish is not None:
+        finish = partial(finish_of(perturbation), context, present=present)
+        samples = [finish(grads, state)[0] for grads in samples]
+        task_grads, state = finish(task_grads, state)
+        # Clean gradients of absent tasks may have come in.
+        given = samples, task_grads
+        zeros = jax.tree.map(jnp.zeros_like, given)
+        samples, task_grads = select_tasks(present, given, zeros)
+
+    losses, task_grads, samples, clean = devices.mean(
+        (losses, task_grads, samples, clean)
+    )
+    args = combiner_args(problem, losses, present)
+    if samples:
+        args["sample_grads"] = [only_shared(grads, labels) for grads in samples]
+    if clean is not None:
+        args["clean_grads"] = only_shared(clean, labels)
+    shared, weights, combiner_state = combiner_update(method.combiner)(
+        only_shared(task_grads, labels), states.combiner, **args
+    )
+    heads = jax.tree.map(
+        lambda label, grad: (
+            None if label == SHARED else grad[problem.tasks.index(label)]
+        ),
+        labels,
+        task_grads,
+    )
+    states = States(combiner_state, devices.mean_of_floats(state))
+    return Outcome(shared, heads, weights, present, states)

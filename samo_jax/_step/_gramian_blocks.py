@@ -1,0 +1,176 @@
+"""The way of a step that never holds K gradients: two sweeps over the tasks."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple, TypeAlias, cast
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from samo_jax._absent_tasks import is_finite
+from samo_jax._combiners._types import Weighting, weighting_update
+from samo_jax._gramian import gramian
+from samo_jax._jaxprs._convolutions import canonicalize_convolutions
+from samo_jax._labels import SHARED, only_shared
+from samo_jax._problem import Problem
+from samo_jax._step._method import Method, Outcome, States, combiner_args
+from samo_jax._step._points import shared_points, task_pass, tasks_share_points
+from samo_jax._tree import PyTree, accumulator_dtype, zero_unless, zeros_like_params
+
+ValueAndGradient: TypeAlias = Callable[[jax.Array], tuple[jax.Array, PyTree]]
+
+
+class FirstSweep(NamedTuple):
+    """What the first sweep has found.
+
+    Attributes:
+        losses: losses at the perturbed points, shape (K,).
+        gramian: Gramian of the shared leaves, shape (K, K).
+        finite: whether each task's loss and squared gradient norm are, shape (K,).
+    """
+
+    losses: jax.Array
+    gramian: jax.Array
+    finite: jax.Array
+
+
+def step_by_gramian_blocks(
+    method: Method, problem: Problem, states: States, task_mask: jax.Array
+) -> Outcome:
+    """The Gramian by blocks of tasks, its weights, then their weighted sum.
+
+    The first sweep holds the gradients of B = `gramian_block` tasks, and takes those of
+    the tasks after them one by one: `K (K / B + 1) / 2` backward passes. Where tasks
+    share P points and backward passes are known to be linear, it takes a column at a
+    time where that is less: K backward passes, and `P K` through their transposes.
+    """
+    if problem.sample_loss_fns:
+        raise ValueError(
+            "`sample_loss_fns` needs all gradients at once: leave out `gramian_block`."
+        )
+    block, devices = cast(int, method.gramian_block), method.devices
+    context = method.perturbation.prepare(problem, states.perturbation)
+    points = None
+    if tasks_share_points(method.perturbation):
+        (points,) = shared_points(
+            method.perturbation, problem, context, problem.loss_fn
+        )
+        value_and_gradient = points.value_and_gradient
+    else:
+        own_pass = task_pass(method.perturbation, problem, context)
+
+        def value_and_gradient(i):
+            loss, grads, _ = own_pass(i)
+            return loss, grads
+
+    def common_gradient(i):
+        loss, grads = value_and_gradient(i)
+        return loss, devices.mean(grads)
+
+    sweep = partial(_by_blocks, common_gradient, problem, block)
+    if points is not None and points.is_linear:
+        if len(problem.tasks) > (2 * len(points.passes) + 1) * block:
+            sweep = partial(
+                _by_columns,
+                common_gradient,
+                problem,
+                lambda v: devices.mean(points.products(v)),
+            )
+
+        def weighted_sums(weights, present):
+            return (
+                points.weighted_gradient(weights),
+                points.weighted_gradient(present.astype(weights.dtype)),
+            )
+    else:
+
+        def weighted_sums(weights, present):
+            total = _weighted_sum(value_and_gradient, problem, weights, present)
+            return total, total
+
+    first = canonicalize_convolutions(sweep)()
+    losses = devices.mean(first.losses)
+    present = devices.all(task_mask & first.finite)
+    both = present[:, None] & present[None, :]
+    weights, combiner_state = weighting_update(cast(Weighting, method.combiner))(
+        zero_unless(both, first.gramian),
+        states.combiner,
+        **combiner_args(problem, losses, present),
+    )
+    shared, heads = devices.mean(
+        canonicalize_convolutions(weighted_sums)(weights, present)
+    )
+    states = states._replace(combiner=combiner_state)
+    return Outcome(shared, heads, weights, present, states)
+
+
+def _by_blocks(
+    value_and_gradient: ValueAndGradient, problem: Problem, block: int
+) -> FirstSweep:
+    num_tasks = len(problem.tasks)
+    starts = jnp.arange(0, num_tasks, block)
+    padded = len(starts) * block
+
+    def shared_gradient(i):
+        return only_shared(value_and_gradient(i)[1], problem.labels)
+
+    def upper_rows(start):
+        tasks = jnp.minimum(start + jnp.arange(block), num_tasks - 1)
+        losses, grads = lax.map(value_and_gradient, tasks)
+        finite = jax.vmap(is_finite)(losses, grads)
+        held = only_shared(grads, problem.labels)
+
+        def add_column(j, rows):
+            one = jax.tree.map(lambda leaf: leaf[None], shared_gradient(j))
+            return lax.dynamic_update_slice(rows, gramian(held, one), (0, j))
+
+        rows = jnp.zeros((block, padded), accumulator_dtype())
+        rows = lax.dynamic_update_slice(rows, gramian(held), (0, start))
+        rows = lax.fori_loop(start + block, num_tasks, add_column, rows)
+        return losses, finite, rows
+
+    losses, finite, rows = jax.tree.map(
+        lambda parts: parts.reshape(padded, *parts.shape[2:])[:num_tasks],
+        lax.map(upper_rows, starts),
+    )
+    upper = jnp.triu(rows[:, :num_tasks])
+    return FirstSweep(losses, upper + jnp.triu(upper, 1).T, finite)
+
+
+def _by_columns(
+    value_and_gradient: ValueAndGradient,
+    problem: Problem,
+    products: Callable[[PyTree], jax.Array],
+) -> FirstSweep:
+    def loss_and_column(i):
+        loss, grads = value_and_gradient(i)
+        shared = jax.tree.map(
+            lambda label, leaf: zero_unless(label == SHARED, leaf),
+            problem.labels,
+            grads,
+        )
+        return loss, is_finite(loss, grads), products(shared)
+
+    tasks = jnp.arange(len(problem.tasks))
+    losses, finite, columns = lax.map(loss_and_column, tasks)
+    return FirstSweep(losses, (columns + columns.T) / 2, finite)
+
+
+def _weighted_sum(
+    value_and_gradient: ValueAndGradient,
+    problem: Problem,
+    weights: jax.Array,
+    present: jax.Array,
+) -> PyTree:
+    """`sum_i w_i g_i` on shared leaves, `g_i` on the head of task i."""
+
+    def add(i, total):
+        def add_leaf(label, old, leaf):
+            weight = weights[i] if label == SHARED else 1
+            return old + zero_unless(present[i], leaf.astype(old.dtype)) * weight
+
+        return jax.tree.map(add_leaf, problem.labels, total, value_and_gradient(i)[1])
+
+    start = zeros_like_params(problem.params)
+    return lax.fori_loop(0, len(problem.tasks), add, start)

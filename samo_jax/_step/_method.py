@@ -1,0 +1,84 @@
+"""`Method`: what `multitask` was built of, and what one step hands on."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from samo_jax._checks import check_count
+from samo_jax._combiners._types import Aggregator, Weighting
+from samo_jax._perturbations._base import Perturbation
+from samo_jax._problem import Problem
+from samo_jax._step._devices import Devices
+from samo_jax._task_loop import Unroll
+from samo_jax._tree import PyTree, accumulator_dtype
+
+
+class Method(NamedTuple):
+    """Static settings of `multitask`, see there."""
+
+    combiner: Weighting | Aggregator
+    perturbation: Perturbation
+    devices: Devices
+    gramian_block: int | None
+
+
+class States(NamedTuple):
+    """What a method remembers from step to step.
+
+    Attributes:
+        combiner: state of the combiner.
+        perturbation: state of the perturbation.
+    """
+
+    combiner: Any
+    perturbation: Any
+
+
+class Outcome(NamedTuple):
+    """What a way of a step has found.
+
+    Attributes:
+        shared: the direction of shared leaves (others: anything).
+        heads: each head's own gradient (shared leaves: anything).
+        weights: weights of the tasks, shape (K,).
+        present: which tasks took part, shape (K,), bool.
+        states: the method's new states.
+    """
+
+    shared: PyTree
+    heads: PyTree
+    weights: jax.Array
+    present: jax.Array
+    states: States
+
+
+def combiner_args(
+    problem: Problem, losses: jax.Array, present: jax.Array
+) -> dict[str, Any]:
+    """Losses (NaN where absent), who is present, and the user's extra arguments."""
+    args = {"losses": losses.astype(accumulator_dtype()), **problem.extra_args}
+    losses = jnp.where(present, args["losses"], jnp.nan)
+    return args | {"losses": losses, "present": present}
+
+
+def check_gramian_block(method: Method, unroll: Unroll) -> None:
+    """Raise unless `gramian_block` is None or a step by blocks is possible."""
+    block = method.gramian_block
+    if block is None:
+        return
+    check_count("gramian_block", block, "It is the number of gradients held at once.")
+    if unroll:
+        raise ValueError(
+            f"`gramian_block` loops over tasks, got `unroll`={unroll!r}. Leave out one."
+        )
+    if isinstance(method.combiner, Aggregator):
+        raise ValueError(
+            f"`gramian_block` is for a Weighting, got {method.combiner!r}, an "
+            "Aggregator, which needs all gradients at once. Leave it out."
+        )
+    if method.perturbation.finish is not None:
+        raise ValueError(
+            "`gramian_block` is for perturbations that leave the gradients alone, got "
+            f"{method.perturbation!r}, which does not. Leave it out."
+        )

@@ -1,0 +1,34 @@
+"""The way of a step whose weights need no gradient."""
+
+from typing import cast
+
+import jax
+import jax.numpy as jnp
+
+from samo_jax._combiners._types import Weighting, weighting_update
+from samo_jax._problem import Problem
+from samo_jax._step._method import Method, Outcome, States, combiner_args
+from samo_jax._step._points import shared_points
+
+
+def step_by_weights_first(
+    method: Method, problem: Problem, states: States, task_mask: jax.Array
+) -> Outcome:
+    """`w` of the losses, then `sum_i w_i g_i` in one backward pass per shared point."""
+    perturbation, devices = method.perturbation, method.devices
+    context = perturbation.prepare(problem, states.perturbation)
+    (points,) = shared_points(perturbation, problem, context, problem.loss_fn)
+    losses = devices.mean(points.losses())
+    present = devices.all(task_mask & jnp.isfinite(losses))
+    no_gramian = jnp.zeros((len(losses), len(losses)), losses.dtype)
+    weights, combiner_state = weighting_update(cast(Weighting, method.combiner))(
+        no_gramian, states.combiner, **combiner_args(problem, losses, present)
+    )
+    shared, heads = devices.mean(
+        (
+            points.weighted_gradient(weights),
+            points.weighted_gradient(present.astype(weights.dtype)),
+        )
+    )
+    states = states._replace(combiner=combiner_state)
+    return Outcome(shared, heads, weights, present, states)
