@@ -15,7 +15,7 @@ from samo_jax._combiners._types import (
     check_combiner,
     init_combiner,
 )
-from samo_jax._labels import ParamLabels, label_leaves, only_shared
+from samo_jax._labels import ParamLabels
 from samo_jax._named import named
 from samo_jax._perturbations._base import UNPERTURBED, Perturbation, check_perturbation
 from samo_jax._problem import check_all_params, make_problem
@@ -161,12 +161,11 @@ def multitask(
 
     def init(params: PyTree) -> Any:
         check_all_params(params)
-        shared = only_shared(params, label_leaves(params, param_labels))
         return MultitaskState(
             step=jnp.zeros((), jnp.int32),
             key=None if key is None else as_key(key),
             weights=uniform_weights(num_tasks),
-            combiner_state=init_combiner(combiner, shared, num_tasks),
+            combiner_state=init_combiner(combiner, params, num_tasks, param_labels),
             perturbation_state=perturbation.init(params, num_tasks),
             skipped=jnp.zeros(num_tasks, jnp.int32),
         )

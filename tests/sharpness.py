@@ -152,7 +152,7 @@ def keep(tree, names):
 
 def norm_groups(kind, head):
     """The names of the leaves that share a norm, for one task."""
-    if kind == "joint":
+    if kind == "together":
         return [(*SHARED, head)]
     if kind == "layerwise":
         return [(name,) for name in (*SHARED, head)]

@@ -36,9 +36,9 @@ assert_close = functools.partial(chex.assert_trees_all_close, rtol=1e-7, atol=1e
 MASK = dict.fromkeys(LABELS, True) | {"bias": False}
 
 
-def f_mtl(solver, rho=0.3, **kwargs):
+def f_mtl(combiner, rho=0.3, **kwargs):
     defaults = {"num_tasks": 3, "param_labels": LABELS}
-    return samo_jax.f_mtl(solver, rho, **defaults | kwargs)
+    return samo_jax.f_mtl(combiner, rho, **defaults | kwargs)
 
 
 def min_norm_weights(rows):
@@ -100,9 +100,9 @@ def by_hand(weights_of, rho, *, adaptive=False, direction="local", kind="separat
         ({}, {}),
         ({"direction": "global"}, {"direction": "global"}),
         ({"rho": 2.0, "adaptive": True}, {"rho": 2.0, "adaptive": True}),
-        ({"norm": "joint"}, {"kind": "joint"}),
+        ({"norm": "together"}, {"kind": "joint"}),
         ({"norm": "layerwise"}, {"kind": "layerwise"}),
-        ({"adaptive": True, "norm": "joint"}, {"adaptive": True, "kind": "joint"}),
+        ({"adaptive": True, "norm": "together"}, {"adaptive": True, "kind": "joint"}),
     ],
 )
 def test_loss_and_flat_parts_are_combined_separately(arguments, expected):
@@ -133,7 +133,7 @@ LINEAR = {
 }
 
 
-@pytest.mark.parametrize("arguments", [{}, {"norm": "joint"}, {"mask": MASK}], ids=str)
+@pytest.mark.parametrize("arguments", [{}, {"norm": "together"}, {"mask": MASK}], ids=str)
 @pytest.mark.parametrize("solver", LINEAR.values(), ids=LINEAR)
 def test_linear_combiner_is_per_task_sam(solver, arguments):
     per_task_sam = samo_jax.sam(0.3, direction="local", **arguments)
@@ -186,7 +186,7 @@ def test_unroll(unroll):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"solver": samo_jax.mgda}, r"`solver` must be .*Call the factory"),
+        ({"combiner": samo_jax.mgda}, r"`combiner` must be .*Call the factory"),
         ({"rho": -1}, "`rho` must be non-negative"),
         ({"direction": "own"}, '`direction` must be "global" or "local", got \'own\''),
         (
@@ -200,7 +200,7 @@ def test_unroll(unroll):
 )
 def test_wrong_arguments(arguments, message):
     with pytest.raises(ValueError, match=message):
-        f_mtl(**{"solver": samo_jax.mgda()} | arguments)
+        f_mtl(**{"combiner": samo_jax.mgda()} | arguments)
 
 
 def test_other_batches_are_refused():

@@ -334,7 +334,7 @@ def test_non_finite_gramian_falls_back(name, bad):
     weights, state = update(broken, state, losses=losses)
     np.testing.assert_array_equal(weights, good)
     info = getattr(state, "memory", state)
-    info = getattr(info, "combiner_state", info).info
+    info = getattr(info, "solver_state", info).info
     assert not info.finite
     assert not info.converged
 
@@ -552,7 +552,7 @@ def test_wrong_shape(name):
         (lambda: krum_weights(np.eye(4), 1, 5), "`num_selected` must be at most K"),
         (lambda: gradnorm(alpha=-1.0), "`alpha` must be non-negative"),
         (lambda: gradnorm(learning_rate=0.0), "`learning_rate` must be positive"),
-        (lambda: smoothed(mean), "`solver` must be a samo_jax.Weighting"),
+        (lambda: smoothed(mean), "`weighting` must be a samo_jax.Weighting"),
         (lambda: smoothed(mean(), decay=1.0), r"`decay` must be in \[0, 1\)"),
         (lambda: db_mtl_weights(np.eye(2), None), r"`losses` is required by db_mtl"),
         (

@@ -119,11 +119,11 @@ def test_without_shared_leaves():
     [
         (
             lambda: samo_jax.grouped(samo_jax.mgda),
-            "`solver` must be a samo_jax.Weighting",
+            "`weighting` must be a samo_jax.Weighting",
         ),
         (
             lambda: samo_jax.grouped({"a": samo_jax.mgda()}).init(PARAMS, 3),
-            "`groups` names the group 'b/c', for which `solver` has none: got 'a'",
+            "`groups` names the group 'b/c', which `weighting` lacks: got 'a'",
         ),
         (
             lambda: samo_jax.grouped(samo_jax.mgda(), {"x": "y"}).init(PARAMS, 3),

@@ -386,7 +386,7 @@ def test_last_weights_of_absent_tasks_wait(name):
     weights, second = solver.update(
         shown, first, losses=jnp.where(present, losses, jnp.nan), present=present
     )
-    first, second = (getattr(state, "solver", state) for state in (first, second))
+    first, second = (getattr(state, "solver_state", state) for state in (first, second))
     np.testing.assert_array_equal(weights[ABSENT], 0)
     np.testing.assert_array_equal(
         second.last_weights[ABSENT], first.last_weights[ABSENT]

@@ -220,7 +220,7 @@ def test_negative_radius(factory):
     ids=["factory", "function", "none", "name"],
 )
 def test_wrong_solver(solver):
-    with pytest.raises(ValueError, match=r"`solver` must be .*Call the factory"):
+    with pytest.raises(ValueError, match=r"`combiner` must be .*Call the factory"):
         samo_jax.samo(solver, num_tasks=2, key=0)
 
 

@@ -127,12 +127,12 @@ def test_one_task(name):
 SEVERAL = {
     "global": (samo_jax.sam(0.3), sam(0.3), "global", "separate"),
     "local": (samo_jax.sam(0.3, direction="local"), sam(0.3), "local", "separate"),
-    "global-joint": (samo_jax.sam(0.3, norm="together"), sam(0.3), "global", "joint"),
+    "global-joint": (samo_jax.sam(0.3, norm="together"), sam(0.3), "global", "together"),
     "local-joint": (
         samo_jax.sam(0.3, direction="local", norm="together"),
         sam(0.3),
         "local",
-        "joint",
+        "together",
     ),
     "local-layerwise": (
         samo_jax.layerwise_sam(0.3, direction="local"),
@@ -188,7 +188,7 @@ def test_several_tasks(name, unroll):
     assert_close(actual, expected)
 
 
-@pytest.mark.parametrize("kind", ["separate", "joint"])
+@pytest.mark.parametrize("kind", ["separate", "together"])
 def test_masked_heads_and_layers(kind):
     mask = {"kernel": True, "bias": False, "left": True, "right": True, "up": True}
     perturbation = samo_jax.sam(0.3, direction="local", norm=kind, mask=mask)

@@ -129,7 +129,7 @@ def test_devices_have_the_gramian_of_the_whole_batch():
         ({"gramian_block": 2, "unroll": True}, "`gramian_block` loops over tasks"),
         (
             {"gramian_block": 2, "solver": samo_jax.moco()},
-            "`gramian_block` is for solvers of the Gramian",
+            "`gramian_block` is for a Weighting",
         ),
         (
             {"gramian_block": 2, "perturbation": samo_jax.memory_sam()},

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from samo_jax._checks import check_count
-from samo_jax._combiners._types import Aggregator, Weighting
+from samo_jax._combiners._types import Aggregator, Combiner
 from samo_jax._perturbations._base import Perturbation
 from samo_jax._problem import Problem
 from samo_jax._step._devices import Devices
@@ -17,7 +17,7 @@ from samo_jax._tree import PyTree, accumulator_dtype
 class Method(NamedTuple):
     """Static settings of `multitask`, see there."""
 
-    combiner: Weighting | Aggregator
+    combiner: Combiner
     perturbation: Perturbation
     devices: Devices
     gramian_block: int | None

@@ -101,11 +101,11 @@ class GradVacState(NamedTuple):
 
     Attributes:
         targets: shape (K, K), the running averages of the cosines.
-        weighting_state: `SolverState`.
+        solver_state: `SolverState`.
     """
 
     targets: jax.Array
-    weighting_state: SolverState
+    solver_state: SolverState
 
 
 @named
@@ -143,11 +143,9 @@ def gradvac(key: jax.Array | int, beta: float = 0.5) -> Weighting:
     def update(key, gramian, memory, present=None):
         targets = memory.targets
         weights, cosines, info = _solve(gramian, targets, key, present)
-        weights, weighting_state = or_last_weights(
-            (weights, info), memory.weighting_state, present
+        weights, solver_state = or_last_weights(
+            (weights, info), memory.solver_state, present
         )
-        return weights, GradVacState(
-            targets + beta * (cosines - targets), weighting_state
-        )
+        return weights, GradVacState(targets + beta * (cosines - targets), solver_state)
 
     return keyed_weighting(key, init, update)

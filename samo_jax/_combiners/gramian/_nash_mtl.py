@@ -1,6 +1,6 @@
 """Nash-MTL: the tasks' Nash bargaining solution."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +10,7 @@ from jax.typing import ArrayLike
 from samo_jax._checks import check_count
 from samo_jax._combiners._types import Weighting
 from samo_jax._combiners.gramian._fairgrad import fairgrad, fairgrad_weights
+from samo_jax._combiners.gramian._gramian_weighting import SolverState
 from samo_jax._named import named
 from samo_jax._tasks import present_tasks
 from samo_jax._tree import zero_unless
@@ -54,12 +55,12 @@ class NashState(NamedTuple):
 
     Attributes:
         step: shape (), int32, updates done so far.
-        weighting: state of the alpha-fair weighting, with the weights in use.
+        solver_state: state of the last solve, with the weights in use.
         solved_for: shape (K,), bool, the tasks that were present in the last update.
     """
 
     step: jax.Array
-    weighting: Any
+    solver_state: SolverState
     solved_for: jax.Array
 
 
@@ -99,14 +100,14 @@ def nash_mtl(update_every: int = 1) -> Weighting:
         del extra_args
         present = present_tasks(present, len(gramian))
         is_due = state.step % update_every == 0
-        weights, weighting_state = lax.cond(
+        weights, solver_state = lax.cond(
             is_due | jnp.any(present != state.solved_for),
-            lambda: inner.update(gramian, state.weighting, present=present),
+            lambda: inner.update(gramian, state.solver_state, present=present),
             lambda: (
-                zero_unless(present, state.weighting.last_weights),
-                state.weighting,
+                zero_unless(present, state.solver_state.last_weights),
+                state.solver_state,
             ),
         )
-        return weights, NashState(state.step + 1, weighting_state, present)
+        return weights, NashState(state.step + 1, solver_state, present)
 
     return Weighting(init, update)
