@@ -100,9 +100,12 @@ def by_hand(weights_of, rho, *, adaptive=False, direction="local", kind="separat
         ({}, {}),
         ({"direction": "global"}, {"direction": "global"}),
         ({"rho": 2.0, "adaptive": True}, {"rho": 2.0, "adaptive": True}),
-        ({"norm": "together"}, {"kind": "joint"}),
+        ({"norm": "together"}, {"kind": "together"}),
         ({"norm": "layerwise"}, {"kind": "layerwise"}),
-        ({"adaptive": True, "norm": "together"}, {"adaptive": True, "kind": "joint"}),
+        (
+            {"adaptive": True, "norm": "together"},
+            {"adaptive": True, "kind": "together"},
+        ),
     ],
 )
 def test_loss_and_flat_parts_are_combined_separately(arguments, expected):
@@ -133,7 +136,9 @@ LINEAR = {
 }
 
 
-@pytest.mark.parametrize("arguments", [{}, {"norm": "together"}, {"mask": MASK}], ids=str)
+@pytest.mark.parametrize(
+    "arguments", [{}, {"norm": "together"}, {"mask": MASK}], ids=str
+)
 @pytest.mark.parametrize("solver", LINEAR.values(), ids=LINEAR)
 def test_linear_combiner_is_per_task_sam(solver, arguments):
     per_task_sam = samo_jax.sam(0.3, direction="local", **arguments)

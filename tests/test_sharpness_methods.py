@@ -127,7 +127,12 @@ def test_one_task(name):
 SEVERAL = {
     "global": (samo_jax.sam(0.3), sam(0.3), "global", "separate"),
     "local": (samo_jax.sam(0.3, direction="local"), sam(0.3), "local", "separate"),
-    "global-joint": (samo_jax.sam(0.3, norm="together"), sam(0.3), "global", "together"),
+    "global-joint": (
+        samo_jax.sam(0.3, norm="together"),
+        sam(0.3),
+        "global",
+        "together",
+    ),
     "local-joint": (
         samo_jax.sam(0.3, direction="local", norm="together"),
         sam(0.3),
