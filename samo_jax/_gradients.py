@@ -7,16 +7,9 @@ import jax
 import jax.numpy as jnp
 
 from samo_jax._checks import check_params, explained
-from samo_jax._shared_points import at_points, look_into
+from samo_jax._shared_points import at_points
 from samo_jax._task_loop import Unroll, check_unroll, is_unrolled, map_tasks
-from samo_jax._tasks import (
-    LossFn,
-    check_loss_fn,
-    losses_of,
-    select_loss,
-    stack_losses,
-    task_names,
-)
+from samo_jax._tasks import LossFn, check_loss_fn, losses_of, stack_losses, task_names
 from samo_jax._tree import PyTree
 
 
@@ -98,20 +91,6 @@ def task_gradients(loss_fn: LossFn, params: PyTree, *, unroll: Unroll = None) ->
     check_loss_fn("loss_fn", loss_fn)
     num_tasks = len(task_names(jax.eval_shape(loss_fn, params)))
     return task_values_and_gradients(loss_fn, params, num_tasks, unroll)[1]
-
-
-def task_loss(loss_fn: LossFn, params: PyTree, task: int | jax.Array) -> jax.Array:
-    """The loss of one task, of which the gradient is to be taken."""
-    if isinstance(task, int):
-        return select_loss(loss_fn(params), task)
-    return select_loss(look_into(loss_fn, params).losses(params), task)
-
-
-def task_value_and_gradient(
-    loss_fn: LossFn, params: PyTree, task: int | jax.Array
-) -> tuple[jax.Array, PyTree]:
-    """Loss of one task, and its gradient like `params`."""
-    return jax.value_and_grad(lambda params: task_loss(loss_fn, params, task))(params)
 
 
 def task_values_and_gradients(

@@ -8,7 +8,14 @@ import jax.numpy as jnp
 import optax
 
 from samo_jax._checks import check_floats, check_like, check_params, explained
-from samo_jax._labels import ParamLabels, check_labels, check_uses, label_leaves
+from samo_jax._labels import (
+    ParamLabels,
+    check_labels,
+    check_uses,
+    label_leaves,
+    mask_other_heads,
+    only_shared,
+)
 from samo_jax._task_loop import Unroll
 from samo_jax._tasks import (
     LossFn,
@@ -18,7 +25,7 @@ from samo_jax._tasks import (
     stack_losses,
     task_names,
 )
-from samo_jax._tree import PyTree, zero_unless
+from samo_jax._tree import PyTree, accumulator_dtype, displace, zero_unless
 
 
 class Problem(NamedTuple):
@@ -60,6 +67,24 @@ class Problem(NamedTuple):
                 f"state, params, loss_fn=loss_fn, {name}=...)."
             )
         return self.extra_args[name]
+
+    def point(self, eps: PyTree, i: int | jax.Array | None = None) -> PyTree:
+        """`theta + eps`; of task i, which moves no other task's head."""
+        remedy = "`Perturbation.perturb` returns eps_i, with all tasks' heads."
+        check_like("eps", eps, "params", self.params, remedy)
+        if i is not None:
+            eps = mask_other_heads(eps, self.labels, self.tasks, i)
+        return displace(self.params, eps)
+
+    def shared(self, tree: PyTree) -> PyTree:
+        """A tree like the parameters without the leaves of heads."""
+        return only_shared(tree, self.labels)
+
+    def combiner_args(self, losses: jax.Array, present: jax.Array) -> dict[str, Any]:
+        """Losses (NaN where absent), who is present, and the user's arguments."""
+        args = {"losses": losses.astype(accumulator_dtype()), **self.extra_args}
+        losses = jnp.where(present, args["losses"], jnp.nan)
+        return args | {"losses": losses, "present": present}
 
 
 def make_problem(

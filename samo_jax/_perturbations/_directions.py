@@ -5,8 +5,9 @@ from typing import Any, Literal, TypeAlias
 import jax
 import jax.numpy as jnp
 
-from samo_jax._gradients import task_value_and_gradient, task_values_and_gradients
+from samo_jax._gradients import task_values_and_gradients
 from samo_jax._perturbations._base import Direction, Perturbation, same_for_all_tasks
+from samo_jax._shared_points import at_points
 
 DirectionLike: TypeAlias = Literal["global", "local"] | Direction | Perturbation
 
@@ -20,7 +21,11 @@ def task_gradient() -> Direction:
     """Each task's own gradient, computed when used: K passes, one copy."""
 
     def perturb(problem, i):
-        return task_value_and_gradient(problem.loss_fn, problem.params, i)[1]
+        index = jnp.zeros(len(problem.tasks), jnp.int32)
+        params = at_points(
+            problem.loss_fn, [problem.params], index, unrolled=isinstance(i, int)
+        )
+        return params.value_and_gradient(i)[1]
 
     return Direction(lambda problem, _state: problem, perturb)
 

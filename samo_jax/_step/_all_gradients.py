@@ -7,11 +7,11 @@ import jax.numpy as jnp
 
 from samo_jax._absent_tasks import is_finite, select_tasks
 from samo_jax._combiners._types import combiner_update
-from samo_jax._labels import SHARED, only_shared
+from samo_jax._labels import SHARED
 from samo_jax._perturbations._base import finish_of
 from samo_jax._problem import Problem
-from samo_jax._step._method import Method, Outcome, States, combiner_args
-from samo_jax._step._points import task_pass
+from samo_jax._step._method import Method, Outcome, States
+from samo_jax._step._passes import task_pass
 from samo_jax._task_loop import map_tasks
 from samo_jax._tree import zero_unless
 
@@ -47,13 +47,13 @@ def step_by_all_gradients(
     losses, task_grads, samples, clean = devices.mean(
         (losses, task_grads, samples, clean)
     )
-    args = combiner_args(problem, losses, present)
+    args = problem.combiner_args(losses, present)
     if samples:
-        args["sample_grads"] = [only_shared(grads, labels) for grads in samples]
+        args["sample_grads"] = [problem.shared(grads) for grads in samples]
     if clean is not None:
-        args["clean_grads"] = only_shared(clean, labels)
+        args["clean_grads"] = problem.shared(clean)
     shared, weights, combiner_state = combiner_update(method.combiner)(
-        only_shared(task_grads, labels), states.combiner, **args
+        problem.shared(task_grads), states.combiner, **args
     )
     heads = jax.tree.map(
         lambda label, grad: (

@@ -11,11 +11,11 @@ from jax import lax
 from samo_jax._absent_tasks import is_finite
 from samo_jax._combiners._types import Weighting, weighting_update
 from samo_jax._gramian import gramian
-from samo_jax._jaxprs._convolutions import canonicalize_convolutions
-from samo_jax._labels import SHARED, only_shared
+from samo_jax._jaxprs import canonicalize_convolutions
+from samo_jax._labels import SHARED
 from samo_jax._problem import Problem
-from samo_jax._step._method import Method, Outcome, States, combiner_args
-from samo_jax._step._points import shared_points, task_pass, tasks_share_points
+from samo_jax._step._method import Method, Outcome, States
+from samo_jax._step._passes import shared_points, task_pass, tasks_share_points
 from samo_jax._tree import PyTree, accumulator_dtype, zero_unless, zeros_like_params
 
 ValueAndGradient: TypeAlias = Callable[[jax.Array], tuple[jax.Array, PyTree]]
@@ -53,9 +53,7 @@ def step_by_gramian_blocks(
     context = method.perturbation.prepare(problem, states.perturbation)
     points = None
     if tasks_share_points(method.perturbation):
-        (points,) = shared_points(
-            method.perturbation, problem, context, problem.loss_fn
-        )
+        (points,) = shared_points(method.perturbation, problem, context)
         value_and_gradient = points.value_and_gradient
     else:
         own_pass = task_pass(method.perturbation, problem, context)
@@ -96,7 +94,7 @@ def step_by_gramian_blocks(
     weights, combiner_state = weighting_update(cast(Weighting, method.combiner))(
         zero_unless(both, first.gramian),
         states.combiner,
-        **combiner_args(problem, losses, present),
+        **problem.combiner_args(losses, present),
     )
     shared, heads = devices.mean(
         canonicalize_convolutions(weighted_sums)(weights, present)
@@ -113,13 +111,13 @@ def _by_blocks(
     padded = len(starts) * block
 
     def shared_gradient(i):
-        return only_shared(value_and_gradient(i)[1], problem.labels)
+        return problem.shared(value_and_gradient(i)[1])
 
     def upper_rows(start):
         tasks = jnp.minimum(start + jnp.arange(block), num_tasks - 1)
         losses, grads = lax.map(value_and_gradient, tasks)
         finite = jax.vmap(is_finite)(losses, grads)
-        held = only_shared(grads, problem.labels)
+        held = problem.shared(grads)
 
         def add_column(j, rows):
             one = jax.tree.map(lambda leaf: leaf[None], shared_gradient(j))

@@ -3,15 +3,13 @@
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 
 from samo_jax._checks import check_count
 from samo_jax._combiners._types import Aggregator, Combiner
 from samo_jax._perturbations._base import Perturbation
-from samo_jax._problem import Problem
 from samo_jax._step._devices import Devices
 from samo_jax._task_loop import Unroll
-from samo_jax._tree import PyTree, accumulator_dtype
+from samo_jax._tree import PyTree
 
 
 class Method(NamedTuple):
@@ -51,15 +49,6 @@ class Outcome(NamedTuple):
     weights: jax.Array
     present: jax.Array
     states: States
-
-
-def combiner_args(
-    problem: Problem, losses: jax.Array, present: jax.Array
-) -> dict[str, Any]:
-    """Losses (NaN where absent), who is present, and the user's extra arguments."""
-    args = {"losses": losses.astype(accumulator_dtype()), **problem.extra_args}
-    losses = jnp.where(present, args["losses"], jnp.nan)
-    return args | {"losses": losses, "present": present}
 
 
 def check_gramian_block(method: Method, unroll: Unroll) -> None:

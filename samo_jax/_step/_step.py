@@ -12,7 +12,7 @@ from samo_jax._problem import Problem
 from samo_jax._step._all_gradients import step_by_all_gradients
 from samo_jax._step._gramian_blocks import step_by_gramian_blocks
 from samo_jax._step._method import Method, Outcome, States
-from samo_jax._step._points import tasks_share_points
+from samo_jax._step._passes import tasks_share_points
 from samo_jax._step._weights_first import step_by_weights_first
 from samo_jax._tree import PyTree, all_finite, select, zero_unless
 

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 
 from samo_jax._combiners._types import Weighting, weighting_update
 from samo_jax._problem import Problem
-from samo_jax._step._method import Method, Outcome, States, combiner_args
-from samo_jax._step._points import shared_points
+from samo_jax._step._method import Method, Outcome, States
+from samo_jax._step._passes import shared_points
 
 
 def step_by_weights_first(
@@ -17,12 +17,12 @@ def step_by_weights_first(
     """`w` of the losses, then `sum_i w_i g_i` in one backward pass per shared point."""
     perturbation, devices = method.perturbation, method.devices
     context = perturbation.prepare(problem, states.perturbation)
-    (points,) = shared_points(perturbation, problem, context, problem.loss_fn)
+    (points,) = shared_points(perturbation, problem, context)
     losses = devices.mean(points.losses())
     present = devices.all(task_mask & jnp.isfinite(losses))
     no_gramian = jnp.zeros((len(losses), len(losses)), losses.dtype)
     weights, combiner_state = weighting_update(cast(Weighting, method.combiner))(
-        no_gramian, states.combiner, **combiner_args(problem, losses, present)
+        no_gramian, states.combiner, **problem.combiner_args(losses, present)
     )
     shared, heads = devices.mean(
         (
