@@ -1,4 +1,4 @@
-"""Tasks that a step is better taken without, and state that is better not kept."""
+"""`keep_finite` and what a step does without: absent tasks, and state with a NaN."""
 
 import inspect
 from collections.abc import Callable
@@ -34,7 +34,7 @@ def is_finite(loss: jax.Array, grads: PyTree) -> jax.Array:
 
 
 def keep_finite(new: PyTree, old: PyTree) -> PyTree:
-    """What the clean pass made of a state, or the state before if that is not finite.
+    """The state that the clean pass returns, or the old one if that is not finite.
 
     One batch with a NaN would leave it in batch statistics for good: the parameters
     survive, and every later evaluation is NaN. The state is kept or dropped as a whole,

@@ -1,4 +1,4 @@
-"""F-MTL: per-task SAM, whose loss parts and flat parts are combined separately."""
+"""`f_mtl`: per-task SAM, whose loss parts and flat parts are combined separately."""
 
 from typing import Any, Literal, NamedTuple
 
@@ -58,7 +58,7 @@ def f_mtl(
     ||g_i||` and `q_i = grad l_i(theta + eps_i)`, the combiner combines the g_i and,
     with weights of its own, the flat parts `q_i - g_i`. Head i keeps its own q_i.
 
-    With a linear combiner (`mean`, `constant`) it is per-task SAM:
+    With fixed weights (`mean`, `constant`) it is per-task SAM:
     `multitask(combiner, local_sam(rho))`. Costs K more forward and backward passes than
     `multitask`, and K more copies of the gradients.
 
@@ -71,9 +71,9 @@ def f_mtl(
             (see `adaptive_sam`, eta 0).
         direction: "local": each task has its own eps_i; "global": all have that of the
             mean gradient.
-        norm: "separate", "joint" or "layerwise", see `sam`. The official scripts use
-            "separate", and "joint" on Multi-MNIST.
-        mask: which leaves are perturbed, see `sam`.
+        norm: "separate", "together" or "layerwise", see `sam`. The official scripts use
+            "separate", and "together" on Multi-MNIST.
+        mask: leaves that are perturbed, see `sam`.
         num_tasks: K, the number of losses.
         param_labels: see `multitask`.
         unroll: see `multitask`.

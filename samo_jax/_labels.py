@@ -1,4 +1,4 @@
-"""Labels of parameters: shared by all tasks, or the head of one; and masks."""
+"""`ParamLabels`: leaves shared by all tasks, or the head of one; and masks."""
 
 import warnings
 from collections.abc import Callable, Sequence

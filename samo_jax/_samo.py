@@ -1,4 +1,4 @@
-"""SAMO: `multitask` with the joint global-local perturbation."""
+"""`samo`: `multitask` with the joint global-local perturbation."""
 
 from typing import Any
 
@@ -52,7 +52,7 @@ def samo(
         alpha: share of the global gradient in [0, 1], a float or a schedule. 1 is
             global SAM and draws nothing.
         mu: step of the probes' central difference, positive, a float or a schedule.
-        local: what the local part is, see `joint_sam`: None for the paper's,
+        local: source of the local part, see `joint_sam`: None for the paper's,
             `probe(shared=True)` for 2 probing passes instead of 2K.
         num_tasks: K, the number of losses.
         key: typed PRNG key or int, required if the local part draws random numbers, as

@@ -1,4 +1,4 @@
-"""Sharpness-aware training on one loss."""
+"""`single_task`: sharpness-aware training on one loss."""
 
 from typing import Any
 

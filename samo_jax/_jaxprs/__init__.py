@@ -1,4 +1,4 @@
-"""Everything that looks into the programs (jaxprs) of users, behind one door.
+"""Rewrites of the programs (jaxprs) of users, all behind one door.
 
 A program is rearranged only if each of its operations is known (`_known`), and only
 where `samo_jax.config.rewrite_programs` allows it. This package imports nothing of the

@@ -19,7 +19,7 @@ _RIDGE = 1e-3
 
 
 class AdaptiveState(NamedTuple):
-    """What `alpha="adaptive"` remembers.
+    """State of `alpha="adaptive"`.
 
     Attributes:
         local_state: state of the local direction.

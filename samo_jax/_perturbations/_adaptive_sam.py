@@ -1,4 +1,4 @@
-"""Adaptive SAM (ASAM): a radius relative to the size of each parameter."""
+"""`adaptive_sam` (ASAM): a radius relative to the size of each parameter."""
 
 from typing import Any
 
@@ -33,10 +33,10 @@ def adaptive_sam(
 
     Args:
         rho: radius, non-negative, or a schedule of the step.
-        eta: added to `|w|`, non-negative, or a schedule.
+        eta: summand of `|w|`, non-negative, or a schedule.
         direction: see `sam`.
-        mask: which leaves are perturbed, see `sam`.
-        adapt: on which leaves `T = |w| + eta`; elsewhere T = 1. A pytree prefix of
+        mask: leaves that are perturbed, see `sam`.
+        adapt: leaves on which `T = |w| + eta`; elsewhere T = 1. A pytree prefix of
             bools, or a function of the parameters that returns one. None: all.
 
     Returns:

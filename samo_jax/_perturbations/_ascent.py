@@ -34,7 +34,7 @@ def steepest_ascent(
     `sum_j (eps_j / t_j)^2 <= rho^2`, on every norm group.
 
     Args:
-        direction: p.
+        direction: ascent direction p.
         rho: radius, or a schedule of the step.
         stretch: `stretch(params, p, step)`, the pytree t. None: 1.
         damping: `damping(norm, step)`, a factor of rho, of `||t p||`. None: 1.
@@ -76,7 +76,7 @@ def steepest_ascent(
         directions, index = cast(Callable, inner.shared_perturbations)(wrapped.inner)
         return [scale(wrapped.problem, p) for p in directions], index
 
-    # A joint norm is also over the task's own head.
+    # A norm together with the head is another one for each task.
     shared = inner.shared_perturbations is not None and norm != "together"
     return Perturbation(
         *wrap_direction(inner)._replace(

@@ -1,4 +1,4 @@
-"""Efficient SAM (ESAM): random weights perturbed, the most sensitive examples used."""
+"""`efficient_sam` (ESAM): random parameters perturbed, few examples used."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Fisher SAM: a radius that shrinks where the model's output is sensitive."""
+"""`fisher_sam`: a radius that shrinks where the model's output is sensitive."""
 
 from typing import Any
 

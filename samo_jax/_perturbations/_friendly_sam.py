@@ -1,4 +1,4 @@
-"""Friendly SAM: ascent along the minibatch's own part of the gradient."""
+"""`friendly_sam`: ascent along the minibatch's own part of the gradient."""
 
 from typing import Any, NamedTuple
 
@@ -42,7 +42,7 @@ def friendly_sam(
     Args:
         rho: radius, non-negative, or a schedule of the step.
         sigma: share of m taken out, non-negative, or a schedule.
-        decay: of the average m, in [0, 1].
+        decay: decay of the average m, in [0, 1].
         mask: see `sam`.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Layer-wise SAM: every layer looks as far as every other."""
+"""`layerwise_sam`: every layer looks as far as every other."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Momentum-SAM: the worst case guessed from momentum, with one gradient a step."""
+"""`momentum_sam`: the worst case guessed from momentum, with one gradient a step."""
 
 from typing import Any
 
@@ -32,7 +32,7 @@ def momentum_sam(
     Args:
         rho: radius, non-negative, or a schedule of the step. The official scripts use
             up to 3.
-        decay: of the momentum v, in [0, 1].
+        decay: decay of the momentum v, in [0, 1].
         mask: see `sam`.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Monge SAM: a radius that shrinks where the loss is steep."""
+"""`monge_sam`: a radius that shrinks where the loss is steep."""
 
 from typing import Any
 

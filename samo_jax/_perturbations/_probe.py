@@ -1,4 +1,4 @@
-"""Local directions from forward passes alone."""
+"""`probe`: local directions by forward passes alone."""
 
 from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 
@@ -64,17 +64,19 @@ def probe(
 
     With `shared` and one probe the K tasks have two perturbed points, `theta + eps_+`
     and `theta + eps_-`, and are evaluated there: 2 forward passes and K backward ones;
-    2 backward ones with a linear combiner such as `mean`. (`direction._replace(
-    shared_perturbations=None)` evaluates task after task, in less memory.)
+    2 backward ones with a combiner that needs no Gramian, such as `mean`.
+    (`direction._replace(shared_perturbations=None)` evaluates task after task, in less
+    memory.)
 
     Args:
         mu: step of the difference, positive, or a schedule.
-        num_probes: n.
+        num_probes: number n of probes.
         shared: one set of probes for all tasks, whose losses come out of one forward
             pass, instead of one set per task.
         antithetic: False takes `l_i(theta + mu z_k) - l_i(theta)` instead: n + 1
             passes, not 2 n, but also the curvature along z_k.
-        distribution: of the entries of z_k: "normal" or "rademacher" (random signs).
+        distribution: law of the entries of z_k: "normal" or "rademacher" (random
+            signs).
         unit: z_k has length one, so that probes are mu away. Otherwise they are about
             `mu sqrt(P)` away, which is far in a large model.
         sign: "random" draws c_ik = +-1 instead, without a pass: the control for every

@@ -1,4 +1,4 @@
-"""Lengths of perturbations: per leaf, per norm group, and the radius rho."""
+"""`layerwise_normalize` and `scale_to_radius`: lengths of perturbations."""
 
 from collections.abc import Callable
 from typing import Any
@@ -56,7 +56,7 @@ def scale_to_radius(
     """The step of length rho along a direction: `eps = rho p / ||p||`.
 
     Args:
-        direction: p.
+        direction: ascent direction p.
         rho: radius, non-negative, or a function of `||p||`.
         groups: a pytree of labels like `direction`; leaves with one label share one
             norm and one radius. None: one norm over all leaves.

@@ -1,4 +1,4 @@
-"""Surrogate-gap SAM (GSAM): lower the perturbed loss, and its gap to the clean one."""
+"""`surrogate_gap_sam` (GSAM): a low perturbed loss, close to the clean one."""
 
 from typing import Any, Literal
 
@@ -37,7 +37,7 @@ def surrogate_gap_sam(
         direction: "global": p is the gradient of the mean loss. With several tasks
             choose "local", each task's own gradient (K more passes and copies): of the
             other tasks' gradients "global" would subtract a part, even with rho = 0.
-        mask: which leaves are perturbed, see `sam`.
+        mask: leaves that are perturbed, see `sam`.
 
     Returns:
         A `Perturbation` for `multitask` and `single_task`. Inner products are over the

@@ -1,4 +1,4 @@
-"""The perturbed points of a step: a few that tasks share, or one for each task."""
+"""`task_pass`: the perturbed points of a step, shared by tasks or one for each."""
 
 from collections.abc import Callable
 from typing import TypeAlias, cast

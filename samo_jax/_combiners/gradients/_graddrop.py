@@ -1,4 +1,4 @@
-"""GradDrop: gradient sign dropout."""
+"""`graddrop`: gradient sign dropout."""
 
 from typing import NamedTuple
 

@@ -1,4 +1,4 @@
-"""Per-layer and per-group combination: the weights differ between parameter groups."""
+"""`grouped`: weights that differ between layers or groups of parameters."""
 
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -25,9 +25,9 @@ class GroupedState(NamedTuple):
     """State of `grouped`.
 
     Attributes:
-        weights: by group, shape (K,), of the last update (first: uniform).
-        weighting_states: for each distinct weighting, the states of its groups (in
-            sorted order), stacked.
+        weights: weights of the last update by group, shape (K,) (first: uniform).
+        weighting_states: states of the groups (in sorted order), stacked for each
+            distinct weighting.
     """
 
     weights: dict[str, jax.Array]
@@ -48,10 +48,10 @@ def grouped(
 
     Args:
         weighting: the `Weighting` of every group, each with its own state, or a mapping
-            from groups to solvers.
-        groups: like `param_labels`, a pytree prefix of the parameters, or a function of
-            the shared ones (None stands where a head was), that names the group of each
-            leaf. None: each leaf by its path.
+            from groups to weightings.
+        groups: name of each leaf's group: as `param_labels`, a pytree prefix of the
+            parameters, or a function of the shared ones (None stands where a head was).
+            None: each leaf by its path.
 
     Returns:
         A `Aggregator`. The weights that `multitask` reports are the groups' mean;

@@ -1,4 +1,4 @@
-"""MoDo: min-norm weights from two independent batches, one projected step at a time."""
+"""`modo`: min-norm weights of two independent batches, one projected step at a time."""
 
 import jax.numpy as jnp
 

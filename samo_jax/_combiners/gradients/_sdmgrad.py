@@ -1,4 +1,4 @@
-"""SDMGrad: direction-oriented min-norm weights from two independent batches."""
+"""`sdmgrad`: direction-oriented min-norm weights of two independent batches."""
 
 import jax.numpy as jnp
 from jax import lax
