@@ -12,7 +12,7 @@ from samo_jax._tasks import loss_leaves
 from samo_jax._tree import PyTree, all_finite, safe_divide, sum_of_squares, zero_unless
 
 
-def task_mask_array(task_mask: Any, tasks: tuple[str, ...]) -> jax.Array:
+def task_mask_array(task_mask: PyTree, tasks: tuple[str, ...]) -> jax.Array:
     """The caller's mask (None: all tasks), shape (K,), bool."""
     if task_mask is None:
         return jnp.ones(len(tasks), bool)

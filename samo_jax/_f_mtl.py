@@ -14,11 +14,12 @@ from samo_jax._combiners._types import (
     combiner_update,
     init_combiner,
 )
-from samo_jax._labels import ParamLabels
+from samo_jax._labels import Mask, ParamLabels
 from samo_jax._multitask import multitask
 from samo_jax._named import named
 from samo_jax._perturbations._ascent import Norm, steepest_ascent
 from samo_jax._perturbations._directions import kept_gradients
+from samo_jax._step._devices import AxisName
 from samo_jax._task_loop import Unroll
 from samo_jax._tasks import uniform_weights
 
@@ -46,11 +47,11 @@ def f_mtl(
     adaptive: bool = False,
     direction: Literal["local", "global"] = "local",
     norm: Norm = "separate",
-    mask: Any = None,
+    mask: Mask = None,
     num_tasks: int,
     param_labels: ParamLabels = None,
     unroll: Unroll = None,
-    axis_name: Any = None,
+    axis_name: AxisName = None,
 ) -> optax.GradientTransformationExtraArgs:
     """F-MTL, first in an `optax.chain`: `d = combiner(g) + combiner(q - g)`.
 

@@ -19,7 +19,7 @@ from samo_jax._labels import ParamLabels, label_leaves, only_shared
 from samo_jax._named import named
 from samo_jax._perturbations._base import UNPERTURBED, Perturbation, check_perturbation
 from samo_jax._problem import check_all_params, make_problem
-from samo_jax._step._devices import Devices
+from samo_jax._step._devices import AxisName, Devices
 from samo_jax._step._method import Method, States, check_gramian_block
 from samo_jax._step._step import take_step
 from samo_jax._task_loop import Unroll, check_unroll
@@ -57,7 +57,7 @@ def multitask(
     key: jax.Array | int | None = None,
     param_labels: ParamLabels = None,
     unroll: Unroll = None,
-    axis_name: Any = None,
+    axis_name: AxisName = None,
     gramian_block: int | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Any sharpness method with any gradient combiner, first in an `optax.chain`.
@@ -179,7 +179,7 @@ def multitask(
         loss_fn: LossFn | None = None,
         probe_loss_fn: LossFn | None = None,
         sample_loss_fns: Sequence[LossFn] = (),
-        task_mask: Any = None,
+        task_mask: PyTree = None,
         **extra_args: Any,
     ) -> tuple[PyTree, Any]:
         check_all_params(params)

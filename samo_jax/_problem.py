@@ -45,7 +45,7 @@ class Problem(NamedTuple):
     sample_loss_fns: tuple[LossFn, ...]
     params: PyTree
     mean_grad: PyTree
-    labels: Any
+    labels: PyTree
     tasks: tuple[str, ...]
     step: jax.Array
     key: jax.Array | None

@@ -1,32 +1,33 @@
 """`samo`: `multitask` with the joint global-local perturbation."""
 
-from typing import Any
-
 import jax
 import optax
 
+from samo_jax._checks import ScalarOrSchedule
 from samo_jax._combiners._types import Aggregator, Weighting
 from samo_jax._labels import ParamLabels
 from samo_jax._multitask import multitask
 from samo_jax._named import named
 from samo_jax._perturbations._directions import DirectionLike
+from samo_jax._perturbations._joint import Alpha
 from samo_jax._perturbations._joint_sam import joint_sam
+from samo_jax._step._devices import AxisName
 from samo_jax._task_loop import Unroll
 
 
 @named
 def samo(
     combiner: Weighting | Aggregator,
-    rho: Any = 0.05,
+    rho: ScalarOrSchedule = 0.05,
     *,
-    alpha: Any = 0.5,
-    mu: Any = 1e-2,
+    alpha: Alpha = 0.5,
+    mu: ScalarOrSchedule = 1e-2,
     local: DirectionLike | None = None,
     num_tasks: int,
     key: jax.Array | int | None = None,
     param_labels: ParamLabels = None,
     unroll: Unroll = None,
-    axis_name: Any = None,
+    axis_name: AxisName = None,
     gramian_block: int | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """SAMO: sharpness-aware multi-task optimisation, first in an `optax.chain`.

@@ -32,7 +32,7 @@ def leaf_norm(leaf: jax.Array) -> jax.Array:
     return jnp.sqrt(sum_of_squares(leaf))
 
 
-def group_norms(tree: PyTree, groups: Any) -> dict[Hashable, jax.Array]:
+def group_norms(tree: PyTree, groups: PyTree) -> dict[Hashable, jax.Array]:
     """One Euclidean norm per distinct label of `groups` (a pytree like `tree`)."""
     norms: dict[Hashable, list[jax.Array]] = {}
     for leaf, group in zip(jax.tree.leaves(tree), jax.tree.leaves(groups), strict=True):
@@ -40,7 +40,7 @@ def group_norms(tree: PyTree, groups: Any) -> dict[Hashable, jax.Array]:
     return {group: leaf_norm(jnp.stack(parts)) for group, parts in norms.items()}
 
 
-def group_products(tree: PyTree, other: PyTree, groups: Any) -> dict[Hashable, Any]:
+def group_products(tree: PyTree, other: PyTree, groups: PyTree) -> dict[Hashable, Any]:
     """One inner product per distinct label of `groups` (a pytree like `tree`)."""
     dtype = accumulator_dtype()
     products: dict[Hashable, Any] = {}

@@ -1,12 +1,10 @@
 """`adaptive_sam` (ASAM): a radius relative to the size of each parameter."""
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 
 from samo_jax._checks import ScalarOrSchedule, check_nonnegative, resolve
-from samo_jax._labels import mask_leaves
+from samo_jax._labels import Mask, mask_leaves
 from samo_jax._named import named
 from samo_jax._perturbations._ascent import steepest_ascent
 from samo_jax._perturbations._base import Perturbation
@@ -19,8 +17,8 @@ def adaptive_sam(
     eta: ScalarOrSchedule = 0.01,
     *,
     direction: DirectionLike = "global",
-    mask: Any = None,
-    adapt: Any = None,
+    mask: Mask = None,
+    adapt: Mask = None,
 ) -> Perturbation:
     """ASAM: `eps = rho T^2 p / ||T p||` with `T = |w| + eta`, elementwise.
 

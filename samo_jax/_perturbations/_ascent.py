@@ -4,13 +4,13 @@ Metric, mask, norm groups and radius.
 """
 
 from collections.abc import Callable
-from typing import Any, Literal, TypeAlias, cast, get_args
+from typing import Literal, TypeAlias, cast, get_args
 
 import jax
 import jax.numpy as jnp
 
 from samo_jax._checks import ScalarOrSchedule, check_choice, check_rho, resolve
-from samo_jax._labels import mask_leaves, mask_other_heads
+from samo_jax._labels import Mask, mask_leaves, mask_other_heads
 from samo_jax._perturbations._base import Perturbation, Wrapped, wrap_direction
 from samo_jax._perturbations._directions import DirectionLike, as_direction
 from samo_jax._perturbations._radius import scale_to_radius
@@ -25,7 +25,7 @@ def steepest_ascent(
     *,
     stretch: Callable[..., jax.Array] | None = None,
     damping: Callable[..., jax.Array] | None = None,
-    mask: Any = None,
+    mask: Mask = None,
     norm: Norm = "separate",
 ) -> Perturbation:
     """Steepest ascent along a direction, in a diagonal metric.

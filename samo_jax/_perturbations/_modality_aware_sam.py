@@ -8,7 +8,7 @@ from jax import lax
 
 from samo_jax._absent_tasks import select_tasks
 from samo_jax._checks import ScalarOrSchedule, check_choice, check_count, check_share
-from samo_jax._labels import prefix_leaves
+from samo_jax._labels import Mask, ParamLabels, prefix_leaves
 from samo_jax._named import named
 from samo_jax._perturbations._ascent import steepest_ascent
 from samo_jax._perturbations._base import Direction, Perturbation
@@ -53,9 +53,9 @@ def modality_aware_sam(
     *,
     num_modalities: int,
     decompose: Decomposition = "batch",
-    encoders: Any = None,
+    encoders: ParamLabels = None,
     decay: float = 0.0,
-    mask: Any = None,
+    mask: Mask = None,
 ) -> Perturbation:
     """Modality-Aware SAM: only what the dominant modality contributes is made flat.
 

@@ -1,6 +1,6 @@
 """`probe`: local directions by forward passes alone."""
 
-from typing import Any, Literal, NamedTuple, TypeAlias, get_args
+from typing import Literal, NamedTuple, TypeAlias, get_args
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ from samo_jax._checks import (
     check_mu,
     resolve,
 )
-from samo_jax._labels import SHARED, mask_leaves
+from samo_jax._labels import SHARED, Mask, mask_leaves
 from samo_jax._named import named
 from samo_jax._perturbations._base import Direction
 from samo_jax._perturbations._radius import scale_to_radius
@@ -53,7 +53,7 @@ def probe(
     distribution: Distribution = "normal",
     unit: bool = False,
     sign: Sign = "estimated",
-    mask: Any = None,
+    mask: Mask = None,
 ) -> Direction:
     """A task's gradient as forward-only probes see it: a direction for `joint_sam`.
 

@@ -1,7 +1,6 @@
 """`layerwise_normalize` and `scale_to_radius`: lengths of perturbations."""
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -51,7 +50,7 @@ def layerwise_normalize(tree: PyTree, reference: PyTree) -> PyTree:
 def scale_to_radius(
     direction: PyTree,
     rho: ArrayLike | Callable[[jax.Array], ArrayLike],
-    groups: Any = None,
+    groups: PyTree = None,
 ) -> PyTree:
     """The step of length rho along a direction: `eps = rho p / ||p||`.
 

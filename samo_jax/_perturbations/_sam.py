@@ -1,8 +1,7 @@
 """`sam`: the worst case within a ball."""
 
-from typing import Any
-
 from samo_jax._checks import ScalarOrSchedule
+from samo_jax._labels import Mask
 from samo_jax._named import named
 from samo_jax._perturbations._ascent import Norm, steepest_ascent
 from samo_jax._perturbations._base import Perturbation
@@ -14,7 +13,7 @@ def sam(
     rho: ScalarOrSchedule = 0.05,
     *,
     direction: DirectionLike = "global",
-    mask: Any = None,
+    mask: Mask = None,
     norm: Norm = "separate",
 ) -> Perturbation:
     """SAM: `eps = rho p / ||p||`, p the gradient.

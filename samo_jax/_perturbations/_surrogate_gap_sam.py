@@ -1,10 +1,11 @@
 """`surrogate_gap_sam` (GSAM): a low perturbed loss, close to the clean one."""
 
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 
 from samo_jax._checks import ScalarOrSchedule, check_nonnegative, resolve
+from samo_jax._labels import Mask
 from samo_jax._named import named
 from samo_jax._perturbations._ascent import steepest_ascent
 from samo_jax._perturbations._base import Perturbation
@@ -22,7 +23,7 @@ def surrogate_gap_sam(
     alpha: ScalarOrSchedule = 0.4,
     *,
     direction: Literal["global", "local"] = "global",
-    mask: Any = None,
+    mask: Mask = None,
 ) -> Perturbation:
     """GSAM: SAM's gradient q minus alpha times the part of p orthogonal to it.
 

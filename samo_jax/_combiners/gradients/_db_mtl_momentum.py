@@ -65,7 +65,7 @@ def db_mtl_momentum(
             can be negative need one below their minimum.
 
     Returns:
-        A `Aggregator`, whose weights are those of the averages. A task whose gradient
+        An `Aggregator`, whose weights are those of the averages. A task whose gradient
         is 0 counts as absent: its average waits, and the others' d is that without it.
         On a step with a gradient that is not finite, or a loss that is not finite or
         not above `offset`, no average changes, and d is that of the averages so far.

@@ -54,7 +54,7 @@ def excess_mtl(eta: float = 1e-2) -> Aggregator:
         eta: step size of the weights, non-negative: 0.01 in LibMTL, 1 in TorchJD.
 
     Returns:
-        A `Aggregator`. On a step with a gradient that is not finite its state and
+        An `Aggregator`. On a step with a gradient that is not finite its state and
         weights do not change; the direction is then not finite either.
 
     Raises:

@@ -1,6 +1,6 @@
 """`grouped`: weights that differ between layers or groups of parameters."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -15,10 +15,9 @@ from samo_jax._combiners._types import (
     weighting_update,
 )
 from samo_jax._gramian import combine, gramian
-from samo_jax._labels import prefix_leaves
+from samo_jax._labels import ParamLabels, prefix_leaves
 from samo_jax._named import named
 from samo_jax._tasks import uniform_weights
-from samo_jax._tree import PyTree
 
 
 class GroupedState(NamedTuple):
@@ -37,7 +36,7 @@ class GroupedState(NamedTuple):
 @named
 def grouped(
     weighting: Weighting | Mapping[str, Weighting],
-    groups: Any | Callable[[PyTree], Any] = None,
+    groups: ParamLabels = None,
 ) -> Aggregator:
     """One weighting per group of shared parameters: a Gramian, and weights, for each.
 
@@ -54,7 +53,7 @@ def grouped(
             None: each leaf by its path.
 
     Returns:
-        A `Aggregator`. The weights that `multitask` reports are the groups' mean;
+        An `Aggregator`. The weights that `multitask` reports are the groups' mean;
         `GroupedState.weights` has each group's.
 
     Raises:

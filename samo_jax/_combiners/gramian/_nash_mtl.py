@@ -1,6 +1,6 @@
 """`nash_mtl`: the tasks' Nash bargaining solution."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +10,7 @@ from jax.typing import ArrayLike
 from samo_jax._checks import check_count
 from samo_jax._combiners._types import Weighting
 from samo_jax._combiners.gramian._fairgrad import fairgrad, fairgrad_weights
+from samo_jax._combiners.gramian._gramian_weighting import SolverState
 from samo_jax._named import named
 from samo_jax._tasks import present_tasks
 from samo_jax._tree import zero_unless
@@ -59,7 +60,7 @@ class NashState(NamedTuple):
     """
 
     step: jax.Array
-    weighting: Any
+    weighting: SolverState
     solved_for: jax.Array
 
 
