@@ -10,8 +10,7 @@ import jax.numpy as jnp
 from jax.tree_util import keystr, tree_leaves_with_path
 
 from samo_jax._checks import check_function
-from samo_jax._jaxprs._dependencies import dependencies
-from samo_jax._jaxprs._reach import Use
+from samo_jax._jaxprs import Use, dependencies
 from samo_jax._tree import PyTree
 
 SHARED = "shared"

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from samo_jax._jaxprs._heads import LossProgram, loss_program
+from samo_jax._jaxprs import LossProgram, loss_program
 from samo_jax._tasks import LossFn, loss_leaves, select_loss, stack_losses
 from samo_jax._tree import PyTree, zero_unless
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from samo_jax._jaxprs._convolutions import canonicalize_convolutions
+from samo_jax._jaxprs import canonicalize_convolutions
 from samo_jax._tree import PyTree
 
 _FEW_TASKS = 8

@@ -11,7 +11,7 @@ from jax import lax
 from samo_jax._absent_tasks import is_finite
 from samo_jax._combiners._types import Weighting, weighting_update
 from samo_jax._gramian import gramian
-from samo_jax._jaxprs._convolutions import canonicalize_convolutions
+from samo_jax._jaxprs import canonicalize_convolutions
 from samo_jax._labels import SHARED, only_shared
 from samo_jax._problem import Problem
 from samo_jax._step._method import Method, Outcome, States, combiner_args

@@ -77,8 +77,8 @@ def moco(
             as the analysis does; gamma must then suit the gradients' scale.
 
     Returns:
-        An `Aggregator`. On a step with a gradient (or loss) that is not finite its state
-        does not change, and d is that of the gradients tracked so far. With
+        An `Aggregator`. On a step with a gradient (or loss) that is not finite its
+        state does not change, and d is that of the gradients tracked so far. With
         `normalize`, a task whose gradient is 0 counts as absent: Y_i waits, and d is
         that without it.
 
