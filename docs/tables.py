@@ -1,6 +1,6 @@
 """Tables of methods in README and the pages: `python docs/tables.py` writes them.
 
-They stand between `<!-- table: NAME -->` and `<!-- end -->`, and come from the library's
+They stand between `<!-- table: NAME -->` and `<!-- end -->`, and come from the three
 registries. A test says whether they are up to date.
 """
 
