@@ -245,7 +245,9 @@ LIBRARY = {
     "too many clean losses": lambda: update(
         multitask(samo_jax.dwa(window=1)), losses=jnp.ones(3)
     ),
-    "no losses for a weighting": lambda: samo_jax.mgda_weights(EYE, normalization="loss"),
+    "no losses for a weighting": lambda: samo_jax.mgda_weights(
+        EYE, normalization="loss"
+    ),
     "no losses of examples": lambda: update(
         multitask(MEAN, samo_jax.efficient_sam(), key=0)
     ),
