@@ -113,7 +113,7 @@ draw([truth(n) for n in range(3)])
 # ## Training
 #
 # Mean, MGDA and FairGrad, plain and with SAMO: the same data, initialisation and
-# batches. A combiner is a function of the Gramian, and a solver of one's own is a pair
+# batches. A combiner is a function of the Gramian, and a weighting of one's own a pair
 # of functions: here one that keeps in its state which combiner it is, so that all of
 # them share a compiled step.
 

@@ -1,6 +1,6 @@
 """Sharpness-aware multi-task optimisation in JAX, as Optax gradient transformations."""
 
-from importlib.metadata import PackageNotFoundError, version
+from importlib import metadata as _metadata
 
 from samo_jax._absent_tasks import keep_finite
 from samo_jax._combiners import _registry as _combiner_registry
@@ -52,6 +52,6 @@ __all__ += _combiner_registry.__all__
 __all__ += _perturbation_registry.__all__
 
 try:
-    __version__ = version("samo_jax")
-except PackageNotFoundError:  # from a checkout, not installed
+    __version__ = _metadata.version("samo_jax")
+except _metadata.PackageNotFoundError:  # from a checkout, not installed
     __version__ = "0+unknown"

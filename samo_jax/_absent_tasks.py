@@ -1,4 +1,4 @@
-"""Tasks that a step is better taken without, and state that is better not kept."""
+"""`keep_finite` and what a step does without: absent tasks, and state with a NaN."""
 
 import inspect
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from samo_jax._tasks import loss_leaves
 from samo_jax._tree import PyTree, all_finite, safe_divide, sum_of_squares, zero_unless
 
 
-def task_mask_array(task_mask: Any, tasks: tuple[str, ...]) -> jax.Array:
+def task_mask_array(task_mask: PyTree, tasks: tuple[str, ...]) -> jax.Array:
     """The caller's mask (None: all tasks), shape (K,), bool."""
     if task_mask is None:
         return jnp.ones(len(tasks), bool)
@@ -34,7 +34,7 @@ def is_finite(loss: jax.Array, grads: PyTree) -> jax.Array:
 
 
 def keep_finite(new: PyTree, old: PyTree) -> PyTree:
-    """What the clean pass made of a state, or the state before if that is not finite.
+    """The state that the clean pass returns, or the old one if that is not finite.
 
     One batch with a NaN would leave it in batch statistics for good: the parameters
     survive, and every later evaluation is NaN. The state is kept or dropped as a whole,

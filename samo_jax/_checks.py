@@ -1,4 +1,4 @@
-"""What arguments must be, whichever function takes them."""
+"""Checks of arguments, whichever function takes them."""
 
 import inspect
 from collections.abc import Callable, Iterator, Sequence
@@ -228,7 +228,7 @@ def check_choice(name: str, value: Any, choices: tuple[Any, ...]) -> None:
 
 
 def check_rho(rho: Any) -> None:
-    """The perturbation radius."""
+    """Raise unless `rho` is a radius."""
     kind = type(rho).__name__
     if kind in _NO_RADIUS:
         raise ValueError(
@@ -239,12 +239,12 @@ def check_rho(rho: Any) -> None:
 
 
 def check_alpha(alpha: Any, otherwise: str = "") -> None:
-    """The share of the global gradient."""
+    """Raise unless `alpha` is a share of the global gradient."""
     check_share("alpha", alpha, f"It is the share of the global gradient{otherwise}.")
 
 
 def check_mu(mu: Any) -> None:
-    """The step of a central difference."""
+    """Raise unless `mu` is a step of a central difference."""
     check_positive("mu", mu, "The paper uses 0.01.")
 
 

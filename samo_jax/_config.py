@@ -1,4 +1,4 @@
-"""Settings of the whole library."""
+"""`config`: settings of the whole library."""
 
 import dataclasses
 import os

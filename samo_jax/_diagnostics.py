@@ -1,4 +1,4 @@
-"""What a person looks at after training."""
+"""`delta_m`, `gradient_cosines`, `conflict_rate`: numbers to look at after training."""
 
 import jax
 import jax.numpy as jnp
@@ -20,9 +20,9 @@ def delta_m(
     after training that diverged, makes Delta m so.
 
     Args:
-        metrics: m, shape (..., M), of the multi-task model.
-        baselines: b, shape (M,), of the single-task models.
-        higher_is_better: bool or shape (M,) of bools.
+        metrics: metrics m of the multi-task model, shape (..., M).
+        baselines: metrics b of the single-task models, shape (M,).
+        higher_is_better: one bool for all metrics, or shape (M,).
 
     Returns:
         Delta m in percent, shape (...); NaN if no baseline is left.
@@ -65,7 +65,7 @@ def gradient_cosines(gramian: ArrayLike) -> jax.Array:
     """Cosines between the tasks' gradients, `C_ij = G_ij / sqrt(G_ii G_jj)`.
 
     Args:
-        gramian: G, shape (..., K, K), as `gramian` returns it.
+        gramian: the Gramian G, shape (..., K, K), as `gramian` returns it.
 
     Returns:
         C, shape (..., K, K), with zeros for a task whose gradient is zero.
@@ -86,7 +86,7 @@ def conflict_rate(gramian: ArrayLike) -> jax.Array:
     """The share of task pairs whose gradients conflict, `G_ij < 0`.
 
     Args:
-        gramian: G, shape (..., K, K), as `gramian` returns it.
+        gramian: the Gramian G, shape (..., K, K), as `gramian` returns it.
 
     Returns:
         The share in [0, 1], shape (...); 0 for one task.

@@ -1,4 +1,4 @@
-"""F-MTL: per-task SAM, whose loss parts and flat parts are combined separately."""
+"""`f_mtl`: per-task SAM, whose loss parts and flat parts are combined separately."""
 
 from typing import Any, Literal, NamedTuple
 
@@ -14,11 +14,12 @@ from samo_jax._combiners._types import (
     combiner_update,
     init_combiner,
 )
-from samo_jax._labels import ParamLabels
+from samo_jax._labels import Mask, ParamLabels
 from samo_jax._multitask import multitask
 from samo_jax._named import named
 from samo_jax._perturbations._ascent import Norm, steepest_ascent
 from samo_jax._perturbations._directions import kept_gradients
+from samo_jax._step._devices import AxisName
 from samo_jax._task_loop import Unroll
 from samo_jax._tasks import uniform_weights
 
@@ -46,11 +47,11 @@ def f_mtl(
     adaptive: bool = False,
     direction: Literal["local", "global"] = "local",
     norm: Norm = "separate",
-    mask: Any = None,
+    mask: Mask = None,
     num_tasks: int,
     param_labels: ParamLabels = None,
     unroll: Unroll = None,
-    axis_name: Any = None,
+    axis_name: AxisName = None,
 ) -> optax.GradientTransformationExtraArgs:
     """F-MTL, first in an `optax.chain`: `d = combiner(g) + combiner(q - g)`.
 
@@ -58,7 +59,7 @@ def f_mtl(
     ||g_i||` and `q_i = grad l_i(theta + eps_i)`, the combiner combines the g_i and,
     with weights of its own, the flat parts `q_i - g_i`. Head i keeps its own q_i.
 
-    With a linear combiner (`mean`, `constant`) it is per-task SAM:
+    With fixed weights (`mean`, `constant`) it is per-task SAM:
     `multitask(combiner, local_sam(rho))`. Costs K more forward and backward passes than
     `multitask`, and K more copies of the gradients.
 
@@ -71,9 +72,9 @@ def f_mtl(
             (see `adaptive_sam`, eta 0).
         direction: "local": each task has its own eps_i; "global": all have that of the
             mean gradient.
-        norm: "separate", "joint" or "layerwise", see `sam`. The official scripts use
-            "separate", and "joint" on Multi-MNIST.
-        mask: which leaves are perturbed, see `sam`.
+        norm: "separate", "together" or "layerwise", see `sam`. The official scripts use
+            "separate", and "together" on Multi-MNIST.
+        mask: leaves that are perturbed, see `sam`.
         num_tasks: K, the number of losses.
         param_labels: see `multitask`.
         unroll: see `multitask`.

@@ -1,4 +1,4 @@
-"""Gradients at the parameters: of the mean loss, and of every task."""
+"""`mean_value_and_grad` and `task_gradients`: gradients at the parameters."""
 
 from collections.abc import Callable
 from typing import Any

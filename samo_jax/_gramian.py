@@ -1,4 +1,4 @@
-"""Per-task gradients to Gramian; weights back to a direction."""
+"""`gramian` and `combine`: task gradients to Gramian, weights to a direction."""
 
 import math
 from functools import reduce
@@ -24,7 +24,7 @@ def gramian(task_grads: PyTree, others: PyTree = None) -> jax.Array:
     Args:
         task_grads: a pytree whose leaves have a leading task axis, shape (K, ...), as
             `task_gradients` returns.
-        others: h, like `task_grads`. None: the same gradients.
+        others: gradients h like `task_grads`. None: the same gradients.
 
     Returns:
         G, shape (K, K), symmetric without `others`.
@@ -91,7 +91,7 @@ def combine(weights: jax.Array, task_grads: PyTree) -> PyTree:
     """The direction `d = sum_i w_i g_i`.
 
     Args:
-        weights: w, shape (K,).
+        weights: weights w, shape (K,).
         task_grads: a pytree whose leaves have a leading task axis, shape (K, ...).
 
     Returns:

@@ -1,4 +1,4 @@
-"""Labels of parameters: shared by all tasks, or the head of one; and masks."""
+"""`ParamLabels`: leaves shared by all tasks, or the head of one; and masks."""
 
 import warnings
 from collections.abc import Callable, Sequence
@@ -16,10 +16,11 @@ from samo_jax._tree import PyTree
 SHARED = "shared"
 
 
-ParamLabels: TypeAlias = Any | Callable[[PyTree], Any] | None
+ParamLabels: TypeAlias = PyTree | Callable[[PyTree], PyTree] | None
+Mask: TypeAlias = PyTree | Callable[[PyTree], PyTree] | None
 
 
-def label_leaves(params: PyTree, labels: ParamLabels) -> Any:
+def label_leaves(params: PyTree, labels: ParamLabels) -> PyTree:
     """`labels` (all `SHARED` where None), broadcast to a pytree like `params`.
 
     The index of a task, which names it where the losses are a list, becomes a str.
@@ -34,7 +35,7 @@ def _task_name(label: Any) -> Any:
     return str(int(label)) if is_index else label
 
 
-def prefix_leaves(params: PyTree, prefix: Any, argument: str) -> Any:
+def prefix_leaves(params: PyTree, prefix: ParamLabels, argument: str) -> PyTree:
     """A pytree prefix, or a function that returns one, made a pytree like `params`."""
     if callable(prefix) and not _is_prefix(prefix, params):
         remedy = "A function of paths fits under `jax.tree.map_with_path`."
@@ -60,7 +61,7 @@ def _is_prefix(tree: Any, params: PyTree) -> bool:
     return True
 
 
-def mask_leaves(params: PyTree, mask: Any, argument: str = "mask") -> Any:
+def mask_leaves(params: PyTree, mask: Mask, argument: str = "mask") -> PyTree:
     """`mask`, a prefix of bools or a function, broadcast to a pytree like `params`."""
     chosen = prefix_leaves(params, mask, argument)
     for leaf in jax.tree.leaves(chosen):
@@ -72,7 +73,7 @@ def mask_leaves(params: PyTree, mask: Any, argument: str = "mask") -> Any:
     return chosen
 
 
-def check_labels(labels: Any, names: tuple[str, ...]) -> None:
+def check_labels(labels: PyTree, names: tuple[str, ...]) -> None:
     """Raise if a label is neither `SHARED` nor the name of a task."""
     known = {SHARED, *names}
     unknown = {
@@ -88,7 +89,7 @@ def check_labels(labels: Any, names: tuple[str, ...]) -> None:
         )
 
 
-def only_shared(tree: PyTree, labels: Any) -> PyTree:
+def only_shared(tree: PyTree, labels: PyTree) -> PyTree:
     """`tree` without the leaves of task heads (None in their place)."""
     return jax.tree.map(
         lambda label, leaf: leaf if label == SHARED else None, labels, tree
@@ -96,7 +97,7 @@ def only_shared(tree: PyTree, labels: Any) -> PyTree:
 
 
 def mask_other_heads(
-    eps: PyTree, labels: Any, tasks: tuple[str, ...], i: int | jax.Array
+    eps: PyTree, labels: PyTree, tasks: tuple[str, ...], i: int | jax.Array
 ) -> PyTree:
     """`eps` on shared leaves and on the task's own head, zero on other heads."""
 
@@ -108,7 +109,7 @@ def mask_other_heads(
     return jax.tree.map(own, eps, labels)
 
 
-def check_uses(labels: Any, tasks: tuple[str, ...], program: Any) -> None:
+def check_uses(labels: PyTree, tasks: tuple[str, ...], program: Any) -> None:
     """Raise if a leaf is labelled with a task while another one's loss needs it.
 
     Another one's loss does so certainly, or, but for masks and branches, where the

@@ -1,4 +1,4 @@
-"""LookSAM: a sharpness-aware step now and then, and its memory in between."""
+"""`look_sam`: a sharpness-aware step now and then, and its memory in between."""
 
 from typing import Any, NamedTuple
 
@@ -28,8 +28,8 @@ class LookSamState(NamedTuple):
 
     Attributes:
         step: shape (), int32, updates done so far.
-        orthogonal: v, like the parameters, float32 (float64 under x64), of norm one (at
-            first zero).
+        orthogonal: direction v like the parameters, float32 (float64 under x64), of
+            norm one (at first zero).
         inner_state: state of the wrapped transformation.
     """
 
@@ -66,9 +66,9 @@ def look_sam(
         every: steps from one use of `inner` to the next, positive.
         alpha: weight of the memory, non-negative, or a schedule of the step.
         start: first step of `inner`; before, g is passed on.
-        num_tasks: K, and
-        param_labels: as given to `inner`: on a head, where the incoming gradient is
-            that of the *mean* loss, g is K times it.
+        num_tasks: number K of losses, as given to `inner`.
+        param_labels: labels as given to `inner`: on a head, where the incoming gradient
+            is that of the *mean* loss, g is K times it.
 
     Returns:
         A `GradientTransformationExtraArgs` with the arguments of `inner`. Costs one

@@ -19,7 +19,7 @@ from samo_jax._labels import ParamLabels
 from samo_jax._named import named
 from samo_jax._perturbations._base import UNPERTURBED, Perturbation, check_perturbation
 from samo_jax._problem import check_all_params, make_problem
-from samo_jax._step._devices import Devices
+from samo_jax._step._devices import AxisName, Devices
 from samo_jax._step._method import Method, States, check_gramian_block
 from samo_jax._step._step import take_step
 from samo_jax._task_loop import Unroll, check_unroll
@@ -37,7 +37,7 @@ class MultitaskState(NamedTuple):
             in task order; uniform before the first.
         combiner_state: state of the combiner.
         perturbation_state: state of the perturbation.
-        skipped: shape (K,), int32, how many updates were made without each task.
+        skipped: shape (K,), int32, number of updates that were made without each task.
     """
 
     step: jax.Array
@@ -57,7 +57,7 @@ def multitask(
     key: jax.Array | int | None = None,
     param_labels: ParamLabels = None,
     unroll: Unroll = None,
-    axis_name: Any = None,
+    axis_name: AxisName = None,
     gramian_block: int | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Any sharpness method with any gradient combiner, first in an `optax.chain`.
@@ -86,15 +86,15 @@ def multitask(
         perturbation: the sharpness method, such as `global_sam()`.
         num_tasks: K, the number of losses.
         key: typed PRNG key or int, required if `perturbation` draws random numbers.
-        param_labels: which leaves are used by all tasks ("shared") and which by one
-            (its name: the path in the loss pytree such as "left", or its index 0 in a
-            list): a pytree prefix of the parameters, or a function of them. None: all
-            shared. Labels that the losses contradict raise.
+        param_labels: labels that say of each leaf whether all tasks use it ("shared")
+            or one (its name: the path in the loss pytree such as "left", or its index 0
+            in a list): a pytree prefix of the parameters, or a function of them. None:
+            all shared. Labels that the losses contradict raise.
         unroll: True traces K passes, of which XLA drops the other tasks' heads; False
             loops with `lax.map`, for the compile time and nearly the memory of one
             task; an int maps in chunks of that many tasks, batched (slow for
             convolutions). None: True for up to 8 tasks, False for more.
-        axis_name: inside `jax.shard_map`, the mesh axis (or axes) of the data.
+        axis_name: the mesh axis (or axes) of the data inside `jax.shard_map`.
             `loss_fn` is then of each device's own batch: gradients and losses at the
             perturbed points are averaged over the axis before they are combined. Along
             incoming updates that were averaged too, the perturbation is common; along
@@ -102,14 +102,14 @@ def multitask(
             to="varying")`), it is each device's own: m-sharpness. Gradients and probes
             that a perturbation takes itself ("local", `joint_sam`) are each device's
             own; the state is common. None: under `jit` alone everything is global.
-        gramian_block: for models of which K gradients do not fit: an int B holds B + 1
-            at once, in two sweeps over the tasks. The first takes the Gramian, B rows
-            at a time, in K (K / B + 1) / 2 backward passes; where tasks share P points
-            (`global_sam`: 1, a shared probe: 2) and K > (2 P + 1) B, a column at a
-            time, in (1 + P) K, in the precision of `loss_fn`. The second takes the
-            weighted sum, in K, or in P at shared points. Columns and the sum in P
-            passes need backward passes that are linear: with a `jax.custom_vjp`, or a
-            program that is not known, the others are taken. For a `Weighting`, and
+        gramian_block: number of gradients held at once, for models of which K do not
+            fit: an int B holds B + 1, in two sweeps over the tasks. The first takes the
+            Gramian, B rows at a time, in K (K / B + 1) / 2 backward passes; where tasks
+            share P points (`global_sam`: 1, a shared probe: 2) and K > (2 P + 1) B, a
+            column at a time, in (1 + P) K, in the precision of `loss_fn`. The second
+            takes the weighted sum, in K, or in P at shared points. Columns and the sum
+            in P passes need backward passes that are linear: with a `jax.custom_vjp`,
+            or a program that is not known, the others are taken. For a `Weighting`, and
             perturbations without a memory of gradients. None: all K at once, in K.
 
     Returns:
@@ -178,7 +178,7 @@ def multitask(
         loss_fn: LossFn | None = None,
         probe_loss_fn: LossFn | None = None,
         sample_loss_fns: Sequence[LossFn] = (),
-        task_mask: Any = None,
+        task_mask: PyTree = None,
         **extra_args: Any,
     ) -> tuple[PyTree, Any]:
         check_all_params(params)

@@ -1,4 +1,4 @@
-"""Losses computed in half precision, of parameters kept in float32."""
+"""`mixed_precision`: losses in half precision, of parameters kept in float32."""
 
 import functools
 from collections.abc import Callable
@@ -34,7 +34,7 @@ def mixed_precision(
     Args:
         loss_fn: `loss_fn(params, *args, **kwargs)` returning losses (a pytree of
             scalars or an array), or `(losses, aux)` with `has_aux`.
-        dtype: of the parameters that `loss_fn` gets, such as `jnp.bfloat16`.
+        dtype: dtype of the parameters that `loss_fn` gets, such as `jnp.bfloat16`.
         loss_scale: S, a positive number or scalar, traced or not. float16 needs it: its
             smallest number is 6e-8. None: 1.
         has_aux: whether `loss_fn` also returns auxiliary data, handed on as they are.

@@ -1,4 +1,4 @@
-"""`Problem`: what `update` was given, checked."""
+"""`Problem`: the arguments of one update, checked."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -33,18 +33,18 @@ class Problem(NamedTuple):
 
     Attributes:
         loss_fn: params to K losses, as the user passed it to `update`.
-        probe_loss_fn: the same for forward-only probes (default: `loss_fn`).
+        probe_loss_fn: losses for forward-only probes (default: `loss_fn`).
         sample_loss_fns: further losses like `loss_fn`, of independent batches, whose
             gradients at the perturbed points the combiner wants too.
-        params: theta.
+        params: parameters theta.
         mean_grad: g0, the incoming updates, like `params`.
         labels: a pytree like `params` of "shared" or a task's name. Leaves with one
             label are one norm group.
         tasks: the K task names, in task order.
-        step: shape (), int32, for schedules.
-        key: this step's PRNG key, or None.
+        step: shape (), int32, number of the step, for schedules.
+        key: PRNG key of this step, or None.
         extra_args: the further extra arguments of `update`, for what a method needs.
-        unroll: how loops over tasks are to be run, see `multitask`.
+        unroll: way in which loops over tasks run, see `multitask`.
     """
 
     loss_fn: LossFn
@@ -52,7 +52,7 @@ class Problem(NamedTuple):
     sample_loss_fns: tuple[LossFn, ...]
     params: PyTree
     mean_grad: PyTree
-    labels: Any
+    labels: PyTree
     tasks: tuple[str, ...]
     step: jax.Array
     key: jax.Array | None
@@ -101,7 +101,7 @@ def make_problem(
     extra_args: dict[str, Any],
     unroll: Unroll,
 ) -> Problem:
-    """What `update` was given; raise where it does not fit together."""
+    """The `Problem` of an update; raise where its arguments do not fit together."""
     loss_fn = _required_loss_fn(loss_fn)
     _check_updates(updates, params)
     tasks, program = _trace_tasks(

@@ -1,4 +1,4 @@
-"""Entries of the registries `COMBINERS`, `PERTURBATIONS` and `TRANSFORMATIONS`."""
+"""`CombinerEntry` and `PerturbationEntry`: entries of the three registries."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple, TypeAlias
@@ -13,14 +13,14 @@ class CombinerEntry(NamedTuple):
 
     Attributes:
         factory: function that makes it.
-        family: what its weights or directions are made of.
-        about: what it does and when to choose it, in Markdown.
+        family: source of its weights or directions: losses, Gramian or gradients.
+        about: description, and when to choose it, in Markdown.
         cost: work beyond the K gradients.
         promises: condition of each promise ("" for always): "N", no conflict; "S", the
             line of d does not change with the losses' scales; "L", d is linear in
             them; "+", no weight is negative.
-        needs: what a step has to give it.
-        call: how a table writes the call.
+        needs: data that a step has to give it.
+        call: text of the call in tables.
         arguments: arguments that have no default, from the number of tasks and a key.
     """
 
@@ -43,12 +43,12 @@ class PerturbationEntry(NamedTuple):
 
     Attributes:
         factory: function that makes it.
-        about: where it looks.
-        choose: when to choose it.
-        call: how a table writes the call.
+        about: direction of its perturbations, in Markdown.
+        choose: situation in which to choose it.
+        call: text of the call in tables.
         passes: passes beyond a forward and a backward pass per task and the clean pass.
         copies: further copies of the parameters.
-        remembers: what its state holds.
+        remembers: content of its state.
         needs: extra arguments that `update` must be given.
         variants: other ways to call it that cost something else.
     """

@@ -1,32 +1,33 @@
-"""SAMO: `multitask` with the joint global-local perturbation."""
-
-from typing import Any
+"""`samo`: `multitask` with the joint global-local perturbation."""
 
 import jax
 import optax
 
+from samo_jax._checks import ScalarOrSchedule
 from samo_jax._combiners._types import Aggregator, Weighting
 from samo_jax._labels import ParamLabels
 from samo_jax._multitask import multitask
 from samo_jax._named import named
 from samo_jax._perturbations._directions import DirectionLike
+from samo_jax._perturbations._joint import Alpha
 from samo_jax._perturbations._joint_sam import joint_sam
+from samo_jax._step._devices import AxisName
 from samo_jax._task_loop import Unroll
 
 
 @named
 def samo(
     combiner: Weighting | Aggregator,
-    rho: Any = 0.05,
+    rho: ScalarOrSchedule = 0.05,
     *,
-    alpha: Any = 0.5,
-    mu: Any = 1e-2,
+    alpha: Alpha = 0.5,
+    mu: ScalarOrSchedule = 1e-2,
     local: DirectionLike | None = None,
     num_tasks: int,
     key: jax.Array | int | None = None,
     param_labels: ParamLabels = None,
     unroll: Unroll = None,
-    axis_name: Any = None,
+    axis_name: AxisName = None,
     gramian_block: int | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """SAMO: sharpness-aware multi-task optimisation, first in an `optax.chain`.
@@ -52,7 +53,7 @@ def samo(
         alpha: share of the global gradient in [0, 1], a float or a schedule. 1 is
             global SAM and draws nothing.
         mu: step of the probes' central difference, positive, a float or a schedule.
-        local: what the local part is, see `joint_sam`: None for the paper's,
+        local: source of the local part, see `joint_sam`: None for the paper's,
             `probe(shared=True)` for 2 probing passes instead of 2K.
         num_tasks: K, the number of losses.
         key: typed PRNG key or int, required if the local part draws random numbers, as

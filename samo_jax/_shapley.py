@@ -1,4 +1,4 @@
-"""Shapley values: what each modality contributes to a value of the whole."""
+"""`shapley_values`: what each modality contributes to a value of the whole."""
 
 from collections.abc import Callable
 from itertools import product
@@ -23,7 +23,7 @@ def shapley_values(
     num_permutations: int = 16,
     subtract_empty: bool = True,
 ) -> PyTree:
-    """What each modality adds to a value, averaged over the orders of joining.
+    """Shares of the modalities in a value, averaged over the orders of joining.
 
     `phi_m = sum_{S not with m} |S|! (M - |S| - 1)! / M! (V(S + m) - V(S))`
 
@@ -39,11 +39,11 @@ def shapley_values(
             loss, or any pytree of arrays such as logits or one value an example.
             Replace absent inputs, say `jnp.where(present[0], image, 0)`, inside a model
             in evaluation mode, so that coalitions differ in their modalities alone.
-        num_modalities: M.
+        num_modalities: number M of modalities.
         key: typed PRNG key or int, of the orders, required beyond 6 modalities.
         num_permutations: number of orders beyond 6 modalities.
-        subtract_empty: the values sum to V(all) - V(none). False: V(none) counts as 0,
-            as in AGM, and is not evaluated; they sum to V(all).
+        subtract_empty: whether the values sum to V(all) - V(none). False: V(none)
+            counts as 0, as in AGM, and is not evaluated; they sum to V(all).
 
     Returns:
         phi, a pytree like the value, whose leaves have a leading modality axis, shape
@@ -100,7 +100,7 @@ def _all_coalitions(num_modalities: int) -> tuple[jax.Array, jax.Array]:
 def _sampled_coalitions(
     key: jax.Array, num_modalities: int, num_permutations: int
 ) -> tuple[jax.Array, jax.Array]:
-    """The same of random orders, whose first and last coalitions are all one."""
+    """Masks and weights of random orders, which have the first and last in common."""
     ranks = jax.vmap(lambda key: jax.random.permutation(key, num_modalities))(
         jax.random.split(key, num_permutations)
     )[:, None, :]

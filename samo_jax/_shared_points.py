@@ -27,7 +27,7 @@ class SharedPoints(NamedTuple):
     Make them by `at_points`.
 
     Attributes:
-        index: which point is each task's, shape (K,), int.
+        index: number of the point of each task, shape (K,), int.
         passes: forward passes of all losses, shape (K,), by point.
         own_pass: `own_pass(i)`, forward passes of the loss of task i alone, by point.
             None: they are made of `passes`.
@@ -90,7 +90,7 @@ def at_points(
     Args:
         loss_fn: params to K losses.
         points: P pytrees like params.
-        index: which point is each task's, int, shape (K,).
+        index: number of the point of each task, shape (K,), int.
         unrolled: whether tasks come one by one as Python numbers, so that JAX drops the
             other tasks' heads from the passes of each.
     """

@@ -1,6 +1,4 @@
-"""Sharpness-aware training on one loss."""
-
-from typing import Any
+"""`single_task`: sharpness-aware training on one loss."""
 
 import jax
 import optax
@@ -9,6 +7,7 @@ from samo_jax._combiners.losses._mean import mean
 from samo_jax._multitask import multitask
 from samo_jax._named import named
 from samo_jax._perturbations._base import Perturbation
+from samo_jax._step._devices import AxisName
 
 
 @named
@@ -16,7 +15,7 @@ def single_task(
     perturbation: Perturbation,
     *,
     key: jax.Array | int | None = None,
-    axis_name: Any = None,
+    axis_name: AxisName = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Any sharpness method for one loss, first in an `optax.chain`.
 

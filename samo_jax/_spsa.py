@@ -1,4 +1,4 @@
-"""Zeroth-order gradient information: forward passes alone, no derivative."""
+"""`directional_difference` and `spsa_gradient`: gradients by forward passes alone."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, TypeAlias
@@ -26,7 +26,7 @@ def random_direction(
 
 
 def random_signs(key: jax.Array, shape: tuple[int, ...], dtype: DTypeLike) -> jax.Array:
-    """Like `jax.random.rademacher`, from one random bit each instead of 32."""
+    """Random signs, drawn from one bit each instead of `jax.random.rademacher`'s 32."""
     *rest, last = shape or (1,)
     words = jax.random.bits(key, (*rest, -(-last // 32)))
     places = jnp.arange(32, dtype=words.dtype)
@@ -45,8 +45,8 @@ def directional_difference(
 
     Args:
         loss_fn: params to a pytree of losses, of any shape.
-        params: theta.
-        direction: z, a pytree like `params`.
+        params: parameters theta.
+        direction: direction z, a pytree like `params`.
         mu: step, positive. `mu ||z||` is the distance probed: for a standard normal z
             it grows as `mu sqrt(n)` with the number of parameters.
 
@@ -93,7 +93,7 @@ def spsa_gradient(
     Args:
         key: a typed PRNG key or int.
         loss_fn: params to one scalar.
-        params: theta.
+        params: parameters theta.
         mu: step of the central difference, positive.
 
     Returns:

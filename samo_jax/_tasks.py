@@ -1,4 +1,4 @@
-"""Tasks: their losses, names, and arrays with one number per task."""
+"""`LossFn` and tasks: their losses, names, and arrays with one number per task."""
 
 from numbers import Number
 from typing import Any, Protocol, TypeAlias
@@ -150,7 +150,7 @@ def per_task(
 
 
 def present_tasks(present: ArrayLike | None, num_tasks: int) -> jax.Array:
-    """Which tasks take part (None: all), shape (K,), bool; raise on other shapes."""
+    """The tasks that take part (None: all), shape (K,), bool; raise on other shapes."""
     if present is None:
         return jnp.ones((num_tasks,), bool)
     present = jnp.asarray(present, bool)

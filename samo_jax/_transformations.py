@@ -1,4 +1,4 @@
-"""The registry of sharpness methods that are transformations of their own."""
+"""`TRANSFORMATIONS`: the registry of methods that are transformations of their own."""
 
 from samo_jax._f_mtl import f_mtl
 from samo_jax._look_sam import look_sam

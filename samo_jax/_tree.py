@@ -1,4 +1,4 @@
-"""Float32 (float64 under x64) pytree arithmetic that `optax.tree` lacks."""
+"""Pytree arithmetic in float32 (float64 under x64) that `optax.tree` lacks."""
 
 from collections.abc import Callable, Hashable
 from functools import partial
@@ -12,7 +12,7 @@ PyTree: TypeAlias = Any
 
 
 def accumulator_dtype() -> jnp.dtype:
-    """float64 under x64, float32 otherwise, whatever the parameter dtype."""
+    """The dtype of sums: float64 under x64, else float32, whatever the parameters'."""
     return jnp.result_type(float)
 
 
@@ -23,16 +23,16 @@ def safe_divide(numerator: jax.Array, denominator: jax.Array) -> jax.Array:
 
 
 def sum_of_squares(leaf: jax.Array) -> jax.Array:
-    """Of one array, accumulated in `accumulator_dtype`."""
+    """Sum of the squares of one array, in `accumulator_dtype`."""
     return jnp.sum(jnp.square(leaf.astype(accumulator_dtype())))
 
 
 def leaf_norm(leaf: jax.Array) -> jax.Array:
-    """Euclidean norm of one array, accumulated in `accumulator_dtype`."""
+    """Euclidean norm of one array, in `accumulator_dtype`."""
     return jnp.sqrt(sum_of_squares(leaf))
 
 
-def group_norms(tree: PyTree, groups: Any) -> dict[Hashable, jax.Array]:
+def group_norms(tree: PyTree, groups: PyTree) -> dict[Hashable, jax.Array]:
     """One Euclidean norm per distinct label of `groups` (a pytree like `tree`)."""
     norms: dict[Hashable, list[jax.Array]] = {}
     for leaf, group in zip(jax.tree.leaves(tree), jax.tree.leaves(groups), strict=True):
@@ -40,7 +40,7 @@ def group_norms(tree: PyTree, groups: Any) -> dict[Hashable, jax.Array]:
     return {group: leaf_norm(jnp.stack(parts)) for group, parts in norms.items()}
 
 
-def group_products(tree: PyTree, other: PyTree, groups: Any) -> dict[Hashable, Any]:
+def group_products(tree: PyTree, other: PyTree, groups: PyTree) -> dict[Hashable, Any]:
     """One inner product per distinct label of `groups` (a pytree like `tree`)."""
     dtype = accumulator_dtype()
     products: dict[Hashable, Any] = {}

@@ -139,11 +139,11 @@ LIBRARY = {
     "fairness in quotes": lambda: samo_jax.fairgrad("1"),
     "a negative temperature": lambda: samo_jax.dwa(-1.0, window=1),
     "a smoothing of one": lambda: samo_jax.smoothed(samo_jax.mgda(), 1.0),
-    # Solvers and perturbations
-    "a solver's factory, not called": lambda: samo(samo_jax.mgda),
-    "a solver by name": lambda: samo("mgda"),
-    "an optimiser as solver": lambda: multitask(optax.adam(1e-3)),
-    "solver and perturbation swapped": lambda: multitask(samo_jax.sam(), MEAN),
+    # Combiners and perturbations
+    "a combiner's factory, not called": lambda: samo(samo_jax.mgda),
+    "a combiner by name": lambda: samo("mgda"),
+    "an optimiser as combiner": lambda: multitask(optax.adam(1e-3)),
+    "combiner and perturbation swapped": lambda: multitask(samo_jax.sam(), MEAN),
     "a perturbation's factory, not called": lambda: multitask(MEAN, samo_jax.sam),
     "a radius as perturbation": lambda: multitask(MEAN, 0.05),
     "samo as perturbation": lambda: multitask(MEAN, samo()),
@@ -151,10 +151,10 @@ LIBRARY = {
     "a perturbation in samo": lambda: samo(rho=samo_jax.global_sam()),
     "a direction in samo": lambda: samo(rho=samo_jax.probe()),
     "a perturbation in LookSAM": lambda: samo_jax.look_sam(samo_jax.sam()),
-    "smoothing what is no solver": lambda: samo_jax.smoothed(samo_jax.graddrop(0)),
+    "smoothing what is no weighting": lambda: samo_jax.smoothed(samo_jax.graddrop(0)),
     # Keys
     "no key": lambda: samo(key=None),
-    "no key of a solver": lambda: samo_jax.pcgrad(None),
+    "no key of a combiner": lambda: samo_jax.pcgrad(None),
     "a key in quotes": lambda: samo(key="0"),
     "a fraction as key": lambda: samo(key=0.5),
     "an array of an int as key": lambda: samo(key=jnp.array(3)),
@@ -245,7 +245,9 @@ LIBRARY = {
     "too many clean losses": lambda: update(
         multitask(samo_jax.dwa(window=1)), losses=jnp.ones(3)
     ),
-    "no losses for a solver": lambda: samo_jax.mgda_weights(EYE, normalization="loss"),
+    "no losses for a weighting": lambda: samo_jax.mgda_weights(
+        EYE, normalization="loss"
+    ),
     "no losses of examples": lambda: update(
         multitask(MEAN, samo_jax.efficient_sam(), key=0)
     ),
@@ -284,7 +286,7 @@ LIBRARY = {
     ),
     "too few baselines": lambda: samo_jax.delta_m([1.0, 2.0, 3.0], [1.0, 2.0]),
     # One's own methods
-    "an own solver's weights": lambda: update(
+    "an own weighting's weights": lambda: update(
         multitask(samo_jax.Weighting(lambda _: (), lambda *_, **__: (jnp.ones(3), ())))
     ),
     "an own perturbation's shapes": lambda: update(

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import tarfile
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,12 @@ def test_the_source_distribution_has_every_file(tmp_path, monkeypatch):
     files = {file for file in listed.split("\0") if (ROOT / file).is_file()}
     assert {"conftest.py", "tests/conftest.py", "pyproject.toml"} < files
     assert files - names == set()
+
+
+def test_the_citation_has_the_version_of_the_project():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    citation = (ROOT / "CITATION.cff").read_text()
+    assert f"\nversion: {project['version']}\n" in citation
 
 
 @pytest.mark.parametrize(

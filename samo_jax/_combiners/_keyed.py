@@ -1,4 +1,4 @@
-"""Combiners that draw random numbers."""
+"""`keyed_weighting`: combiners that draw random numbers."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple

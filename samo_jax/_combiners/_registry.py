@@ -1,4 +1,4 @@
-"""The registry of combiners, and their public names.
+"""`COMBINERS`: the registry of combiners, and their public names.
 
 A new combiner has its file, and here an import, a name and an entry.
 """

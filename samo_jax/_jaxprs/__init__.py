@@ -1,8 +1,8 @@
-"""Everything that looks into the programs (jaxprs) of users, behind one door.
+"""Rewrites of the programs (jaxprs) of users, all behind one door.
 
 A program is rearranged only if each of its operations is known (`_known`), and only
-where `samo_jax.config.rewrite_programs` allows it. This package imports nothing of the
-library but its settings.
+where `samo_jax.config.rewrite_programs` allows it. The files import one another and
+`_config`; the rest of the library imports this package alone, none of its files.
 """
 
 from samo_jax._jaxprs._convolutions import (

@@ -1,4 +1,4 @@
-"""Convolutions inside loops, in the form in which a CPU runs them fast."""
+"""`canonicalize_convolutions`: convolutions in loops, as a CPU runs them fast."""
 
 import itertools
 import math
@@ -55,7 +55,7 @@ def _has_convolution(closed: ClosedJaxpr) -> bool:
 
 
 def _canonicalized(closed: ClosedJaxpr) -> ClosedJaxpr:
-    """What `canonicalize_convolutions` makes of a program on a CPU."""
+    """A program with its convolutions in the order of `canonicalize_convolutions`."""
     if not _has_convolution(closed):
         return closed
     evaluate = partial(_evaluate, closed.jaxpr, closed.consts)
@@ -179,5 +179,5 @@ def _transpose(x, order):
 
 
 def _arrange(out, spec, out_spec):
-    """From axes in the order of `spec` to those of `out_spec`."""
+    """The array with axes in the order of `out_spec` instead of `spec`."""
     return lax.transpose(out, [spec[out_spec.index(axis)] for axis in range(out.ndim)])

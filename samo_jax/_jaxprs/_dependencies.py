@@ -1,4 +1,4 @@
-"""Which inputs of a program its outputs have a gradient by.
+"""`dependencies`: the inputs that the outputs of a program have a gradient by.
 
 One pass over the equations. Each array carries sets of inputs (`_reach`), as the bits
 of Python ints. Three things can be known of a dependency (`Use`): that there is none,
@@ -84,12 +84,12 @@ _CALLS = {
 
 
 def dependencies(program: Any) -> list[Reach]:
-    """What each number depends on that the program returns, scalars or vectors.
+    """The inputs that each number of a program's outputs depends on.
 
     The time is that of one pass over the program with its calls written out.
 
     Args:
-        program: a closed jaxpr.
+        program: a closed jaxpr that returns scalars or vectors.
     """
     inputs = _opened(program).invars
     bits = [1 << (i + INPUTS) for i in range(len(inputs))]
@@ -155,7 +155,7 @@ class _Analysis:
         return _first_order(_KINDS.get(name), eqn, values)
 
     def _scan(self, eqn, values):
-        """Those of a loop with a length, whose first turn is taken by itself."""
+        """The outputs of a loop with a length, whose first turn is taken by itself."""
         # By their ranks: JAX's versions do not agree on what tells how many there are.
         params, body = eqn.params, _opened(eqn.params["jaxpr"])
         first_x = len(values) - _count_rows(eqn.invars, body.invars)
@@ -178,7 +178,7 @@ class _Analysis:
         return [*carry, *ys]
 
     def _while(self, params, values):
-        """Those of a loop of any length, of which nothing is certain."""
+        """The outputs of a loop of any length, of which nothing is certain."""
         consts = params["cond_nconsts"], params["body_nconsts"]
         body = values[consts[0] : sum(consts)]
         first = [uniform(whole(value)) for value in values[sum(consts) :]]
@@ -216,7 +216,7 @@ def _first_order(kind: str | None, eqn: Any, values: Sequence[Value]) -> list[Va
 
 
 def _invariant(turn: Callable[..., Any], carry: list[Value]) -> list[Value]:
-    """What holds for the carry after any number of turns of a loop."""
+    """The value of the carry that holds after any number of turns of a loop."""
     for _ in range(_ROUNDS):
         later = [one_of(pair) for pair in zip(carry, turn(carry), strict=True)]
         if later == carry:
@@ -234,7 +234,7 @@ def _opened(program: Any) -> Any:
 
 
 def _count_rows(atoms: Sequence[Any], rows: Sequence[Any]) -> int:
-    """How many arrays a loop cuts into rows, or makes of rows."""
+    """The number of arrays that a loop cuts into rows, or makes of rows."""
     pairs = zip(atoms, rows, strict=True)
     return sum(len(atom.aval.shape) > len(row.aval.shape) for atom, row in pairs)
 
@@ -256,7 +256,7 @@ def _is_contraction(eqn: Any) -> bool:
 
 
 def _unknown(eqn: Any, reaches: Sequence[Reach]) -> Reach:
-    """What an equation may depend on that has no rule here."""
+    """The reach of an equation that has no rule here: all that it may depend on."""
     is_ref = any("Ref" in type(atom.aval).__name__ for atom in eqn.invars)
     effects = {type(effect).__name__ for effect in eqn.effects} - {"NamedAxisEffect"}
     if is_ref or effects:

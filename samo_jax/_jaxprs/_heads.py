@@ -1,4 +1,4 @@
-"""The cut between what several tasks compute and the head of each."""
+"""`loss_program`: the cut between what several tasks compute and the head of each."""
 
 from collections import defaultdict
 from collections.abc import Callable

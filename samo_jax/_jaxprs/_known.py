@@ -1,4 +1,4 @@
-"""Which programs are known well enough to be taken apart and run again."""
+"""`is_known`: whether a program may be taken apart and run again."""
 
 import functools
 import gc
@@ -102,7 +102,7 @@ def is_container(eqn: Any) -> bool:
 
 
 def variables(atoms: Any) -> list[Any]:
-    """Those of `atoms` that are no literals, once each."""
+    """The variables among `atoms`, which are no literals, once each."""
     return list(dict.fromkeys(a for a in atoms if not isinstance(a, Literal)))
 
 
@@ -122,7 +122,7 @@ def _closes_over_tracers(params: dict[str, Any]) -> bool:
 
 
 def _referents(item: Any) -> list[Any]:
-    """What an object refers to, a function's globals left out."""
+    """The objects that an object refers to, a function's globals left out."""
     if isinstance(item, FunctionType):
         return [item.__closure__, item.__defaults__, item.__kwdefaults__, item.__dict__]
     if isinstance(item, functools.partial):

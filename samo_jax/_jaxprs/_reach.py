@@ -1,4 +1,4 @@
-"""What is known of an array's dependence on inputs, and rules for operations on it.
+"""`Reach`: an array's dependence on inputs, and the rules for operations on it.
 
 What is generic: an array that the program closes over (the batch) may be a mask, but no
 row of it is all zero. Where x depends on an input in every entry, so does `batch @ x`,
@@ -22,7 +22,7 @@ CONSTANT = DATA | NONZERO
 
 
 class Use(IntEnum):
-    """How an output depends on an input."""
+    """The way in which an output depends on an input."""
 
     NO = 0  # The gradient is zero.
     MAYBE = 1  # Through what cannot be looked into, such as a custom derivative.
@@ -34,10 +34,10 @@ class Reach(NamedTuple):
     """The inputs that an array has a gradient by, as bits.
 
     Attributes:
-        maybe: all of them.
-        likely: those through known equations alone.
-        some: those by which at least one entry certainly has a gradient.
-        certain: those by which every entry has.
+        maybe: all inputs that it may have a gradient by.
+        likely: inputs through known equations alone.
+        some: inputs by which at least one entry certainly has a gradient.
+        certain: inputs by which every entry certainly has one.
     """
 
     maybe: int = 0
@@ -46,7 +46,7 @@ class Reach(NamedTuple):
     certain: int = 0
 
     def use(self, i: int) -> Use:
-        """How the array depends on the input i."""
+        """The way in which the array depends on the input i."""
         bit = 1 << (i + INPUTS)
         return Use(
             (self.maybe & bit != 0)
@@ -82,12 +82,12 @@ def uniform(reach: Reach) -> Value:
 
 
 def whole(value: Value) -> Reach:
-    """What some entry depends on, and (certain) what every entry does."""
+    """The reach of a whole array: of some entry, and (certain) of every entry."""
     return value.parts[0] if len(value.parts) == 1 else joined(value.parts)
 
 
 def joined(reaches: Sequence[Reach]) -> Reach:
-    """Of all entries of these arrays together."""
+    """The reach of all entries of these arrays together."""
     maybe, likely, some, certain = zip(*reaches, strict=True)
     return Reach(
         reduce(or_, maybe),
@@ -136,7 +136,7 @@ def pasted(reaches: Sequence[Reach]) -> Reach:
 def product(
     reaches: Sequence[Reach], is_scalar: bool = False, is_sum: bool = False
 ) -> Reach:
-    """It has a gradient by a factor where the other one is not zero.
+    """A product: it has a gradient by a factor where the other one is not zero.
 
     A batch is somewhere not zero, or as a scalar it may be; sums are of all its rows.
     """
@@ -153,7 +153,7 @@ def product(
 
 
 def _constant_product(reaches: Sequence[Reach], is_sum: bool) -> int:
-    """What is known of a product without inputs."""
+    """The bits of `CONSTANT` that are certain of a product."""
     one, other = (reach.certain & CONSTANT for reach in reaches)
     if not (one and other):
         return 0

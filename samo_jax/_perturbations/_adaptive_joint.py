@@ -1,5 +1,6 @@
 """`adaptive_joint`: the mixture that has been closest to each task's gradients."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -19,7 +20,7 @@ _RIDGE = 1e-3
 
 
 class AdaptiveState(NamedTuple):
-    """What `alpha="adaptive"` remembers.
+    """State of `alpha="adaptive"`.
 
     Attributes:
         local_state: state of the local direction.
@@ -31,7 +32,9 @@ class AdaptiveState(NamedTuple):
     moments: jax.Array
 
 
-def adaptive_joint(local: Direction, anchor: Any) -> Direction:
+def adaptive_joint(
+    local: Direction, anchor: Callable[[Any], PyTree] | None
+) -> Direction:
     """The combination of g0 and lhat_i that has had the largest cosine with g_i.
 
     With r = cos(g0, lhat), the least-squares coefficients of g_i / ||g_i|| on the two

@@ -1,12 +1,10 @@
-"""Adaptive SAM (ASAM): a radius relative to the size of each parameter."""
-
-from typing import Any
+"""`adaptive_sam` (ASAM): a radius relative to the size of each parameter."""
 
 import jax
 import jax.numpy as jnp
 
 from samo_jax._checks import ScalarOrSchedule, check_nonnegative, resolve
-from samo_jax._labels import mask_leaves
+from samo_jax._labels import Mask, mask_leaves
 from samo_jax._named import named
 from samo_jax._perturbations._ascent import steepest_ascent
 from samo_jax._perturbations._base import Perturbation
@@ -19,8 +17,8 @@ def adaptive_sam(
     eta: ScalarOrSchedule = 0.01,
     *,
     direction: DirectionLike = "global",
-    mask: Any = None,
-    adapt: Any = None,
+    mask: Mask = None,
+    adapt: Mask = None,
 ) -> Perturbation:
     """ASAM: `eps = rho T^2 p / ||T p||` with `T = |w| + eta`, elementwise.
 
@@ -33,10 +31,10 @@ def adaptive_sam(
 
     Args:
         rho: radius, non-negative, or a schedule of the step.
-        eta: added to `|w|`, non-negative, or a schedule.
+        eta: summand of `|w|`, non-negative, or a schedule.
         direction: see `sam`.
-        mask: which leaves are perturbed, see `sam`.
-        adapt: on which leaves `T = |w| + eta`; elsewhere T = 1. A pytree prefix of
+        mask: leaves that are perturbed, see `sam`.
+        adapt: leaves on which `T = |w| + eta`; elsewhere T = 1. A pytree prefix of
             bools, or a function of the parameters that returns one. None: all.
 
     Returns:

@@ -4,13 +4,13 @@ Metric, mask, norm groups and radius.
 """
 
 from collections.abc import Callable
-from typing import Any, Literal, TypeAlias, cast, get_args
+from typing import Literal, TypeAlias, cast, get_args
 
 import jax
 import jax.numpy as jnp
 
 from samo_jax._checks import ScalarOrSchedule, check_choice, check_rho, resolve
-from samo_jax._labels import mask_leaves, mask_other_heads
+from samo_jax._labels import Mask, mask_leaves, mask_other_heads
 from samo_jax._perturbations._base import Perturbation, Wrapped, wrap_direction
 from samo_jax._perturbations._directions import DirectionLike, as_direction
 from samo_jax._perturbations._radius import scale_to_radius
@@ -25,7 +25,7 @@ def steepest_ascent(
     *,
     stretch: Callable[..., jax.Array] | None = None,
     damping: Callable[..., jax.Array] | None = None,
-    mask: Any = None,
+    mask: Mask = None,
     norm: Norm = "separate",
 ) -> Perturbation:
     """Steepest ascent along a direction, in a diagonal metric.
@@ -34,7 +34,7 @@ def steepest_ascent(
     `sum_j (eps_j / t_j)^2 <= rho^2`, on every norm group.
 
     Args:
-        direction: p.
+        direction: ascent direction p.
         rho: radius, or a schedule of the step.
         stretch: `stretch(params, p, step)`, the pytree t. None: 1.
         damping: `damping(norm, step)`, a factor of rho, of `||t p||`. None: 1.
@@ -76,7 +76,7 @@ def steepest_ascent(
         directions, index = cast(Callable, inner.shared_perturbations)(wrapped.inner)
         return [scale(wrapped.problem, p) for p in directions], index
 
-    # A joint norm is also over the task's own head.
+    # A norm together with the head is another one for each task.
     shared = inner.shared_perturbations is not None and norm != "together"
     return Perturbation(
         *wrap_direction(inner)._replace(

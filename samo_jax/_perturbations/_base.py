@@ -57,7 +57,7 @@ class Perturbation(NamedTuple):
 
 
 class Direction(NamedTuple):
-    """Where each task looks, before that gets its length: a part of perturbations.
+    """An ascent direction before it gets its length: a part of perturbations.
 
     `sam(direction=...)` makes a perturbation of it, `joint_sam(local=...)` a part of
     one. The attributes are those of `Perturbation`, but that `perturb` and

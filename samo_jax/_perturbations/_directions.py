@@ -1,4 +1,4 @@
-"""Where ascent goes before it gets its length: raw directions, one per task."""
+"""`DirectionLike`: raw ascent directions, one per task, without a length."""
 
 from typing import Any, Literal, TypeAlias
 

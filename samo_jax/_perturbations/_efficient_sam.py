@@ -1,12 +1,11 @@
-"""Efficient SAM (ESAM): random weights perturbed, the most sensitive examples used."""
-
-from typing import Any
+"""`efficient_sam` (ESAM): random parameters perturbed, few examples used."""
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 from samo_jax._checks import ScalarOrSchedule, check_scalar, is_number
+from samo_jax._labels import Mask
 from samo_jax._named import named
 from samo_jax._perturbations._ascent import steepest_ascent
 from samo_jax._perturbations._base import Perturbation
@@ -21,7 +20,7 @@ def efficient_sam(
     gamma: float = 0.5,
     *,
     direction: DirectionLike = "global",
-    mask: Any = None,
+    mask: Mask = None,
 ) -> Perturbation:
     """ESAM: `eps = (m / beta) rho p / ||p||`, m Bernoulli(beta) for each parameter.
 

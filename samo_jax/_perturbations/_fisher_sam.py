@@ -1,11 +1,10 @@
-"""Fisher SAM: a radius that shrinks where the model's output is sensitive."""
-
-from typing import Any
+"""`fisher_sam`: a radius that shrinks where the model's output is sensitive."""
 
 import jax
 from jax import lax
 
 from samo_jax._checks import ScalarOrSchedule, check_nonnegative, resolve
+from samo_jax._labels import Mask
 from samo_jax._named import named
 from samo_jax._perturbations._ascent import steepest_ascent
 from samo_jax._perturbations._base import Perturbation
@@ -18,7 +17,7 @@ def fisher_sam(
     eta: ScalarOrSchedule = 1.0,
     *,
     direction: DirectionLike = "global",
-    mask: Any = None,
+    mask: Mask = None,
 ) -> Perturbation:
     """Fisher SAM: `eps = rho F^-1 p / sqrt(p' F^-1 p)` with `F = 1 + eta p^2`.
 

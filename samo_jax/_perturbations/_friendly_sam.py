@@ -1,10 +1,11 @@
-"""Friendly SAM: ascent along the minibatch's own part of the gradient."""
+"""`friendly_sam`: ascent along the minibatch's own part of the gradient."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 
 from samo_jax._checks import ScalarOrSchedule, check_nonnegative, check_share, resolve
+from samo_jax._labels import Mask
 from samo_jax._named import named
 from samo_jax._perturbations._ascent import steepest_ascent
 from samo_jax._perturbations._base import Perturbation, same_for_all_tasks
@@ -29,7 +30,7 @@ def friendly_sam(
     sigma: ScalarOrSchedule = 1.0,
     decay: float = 0.9,
     *,
-    mask: Any = None,
+    mask: Mask = None,
 ) -> Perturbation:
     """Friendly SAM: `eps = rho q / ||q||`, `q = g0 - sigma m`.
 
@@ -42,7 +43,7 @@ def friendly_sam(
     Args:
         rho: radius, non-negative, or a schedule of the step.
         sigma: share of m taken out, non-negative, or a schedule.
-        decay: of the average m, in [0, 1].
+        decay: decay of the average m, in [0, 1].
         mask: see `sam`.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Global SAM: all tasks look along the gradient of the mean loss."""
+"""`global_sam`: all tasks look along the gradient of the mean loss."""
 
 from samo_jax._checks import ScalarOrSchedule
 from samo_jax._named import named

@@ -23,7 +23,7 @@ def joint(
     """`eps_i = joint_perturbation(g0, ghat_i)`, on heads along g0 alone.
 
     Args:
-        local: ghat_i.
+        local: local direction ghat_i.
         rho: radius, or a schedule of the step.
         alpha: share of the global gradient, a schedule of the step, or "adaptive".
         anchor: g0 from the context of `local`. None: the incoming updates.

@@ -17,7 +17,7 @@ class JointContext(NamedTuple):
     Attributes:
         problem: the problem of this step.
         inner: context of the local direction.
-        mean_grad: g0.
+        mean_grad: mean gradient g0.
         moments: moments of the adaptive alpha, if there is one.
     """
 

@@ -1,7 +1,5 @@
 """`joint_perturbation`: a global gradient and a local one, in one direction."""
 
-from typing import Any
-
 import jax
 from jax.typing import ArrayLike
 
@@ -16,7 +14,7 @@ def joint_perturbation(
     *,
     rho: ArrayLike,
     alpha: ArrayLike,
-    groups: Any = None,
+    groups: PyTree = None,
 ) -> PyTree:
     """SAMO's joint global-local perturbation of one task.
 
@@ -55,7 +53,9 @@ def joint_perturbation(
     return scale_to_radius(p, rho, groups)
 
 
-def mix_directions(a: Any, mean_grad: PyTree, b: Any, local_grad: PyTree) -> PyTree:
+def mix_directions(
+    a: ArrayLike, mean_grad: PyTree, b: ArrayLike, local_grad: PyTree
+) -> PyTree:
     """`a g0 + b lhat`, with a lhat in `accumulator_dtype`."""
     return jax.tree.map(
         lambda g, local: a * g.astype(local.dtype) + b * local, mean_grad, local_grad

@@ -38,10 +38,10 @@ def joint_sam(
             probes: where tasks are looped over, those of each task's own run twice.
         mu: step of the default probe's difference, positive, or a schedule. Probes are
             `mu sqrt(n)` away.
-        local: where ghat_i comes from. None: `probe(mu)`, the paper's. A `probe` with
-            other settings; "local", the exact gradient (K more forward and backward
-            passes); any other `Direction`, or a perturbation, for its direction.
-            `memory_sam` needs no pass for it.
+        local: source of ghat_i. None: `probe(mu)`, the paper's. A `probe` with other
+            settings; "local", the exact gradient (K more forward and backward passes);
+            any other `Direction`, or a perturbation, for its direction. `memory_sam`
+            needs no pass for it.
 
     Returns:
         A `Perturbation` for `multitask`.

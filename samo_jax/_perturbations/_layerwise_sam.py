@@ -1,8 +1,7 @@
-"""Layer-wise SAM: every layer looks as far as every other."""
-
-from typing import Any
+"""`layerwise_sam`: every layer looks as far as every other."""
 
 from samo_jax._checks import ScalarOrSchedule
+from samo_jax._labels import Mask
 from samo_jax._named import named
 from samo_jax._perturbations._ascent import steepest_ascent
 from samo_jax._perturbations._base import Perturbation
@@ -14,7 +13,7 @@ def layerwise_sam(
     rho: ScalarOrSchedule = 0.05,
     *,
     direction: DirectionLike = "global",
-    mask: Any = None,
+    mask: Mask = None,
 ) -> Perturbation:
     """Layer-wise SAM: `eps^d = rho p^d / ||p^d||` on every leaf d.
 

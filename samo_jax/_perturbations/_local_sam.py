@@ -1,4 +1,4 @@
-"""Local SAM: every task looks along its own gradient."""
+"""`local_sam`: every task looks along its own gradient."""
 
 from samo_jax._checks import ScalarOrSchedule
 from samo_jax._named import named

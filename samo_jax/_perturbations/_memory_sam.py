@@ -1,4 +1,4 @@
-"""`memory_sam`: SAMO without probes; the local part is the task's last gradient."""
+"""`memory_sam`: SAMO without probes, by each task's last gradient."""
 
 from functools import partial
 
@@ -40,8 +40,8 @@ def memory_sam(
     Args:
         rho: radius, non-negative, or a schedule of the step.
         alpha: share of the global gradient, see `joint_sam`.
-        decay: of the moving average m_i, in [0, 1]. 0 is the last gradient.
-        dtype: of the m_i. None: the parameters'; bfloat16 saves half of float32.
+        decay: decay of the moving average m_i, in [0, 1]. 0 is the last gradient.
+        dtype: dtype of the m_i. None: the parameters'; bfloat16 saves half of float32.
         clean_pass: whether g0 is the incoming updates.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Modality-Aware SAM: sharpness of the part of the loss that one modality dominates."""
+"""`modality_aware_sam`: flatness of the loss that one modality dominates."""
 
 from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 
@@ -8,7 +8,7 @@ from jax import lax
 
 from samo_jax._absent_tasks import select_tasks
 from samo_jax._checks import ScalarOrSchedule, check_choice, check_count, check_share
-from samo_jax._labels import prefix_leaves
+from samo_jax._labels import Mask, ParamLabels, prefix_leaves
 from samo_jax._named import named
 from samo_jax._perturbations._ascent import steepest_ascent
 from samo_jax._perturbations._base import Direction, Perturbation
@@ -38,7 +38,7 @@ class ModalityAwareSamState(NamedTuple):
 
 
 class _Context(NamedTuple):
-    """Trees and arrays have a leading task axis."""
+    """Context of `modality_aware_sam`, with a leading task axis everywhere."""
 
     problem: Problem
     state: ModalityAwareSamState
@@ -53,9 +53,9 @@ def modality_aware_sam(
     *,
     num_modalities: int,
     decompose: Decomposition = "batch",
-    encoders: Any = None,
+    encoders: ParamLabels = None,
     decay: float = 0.0,
-    mask: Any = None,
+    mask: Mask = None,
 ) -> Perturbation:
     """Modality-Aware SAM: only what the dominant modality contributes is made flat.
 
@@ -94,15 +94,16 @@ def modality_aware_sam(
 
     Args:
         rho: radius, non-negative, or a schedule of the step. 0 is plain training.
-        num_modalities: M. Beyond 6, phi is sampled, which takes a `key`.
+        num_modalities: number M of modalities. Beyond 6, phi is sampled, which takes a
+            `key`.
         decompose: "batch", "sample" or "modality", see above.
         encoders: perturb the dominant modality's encoder alone. A pytree prefix of
             ints, or a function of the parameters that returns one: m at the leaves of
             modality m's encoder, -1 at those of none. None: perturb all leaves.
-        decay: of an average of phi over steps, in [0, 1], against the noise of a
+        decay: decay of an average of phi over steps, in [0, 1], against the noise of a
             batch's accuracy. "sample" takes each example's own phi, and the average
             only for `encoders`.
-        mask: which leaves are perturbed, see `sam`.
+        mask: leaves that are perturbed, see `sam`.
 
     Returns:
         A `Perturbation` for `multitask` and `single_task`. Its state has the
@@ -229,25 +230,25 @@ def _shapley_values(problem: Problem, num_modalities: int) -> jax.Array:
 
 
 def _clean_gradients(problem: Problem) -> PyTree:
-    """Each task's own, with a leading task axis; of one task, the incoming updates."""
+    """The tasks' gradients, with a leading task axis; of one, the incoming updates."""
     if len(problem.tasks) == 1:
         return jax.tree.map(lambda leaf: leaf[None], problem.mean_grad)
     return kept_gradients("local").prepare(problem, ())
 
 
 def _example_weights(v: jax.Array) -> jax.Array:
-    """Of l_b in `L_d = mean_b v_{b,d(b)} l_b`, shape (K, B)."""
+    """Weights of l_b in `L_d = mean_b v_{b,d(b)} l_b`, shape (K, B)."""
     return jnp.max(v, axis=1) / v.shape[2]
 
 
 def _modality_weights(v: jax.Array) -> jax.Array:
-    """Of l_m in `L_d = v_d l_d`, shape (K, M)."""
+    """Weights of l_m in `L_d = v_d l_d`, shape (K, M)."""
     d = jnp.argmax(v, axis=1)
     return v * jax.nn.one_hot(d, v.shape[1], dtype=v.dtype)
 
 
 def _dominant_gradients(problem: Problem, weights: jax.Array) -> PyTree:
-    """Grad L_d(w), with a leading task axis."""
+    """Gradients of L_d(w), with a leading task axis."""
 
     def gradient(i):
         return jax.grad(lambda w: _dominant_loss(problem, weights, w, i))(

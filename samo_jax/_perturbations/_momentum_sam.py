@@ -1,12 +1,11 @@
-"""Momentum-SAM: the worst case guessed from momentum, with one gradient a step."""
-
-from typing import Any
+"""`momentum_sam`: the worst case guessed from momentum, with one gradient a step."""
 
 import jax
 import jax.numpy as jnp
 
 from samo_jax._checks import ScalarOrSchedule, check_share
 from samo_jax._gramian import combine
+from samo_jax._labels import Mask
 from samo_jax._named import named
 from samo_jax._perturbations._ascent import steepest_ascent
 from samo_jax._perturbations._base import Perturbation, same_for_all_tasks
@@ -16,7 +15,7 @@ from samo_jax._tree import as_floats, zeros_like_params
 
 @named
 def momentum_sam(
-    rho: ScalarOrSchedule = 0.3, decay: float = 0.9, *, mask: Any = None
+    rho: ScalarOrSchedule = 0.3, decay: float = 0.9, *, mask: Mask = None
 ) -> Perturbation:
     """Momentum-SAM: `eps = -rho v / ||v||`, `v <- decay v + mean_i grad l_i(w + eps)`.
 
@@ -32,7 +31,7 @@ def momentum_sam(
     Args:
         rho: radius, non-negative, or a schedule of the step. The official scripts use
             up to 3.
-        decay: of the momentum v, in [0, 1].
+        decay: decay of the momentum v, in [0, 1].
         mask: see `sam`.
 
     Returns:

@@ -1,10 +1,9 @@
-"""Monge SAM: a radius that shrinks where the loss is steep."""
-
-from typing import Any
+"""`monge_sam`: a radius that shrinks where the loss is steep."""
 
 import jax.numpy as jnp
 
 from samo_jax._checks import ScalarOrSchedule, check_nonnegative, resolve
+from samo_jax._labels import Mask
 from samo_jax._named import named
 from samo_jax._perturbations._ascent import steepest_ascent
 from samo_jax._perturbations._base import Perturbation
@@ -17,7 +16,7 @@ def monge_sam(
     alpha: ScalarOrSchedule = 1.0,
     *,
     direction: DirectionLike = "global",
-    mask: Any = None,
+    mask: Mask = None,
 ) -> Perturbation:
     """Monge SAM: `eps = rho p / (||p|| sqrt(1 + alpha^2 ||p||^2))`, p the gradient.
 

@@ -1,6 +1,6 @@
-"""Local directions from forward passes alone."""
+"""`probe`: local directions by forward passes alone."""
 
-from typing import Any, Literal, NamedTuple, TypeAlias, get_args
+from typing import Literal, NamedTuple, TypeAlias, get_args
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ from samo_jax._checks import (
     check_mu,
     resolve,
 )
-from samo_jax._labels import SHARED, mask_leaves
+from samo_jax._labels import SHARED, Mask, mask_leaves
 from samo_jax._named import named
 from samo_jax._perturbations._base import Direction
 from samo_jax._perturbations._radius import scale_to_radius
@@ -53,7 +53,7 @@ def probe(
     distribution: Distribution = "normal",
     unit: bool = False,
     sign: Sign = "estimated",
-    mask: Any = None,
+    mask: Mask = None,
 ) -> Direction:
     """A task's gradient as forward-only probes see it: a direction for `joint_sam`.
 
@@ -64,17 +64,19 @@ def probe(
 
     With `shared` and one probe the K tasks have two perturbed points, `theta + eps_+`
     and `theta + eps_-`, and are evaluated there: 2 forward passes and K backward ones;
-    2 backward ones with a linear combiner such as `mean`. (`direction._replace(
-    shared_perturbations=None)` evaluates task after task, in less memory.)
+    2 backward ones with a combiner that needs no Gramian, such as `mean`.
+    (`direction._replace(shared_perturbations=None)` evaluates task after task, in less
+    memory.)
 
     Args:
         mu: step of the difference, positive, or a schedule.
-        num_probes: n.
+        num_probes: number n of probes.
         shared: one set of probes for all tasks, whose losses come out of one forward
             pass, instead of one set per task.
         antithetic: False takes `l_i(theta + mu z_k) - l_i(theta)` instead: n + 1
             passes, not 2 n, but also the curvature along z_k.
-        distribution: of the entries of z_k: "normal" or "rademacher" (random signs).
+        distribution: law of the entries of z_k: "normal" or "rademacher" (random
+            signs).
         unit: z_k has length one, so that probes are mu away. Otherwise they are about
             `mu sqrt(P)` away, which is far in a large model.
         sign: "random" draws c_ik = +-1 instead, without a pass: the control for every

@@ -1,7 +1,6 @@
-"""Lengths of perturbations: per leaf, per norm group, and the radius rho."""
+"""`layerwise_normalize` and `scale_to_radius`: lengths of perturbations."""
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -51,12 +50,12 @@ def layerwise_normalize(tree: PyTree, reference: PyTree) -> PyTree:
 def scale_to_radius(
     direction: PyTree,
     rho: ArrayLike | Callable[[jax.Array], ArrayLike],
-    groups: Any = None,
+    groups: PyTree = None,
 ) -> PyTree:
     """The step of length rho along a direction: `eps = rho p / ||p||`.
 
     Args:
-        direction: p.
+        direction: ascent direction p.
         rho: radius, non-negative, or a function of `||p||`.
         groups: a pytree of labels like `direction`; leaves with one label share one
             norm and one radius. None: one norm over all leaves.

@@ -1,4 +1,4 @@
-"""The registry of perturbations, and their public names.
+"""`PERTURBATIONS`: the registry of perturbations, and their public names.
 
 A new perturbation has its file, and here an import, a name and an entry.
 """

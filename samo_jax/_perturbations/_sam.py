@@ -1,8 +1,7 @@
-"""SAM: the worst case within a ball."""
-
-from typing import Any
+"""`sam`: the worst case within a ball."""
 
 from samo_jax._checks import ScalarOrSchedule
+from samo_jax._labels import Mask
 from samo_jax._named import named
 from samo_jax._perturbations._ascent import Norm, steepest_ascent
 from samo_jax._perturbations._base import Perturbation
@@ -14,7 +13,7 @@ def sam(
     rho: ScalarOrSchedule = 0.05,
     *,
     direction: DirectionLike = "global",
-    mask: Any = None,
+    mask: Mask = None,
     norm: Norm = "separate",
 ) -> Perturbation:
     """SAM: `eps = rho p / ||p||`, p the gradient.
@@ -23,13 +22,14 @@ def sam(
 
     Args:
         rho: radius, non-negative, or a schedule of the step.
-        direction: whose gradient p is. "global": the mean loss's, the incoming updates,
-            at no extra pass (G-SAM); "local": each task's own, K more passes (L-SAM);
-            a `Direction` such as `probe()`; or a `Perturbation`, for its direction.
-        mask: which leaves are perturbed: a pytree prefix of bools, or a function of the
+        direction: ascent direction p. "global": the gradient of the mean loss, the
+            incoming updates, at no extra pass (G-SAM); "local": each task's own, K more
+            passes (L-SAM); a `Direction` such as `probe()`; or a `Perturbation`, for
+            its direction.
+        mask: leaves that are perturbed: a pytree prefix of bools, or a function of the
             parameters that returns one. None: all.
-        norm: over which leaves `||p||` is taken: "separate", shared leaves on their own
-            and each head on its own; "joint", shared leaves and the task's head
+        norm: leaves over which `||p||` is taken: "separate", shared leaves on their own
+            and each head on its own; "together", shared leaves and the task's head
             together; "layerwise", each leaf on its own.
 
     Returns:

@@ -1,10 +1,11 @@
-"""Surrogate-gap SAM (GSAM): lower the perturbed loss, and its gap to the clean one."""
+"""`surrogate_gap_sam` (GSAM): a low perturbed loss, close to the clean one."""
 
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 
 from samo_jax._checks import ScalarOrSchedule, check_nonnegative, resolve
+from samo_jax._labels import Mask
 from samo_jax._named import named
 from samo_jax._perturbations._ascent import steepest_ascent
 from samo_jax._perturbations._base import Perturbation
@@ -22,7 +23,7 @@ def surrogate_gap_sam(
     alpha: ScalarOrSchedule = 0.4,
     *,
     direction: Literal["global", "local"] = "global",
-    mask: Any = None,
+    mask: Mask = None,
 ) -> Perturbation:
     """GSAM: SAM's gradient q minus alpha times the part of p orthogonal to it.
 
@@ -37,7 +38,7 @@ def surrogate_gap_sam(
         direction: "global": p is the gradient of the mean loss. With several tasks
             choose "local", each task's own gradient (K more passes and copies): of the
             other tasks' gradients "global" would subtract a part, even with rho = 0.
-        mask: which leaves are perturbed, see `sam`.
+        mask: leaves that are perturbed, see `sam`.
 
     Returns:
         A `Perturbation` for `multitask` and `single_task`. Inner products are over the

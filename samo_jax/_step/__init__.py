@@ -1,5 +1,6 @@
-"""One training step, from a problem to its direction.
+"""One training step, from a problem to its direction: see docs/design.md.
 
-A step is made of methods (`_perturbations`, `_combiners`) and of gradients; it may
-import all of them, and is imported by `_multitask` alone.
+`_step` chooses a way: `_all_gradients`, `_weights_first` or `_gramian_blocks`.
+It may import methods (`_perturbations`, `_combiners`) and all that they may import;
+`_multitask` and what stands on it import this package.
 """

@@ -1,4 +1,4 @@
-"""The way of a step that has all K gradients at once."""
+"""`step_by_all_gradients`: the way of a step that has all K gradients at once."""
 
 from functools import partial
 

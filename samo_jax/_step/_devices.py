@@ -1,12 +1,15 @@
 """`Devices`: what a step does across the devices of a mesh axis."""
 
-from typing import Any, NamedTuple
+from collections.abc import Hashable, Sequence
+from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 from samo_jax._tree import PyTree, accumulator_dtype
+
+AxisName: TypeAlias = Hashable | Sequence[Hashable] | None
 
 
 class Devices(NamedTuple):
@@ -16,7 +19,7 @@ class Devices(NamedTuple):
         axis_name: the axis, or axes. None: under `jax.jit` alone everything is global.
     """
 
-    axis_name: Any
+    axis_name: AxisName
 
     def mean(self, tree: PyTree) -> PyTree:
         """The mean over the devices."""

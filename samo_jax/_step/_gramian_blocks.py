@@ -1,4 +1,4 @@
-"""The way of a step that never holds K gradients: two sweeps over the tasks."""
+"""`step_by_gramian_blocks`: a step in two sweeps that never holds K gradients."""
 
 from collections.abc import Callable
 from functools import partial
@@ -22,12 +22,12 @@ ValueAndGradient: TypeAlias = Callable[[jax.Array], tuple[jax.Array, PyTree]]
 
 
 class FirstSweep(NamedTuple):
-    """What the first sweep has found.
+    """Results of the first sweep over the tasks.
 
     Attributes:
         losses: losses at the perturbed points, shape (K,).
         gramian: Gramian of the shared leaves, shape (K, K).
-        finite: whether each task's loss and squared gradient norm are, shape (K,).
+        finite: whether a task's loss and squared gradient norm are finite, shape (K,).
     """
 
     losses: jax.Array

@@ -1,4 +1,4 @@
-"""`Method`: what `multitask` was built of, and what one step hands on."""
+"""`Method`: the settings of `multitask`, and what one step hands on."""
 
 from typing import Any, NamedTuple
 
@@ -22,7 +22,7 @@ class Method(NamedTuple):
 
 
 class States(NamedTuple):
-    """What a method remembers from step to step.
+    """States of a method, from step to step.
 
     Attributes:
         combiner: state of the combiner.
@@ -34,13 +34,13 @@ class States(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What a way of a step has found.
+    """Result of one way of a step.
 
     Attributes:
-        shared: the direction of shared leaves (others: anything).
+        shared: direction of shared leaves (others: anything).
         heads: each head's own gradient (shared leaves: anything).
         weights: weights of the tasks, shape (K,).
-        present: which tasks took part, shape (K,), bool.
+        present: whether each task took part, shape (K,), bool.
         states: the method's new states.
     """
 

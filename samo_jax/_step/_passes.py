@@ -1,4 +1,4 @@
-"""Passes at the perturbed points: a few that tasks share, or one for each task."""
+"""`task_pass`: passes at the perturbed points, shared by tasks or one for each."""
 
 from collections.abc import Callable
 from typing import TypeAlias, cast

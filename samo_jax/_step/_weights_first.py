@@ -1,4 +1,4 @@
-"""The way of a step whose weights need no gradient."""
+"""`step_by_weights_first`: the way of a step whose weights need no gradient."""
 
 from typing import cast
 

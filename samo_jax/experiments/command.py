@@ -1,4 +1,4 @@
-"""What the command lines of the experiments share."""
+"""Command lines of the experiments: what they share."""
 
 import argparse
 import os
@@ -137,7 +137,7 @@ def results_folder(out: Path | None, name: str) -> Path:
 
 
 def make_console(width: int, quiet: bool = False) -> Console:
-    """What prints on a terminal, or in some width into a file.
+    """A console that prints on a terminal, or in some width into a file.
 
     Names of methods, tasks and folders are text: nothing in them is markup.
     """

@@ -62,7 +62,7 @@ class FileParser(Parser):
         return values
 
     def _setting(self, key: str, value: Any) -> argparse.Namespace:
-        """What the command line makes of a setting."""
+        """A setting as the command line has it."""
         items = value if isinstance(value, list) else [value]
         for item in items:
             if not isinstance(item, str | int | float):
@@ -121,8 +121,8 @@ def goes_on(folder: Path, config: dict[str, Any], writes: bool = True) -> bool:
     """Whether a run has begun in this folder; if not, write `config.json`.
 
     Args:
-        folder: of the run.
-        config: its settings.
+        folder: folder of the run.
+        config: settings of the run.
         writes: whether this process is one that does.
 
     Raises:

@@ -65,13 +65,13 @@ METHODS: dict[str, Callable[[Any], samo_jax.Perturbation | None]] = {
 
 
 class Run(NamedTuple):
-    """What one network, of the best radius, came to.
+    """Results of one network, of the best radius.
 
     Attributes:
-        accuracy: on test pictures, with both halves and with either alone, in [0, 1].
-        validation_accuracy: the same on validation pictures.
+        accuracy: accuracy on test pictures, with both halves and either alone.
+        validation_accuracy: accuracy on validation pictures.
         rho: the radius.
-        validation_scores: of each radius, mean validation accuracy over the three and
+        validation_scores: mean validation accuracy of each radius over the three and
             over seeds, by which the best is chosen.
     """
 
@@ -89,8 +89,8 @@ class Batch(NamedTuple):
 
     Attributes:
         net: the network.
-        halves: shape (B, 2, 32).
-        digits: shape (B,).
+        halves: halves of the pictures, shape (B, 2, 32).
+        digits: labels, shape (B,).
     """
 
     net: HalvesNet
@@ -124,7 +124,7 @@ class Batch(NamedTuple):
         return self.loss(params) + jnp.sum(self.modality_losses(params))
 
     def extra_args(self, method: str) -> dict[str, Any]:
-        """What `modality_aware_sam` asks for."""
+        """The arguments that `modality_aware_sam` asks for."""
         if method == "sample":
             return {
                 "modality_fn": lambda params, present: -self.losses(params, present),
@@ -204,7 +204,7 @@ def train_all(method: str, args: argparse.Namespace) -> dict[int, Run]:
 
 
 def _fault(run: Run) -> str | None:
-    """What is wrong with a run that a file says to have finished."""
+    """The fault in a run that a file says to have finished."""
     for accuracy in (run.accuracy, run.validation_accuracy):
         if accuracy.keys() != _PRESENT.keys():
             return f"its accuracies are not those with {', '.join(_PRESENT)}"

@@ -31,9 +31,9 @@ def write_page(folder: Path, title: str, text: str, pictures: Collection[str]) -
     """Write `report.md` and `report.html`.
 
     Args:
-        folder: where they go.
-        title: without a line break.
-        text: in Markdown; of what others have named, only `tables.literal` text.
+        folder: folder of the files.
+        title: title, without a line break.
+        text: text in Markdown; what others have named as `tables.literal` text.
         pictures: the files in the folder that the text may show.
     """
     page = f"# {title}\n\n{text}"

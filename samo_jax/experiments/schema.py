@@ -27,7 +27,7 @@ def read(path: Path) -> Any:
 
 
 def parse(content: bytes, loads: Any = None) -> Any:
-    """What JSON says.
+    """The value that JSON says.
 
     Raises:
         ValueError: in one line, if it is damaged.
@@ -59,10 +59,10 @@ def conform(value: Any, kind: Any, name: str) -> Any:
     `NamedTuple` is a list or an object of its fields.
 
     Args:
-        value: of `json.loads`.
+        value: value from `json.loads`.
         kind: Any, float, int, bool, str; a NamedTuple or TypedDict; a dict, Mapping,
             list, Sequence or tuple of these; or one of them `| None`.
-        name: of the value, in errors.
+        name: name of the value, in errors.
 
     Raises:
         ValueError: in one line, if it is not one.
@@ -116,7 +116,7 @@ _SCALARS = {
 
 
 def _items(value: Any, kinds: Sequence[Any], name: str) -> list[Any]:
-    """Those of a list of known length."""
+    """The items of a list of known length."""
     fits = isinstance(value, list) and len(value) == len(kinds)
     _require(fits, value, f"a list of {len(kinds)}", name)
     named = enumerate(zip(value, kinds, strict=True))
@@ -126,7 +126,7 @@ def _items(value: Any, kinds: Sequence[Any], name: str) -> list[Any]:
 def _fields(
     value: dict[str, Any], kinds: dict[str, Any], optional: Collection[str], name: str
 ) -> dict[str, Any]:
-    """Those of an object, of known names."""
+    """The fields of an object, of known names."""
     for key in kinds:
         if key not in value and key not in optional:
             raise ValueError(f"{name} lacks {key!r}")

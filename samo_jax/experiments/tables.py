@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 
 def decimals_of(value: float) -> int:
-    """How many to print: of small numbers up to four, of NaN and infinity one."""
+    """The number of decimals to print: up to four, of NaN and infinity one."""
     if not np.isfinite(value):
         return 1
     return int(np.clip(2 - np.floor(np.log10(abs(value) or 1)), 1, 4))
@@ -47,7 +47,7 @@ def interval(values: Any, decimals: int | None = None) -> str:
 
 
 def half_width(values: Any) -> float:
-    """Of the 95 % confidence interval of the mean of two or more values."""
+    """Half the width of the 95 % confidence interval of a mean."""
     count = len(values)
     return stdtrit(count - 1, 0.975) * np.std(values, ddof=1) / np.sqrt(count)
 
@@ -126,14 +126,14 @@ def load(
     check: Callable[[Any, T], str | None] = lambda _settings, _run: None,
     settings: type[Any] | None = None,
 ) -> tuple[Any, dict[str, dict[int, T]]]:
-    """What `save` has written, nothing where it has not.
+    """The rows that `save` has written, empty where it has not.
 
     Args:
-        folder: where it is.
-        kind: of each run, a `NamedTuple`.
-        methods: that there may be; None: any.
-        seeds: that there may be, `range(seeds)`; None: any.
-        check: what is wrong with a run, if anything is, by the settings and the run.
+        folder: folder of the file.
+        kind: type of each run, a `NamedTuple`.
+        methods: methods that there may be; None: any.
+        seeds: number of seeds that there may be; None: any.
+        check: function of the settings and a run to its fault, or None.
         settings: the settings that are wanted, a `NamedTuple`; None: none.
 
     Returns:
@@ -178,7 +178,7 @@ class _Document(NamedTuple):
 
 
 class _Key(NamedTuple):
-    """What a run is found by."""
+    """Key that a run is found by."""
 
     method: str
     seed: int

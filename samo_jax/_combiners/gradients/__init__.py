@@ -1,4 +1,5 @@
-"""Combiners that need the gradients themselves, one file per method.
+"""Combiners that need the gradients themselves (`Aggregator`), one file per method.
 
-They may import the types of combiners and what `losses` says of usable losses.
+They may import the types of combiners, one another, and which losses are usable from
+`losses`; no solver and no weighting of a Gramian.
 """

@@ -1,4 +1,4 @@
-"""DB-MTL: losses balanced by logarithms, gradients by their tracked norms."""
+"""`db_mtl_momentum`: balanced log losses, gradients of one tracked norm (DB-MTL)."""
 
 from typing import NamedTuple
 
@@ -29,9 +29,9 @@ class DBMTLState(NamedTuple):
 
     Attributes:
         step: shape (), int32, updates done.
-        average: E, like the shared parameters with a leading task axis, float32
-            (float64 under x64); 0 at first.
-        unusable: shape (K,), int32, how many updates had a loss of each task that was
+        average: averages E like the shared parameters with a leading task axis,
+            float32 (float64 under x64); 0 at first.
+        unusable: shape (K,), int32, number of updates in which a loss of each task was
             not finite or not above `offset`. While it grows, the averages stand still.
     """
 
@@ -59,13 +59,13 @@ def db_mtl_momentum(
     choose a smaller decay.
 
     Args:
-        decay: of the moving averages, in [0, 1]. 0: none.
+        decay: decay of the moving averages, in [0, 1]. 0: none.
         power: exponent of the decay's own decay, non-negative. 0: constant.
         offset: one number or one per task: `L_i - offset_i` stands for L_i. Losses that
             can be negative need one below their minimum.
 
     Returns:
-        A `Aggregator`, whose weights are those of the averages. A task whose gradient
+        An `Aggregator`, whose weights are those of the averages. A task whose gradient
         is 0 counts as absent: its average waits, and the others' d is that without it.
         On a step with a gradient that is not finite, or a loss that is not finite or
         not above `offset`, no average changes, and d is that of the averages so far.

@@ -1,4 +1,4 @@
-"""Products of two independent samples of the task gradients."""
+"""`double_sampling`: products of two independent samples of the gradients."""
 
 from collections.abc import Sequence
 

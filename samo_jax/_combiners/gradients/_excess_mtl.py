@@ -1,4 +1,4 @@
-"""ExcessMTL: weights by estimated excess risk."""
+"""`excess_mtl`: weights by estimated excess risk."""
 
 from typing import NamedTuple
 
@@ -28,8 +28,8 @@ class ExcessMTLState(NamedTuple):
         log_weights: shape (K,), logarithms of the weights, which sum to one; of uniform
             ones at first.
         baseline: shape (K,), the first positive excess risk of every task; 0 before.
-        sum_of_squares: S, like the shared parameters with a leading task axis, float32
-            (float64 under x64); 0 at first.
+        sum_of_squares: sums S like the shared parameters with a leading task axis,
+            float32 (float64 under x64); 0 at first.
     """
 
     log_weights: jax.Array
@@ -54,7 +54,7 @@ def excess_mtl(eta: float = 1e-2) -> Aggregator:
         eta: step size of the weights, non-negative: 0.01 in LibMTL, 1 in TorchJD.
 
     Returns:
-        A `Aggregator`. On a step with a gradient that is not finite its state and
+        An `Aggregator`. On a step with a gradient that is not finite its state and
         weights do not change; the direction is then not finite either.
 
     Raises:

@@ -1,4 +1,4 @@
-"""GradDrop: gradient sign dropout."""
+"""`graddrop`: gradient sign dropout."""
 
 from typing import NamedTuple
 
@@ -44,7 +44,7 @@ def graddrop(key: jax.Array | int, leak: Vector = 0.0) -> Aggregator:
             (K,). 1 is the mean gradient.
 
     Returns:
-        A `Aggregator`, whose weights are uniform.
+        An `Aggregator`, whose weights are uniform.
 
     Raises:
         ValueError: if `leak` is outside [0, 1] or, in `update`, not one per task.

@@ -1,6 +1,6 @@
-"""Per-layer and per-group combination: the weights differ between parameter groups."""
+"""`grouped`: weights that differ between layers or groups of parameters."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -15,19 +15,18 @@ from samo_jax._combiners._types import (
     weighting_update,
 )
 from samo_jax._gramian import combine, gramian
-from samo_jax._labels import prefix_leaves
+from samo_jax._labels import ParamLabels, prefix_leaves
 from samo_jax._named import named
 from samo_jax._tasks import uniform_weights
-from samo_jax._tree import PyTree
 
 
 class GroupedState(NamedTuple):
     """State of `grouped`.
 
     Attributes:
-        weights: by group, shape (K,), of the last update (first: uniform).
-        weighting_states: for each distinct weighting, the states of its groups (in
-            sorted order), stacked.
+        weights: weights of the last update by group, shape (K,) (first: uniform).
+        weighting_states: states of the groups (in sorted order), stacked for each
+            distinct weighting.
     """
 
     weights: dict[str, jax.Array]
@@ -37,7 +36,7 @@ class GroupedState(NamedTuple):
 @named
 def grouped(
     weighting: Weighting | Mapping[str, Weighting],
-    groups: Any | Callable[[PyTree], Any] = None,
+    groups: ParamLabels = None,
 ) -> Aggregator:
     """One weighting per group of shared parameters: a Gramian, and weights, for each.
 
@@ -48,13 +47,13 @@ def grouped(
 
     Args:
         weighting: the `Weighting` of every group, each with its own state, or a mapping
-            from groups to solvers.
-        groups: like `param_labels`, a pytree prefix of the parameters, or a function of
-            the shared ones (None stands where a head was), that names the group of each
-            leaf. None: each leaf by its path.
+            from groups to weightings.
+        groups: name of each leaf's group: as `param_labels`, a pytree prefix of the
+            parameters, or a function of the shared ones (None stands where a head was).
+            None: each leaf by its path.
 
     Returns:
-        A `Aggregator`. The weights that `multitask` reports are the groups' mean;
+        An `Aggregator`. The weights that `multitask` reports are the groups' mean;
         `GroupedState.weights` has each group's.
 
     Raises:

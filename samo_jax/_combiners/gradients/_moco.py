@@ -1,4 +1,4 @@
-"""MoCo: stochastic multi-objective descent with gradient tracking."""
+"""`moco`: stochastic multi-objective descent with gradient tracking."""
 
 from typing import NamedTuple
 
@@ -34,10 +34,10 @@ class MoCoState(NamedTuple):
 
     Attributes:
         step: shape (), int32, updates done.
-        weights: lambda, shape (K,), on the simplex; uniform at first. Present tasks
-            change theirs among themselves.
-        tracked: Y, like the shared parameters with a leading task axis, float32
-            (float64 under x64); 0 at first.
+        weights: weights lambda on the simplex, shape (K,); uniform at first. Present
+            tasks change theirs among themselves.
+        tracked: averages Y like the shared parameters with a leading task axis,
+            float32 (float64 under x64); 0 at first.
     """
 
     step: jax.Array
@@ -77,8 +77,8 @@ def moco(
             as the analysis does; gamma must then suit the gradients' scale.
 
     Returns:
-        A `Aggregator`. On a step with a gradient (or loss) that is not finite its state
-        does not change, and d is that of the gradients tracked so far. With
+        An `Aggregator`. On a step with a gradient (or loss) that is not finite its
+        state does not change, and d is that of the gradients tracked so far. With
         `normalize`, a task whose gradient is 0 counts as absent: Y_i waits, and d is
         that without it.
 

@@ -1,4 +1,4 @@
-"""MoDo: min-norm weights from two independent batches, one projected step at a time."""
+"""`modo`: min-norm weights of two independent batches, one projected step at a time."""
 
 import jax.numpy as jnp
 
@@ -30,7 +30,7 @@ def modo(gamma: float = 0.1, rho: float = 0.1) -> Aggregator:
         rho: regularisation of the weights towards uniform ones, non-negative.
 
     Returns:
-        A `Aggregator` that needs `sample_grads`, whose state is w, shape (K,), uniform
+        An `Aggregator` that needs `sample_grads`, whose state is w, shape (K,), uniform
         at first. Where a gradient is not finite, w stays.
 
     Raises:

@@ -1,4 +1,4 @@
-"""SDMGrad: direction-oriented min-norm weights from two independent batches."""
+"""`sdmgrad`: direction-oriented min-norm weights of two independent batches."""
 
 import jax.numpy as jnp
 from jax import lax
@@ -53,7 +53,7 @@ def sdmgrad(
         preference: u, shape (K,), non-negative. None: 1/K each.
 
     Returns:
-        A `Aggregator` that needs `sample_grads`, whose state is w, shape (K,), uniform
+        An `Aggregator` that needs `sample_grads`, whose state is w, shape (K,), uniform
         at first. Where a gradient is not finite, w stays.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Trimmed mean: a robust average of the gradients, coordinate by coordinate."""
+"""`trimmed_mean`: a robust average of the gradients, coordinate by coordinate."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,5 @@
-"""Combiners whose weights come from the Gramian, one file per method.
+"""Combiners whose weights come from the Gramian (`Weighting`), one file per method.
 
-They may import the types, `solvers`, and one another.
+They may import the types of combiners, `solvers`, and one another; nothing of `losses`
+and `gradients`.
 """

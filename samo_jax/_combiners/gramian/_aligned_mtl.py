@@ -1,4 +1,4 @@
-"""Aligned-MTL: the gradients' principal components, brought to one length."""
+"""`aligned_mtl`: the gradients' principal components, brought to one length."""
 
 from functools import partial
 from typing import Literal, TypeAlias, get_args
@@ -49,7 +49,7 @@ def aligned_mtl_weights(
         scale_mode: "min", "median" or "rmse", which eigenvalue s is.
         preference: p, shape (K,), non-negative, used as given. None: 1/K each (LibMTL
             uses 1 each).
-        present: shape (K,), bool, which tasks take part; the others get the weight 0.
+        present: shape (K,), bool, the tasks that take part; others get the weight 0.
             None: all.
 
     Returns:

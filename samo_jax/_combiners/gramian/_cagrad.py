@@ -1,4 +1,4 @@
-"""CAGrad: the best worst case within a ball around the mean gradient."""
+"""`cagrad`: the best worst case within a ball around the mean gradient."""
 
 from functools import partial
 from typing import Literal, TypeAlias, get_args, overload
@@ -74,7 +74,7 @@ def cagrad_weights(
         gramian: G, shape (K, K), inner products of the task gradients.
         c: radius of the ball relative to `||g0||`, non-negative.
         rescale: 0 returns w, 1 (the reference's default) w / (1 + c^2), 2 w / (1 + c).
-        present: shape (K,), bool, which tasks take part; the others get the weight 0.
+        present: shape (K,), bool, the tasks that take part; others get the weight 0.
             None: all.
         return_info: also return a `SolveInfo`, whose residual is
             `| ||J'v|| / (c ||g0||) - 1 |`.

@@ -1,4 +1,4 @@
-"""ConFIG: the conflict-free direction with prescribed cosines."""
+"""`conflict_free_inverse` (ConFIG): the direction with prescribed cosines."""
 
 import jax
 import jax.numpy as jnp
@@ -53,7 +53,7 @@ def conflict_free_inverse_weights(
         gramian: G, shape (K, K), inner products of the task gradients.
         preference: p, shape (K,), non-negative; its scale does not matter. None:
             uniform.
-        present: shape (K,), bool, which tasks take part; the others get the weight 0.
+        present: shape (K,), bool, the tasks that take part; others get the weight 0.
             None: all.
 
     Returns:

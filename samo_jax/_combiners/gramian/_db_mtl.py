@@ -1,4 +1,4 @@
-"""DB-MTL: log-losses, and gradients brought to one norm."""
+"""`db_mtl`: log losses, and gradients brought to one norm."""
 
 import jax
 import jax.numpy as jnp
@@ -38,7 +38,7 @@ def db_mtl_weights(
     Args:
         gramian: G, shape (K, K), inner products of the task gradients.
         losses: l, shape (K,), positive.
-        present: shape (K,), bool, which tasks take part; the others get the weight 0.
+        present: shape (K,), bool, the tasks that take part; others get the weight 0.
             None: all.
 
     Returns:

@@ -1,4 +1,4 @@
-"""DualProj: the preferred combination, projected onto the dual cone."""
+"""`dualproj`: the preferred combination, projected onto the dual cone."""
 
 from typing import Literal, overload
 
@@ -52,7 +52,7 @@ def dualproj_weights(
     Args:
         gramian: G, shape (K, K), inner products of the task gradients.
         preference: u, shape (K,), non-negative. None: 1/K each.
-        present: shape (K,), bool, which tasks take part; the others get the weight 0.
+        present: shape (K,), bool, the tasks that take part; others get the weight 0.
             None: all.
         return_info: also return a `SolveInfo`, whose residual is the violation of the
             QP's optimality conditions, relative to its largest linear term.

@@ -1,4 +1,4 @@
-"""FairGrad: alpha-fair resource allocation between the tasks."""
+"""`fairgrad`: alpha-fair weights of the tasks."""
 
 from functools import partial
 from typing import Literal, overload
@@ -67,7 +67,7 @@ def fairgrad_weights(
         gramian: G, shape (K, K), inner products of the task gradients.
         alpha: fairness exponent, positive. Below 0.5 the rates of conflicting tasks
             are so small that float32 can only tell that they are near zero.
-        present: shape (K,), bool, which tasks take part; the others get the weight 0.
+        present: shape (K,), bool, the tasks that take part; others get the weight 0.
             None: all.
         return_info: also return a `SolveInfo`, whose residual is the largest
             `|(Gw)_i - w_i^(-1/alpha)|`, relative to the terms `sum_j |G_ij| w_j` of its

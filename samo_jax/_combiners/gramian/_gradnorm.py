@@ -1,4 +1,4 @@
-"""GradNorm: learnt weights that balance gradient norms and training rates."""
+"""`gradnorm`: learnt weights that balance gradient norms and training rates."""
 
 from typing import NamedTuple
 

@@ -1,4 +1,4 @@
-"""GradVac: gradient surgery towards a running average of the cosines."""
+"""`gradvac`: gradient surgery towards a running average of the cosines."""
 
 from typing import NamedTuple
 
@@ -46,9 +46,9 @@ def gradvac_weights(
 
     Args:
         gramian: G, shape (K, K), inner products of the task gradients.
-        targets: t, shape (K, K), in [-1, 1]; the diagonal is not used.
+        targets: cosine targets t, shape (K, K), in [-1, 1]; the diagonal is not used.
         key: typed PRNG key.
-        present: shape (K,), bool, which tasks take part; the others get the weight 0.
+        present: shape (K,), bool, the tasks that take part; others get the weight 0.
             None: all.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Solvers of the Gramian and of positive losses."""
+"""`gramian_weighting`: weightings of the Gramian, and of positive losses."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -13,7 +13,7 @@ from samo_jax._tree import accumulator_dtype, zero_unless
 
 
 class SolverState(NamedTuple):
-    """State of the Gramian solvers.
+    """State of the weightings of a Gramian.
 
     Attributes:
         last_weights: shape (K,), the last weights of a finite Gramian (first: uniform).
@@ -25,7 +25,7 @@ class SolverState(NamedTuple):
 
 
 def init_solver_state(num_tasks: int) -> SolverState:
-    """Uniform weights, and nothing wrong."""
+    """The first state: uniform weights, and nothing wrong."""
     info = SolveInfo(
         residual=jnp.zeros((), accumulator_dtype()),
         steps=jnp.zeros((), jnp.int32),
@@ -40,7 +40,7 @@ def or_last_weights(
     state: SolverState,
     present: jax.Array | None = None,
 ) -> tuple[jax.Array, SolverState]:
-    """What `update` returns: on a non-finite Gramian, the last good weights.
+    """The result of `update`: the last good weights where the Gramian is not finite.
 
     Absent tasks get the weight 0, and their last weights wait.
     """
@@ -69,7 +69,7 @@ class LossSolverState(NamedTuple):
         last_weights: shape (K,), the last weights of a finite Gramian and usable losses
             (first: uniform).
         info: `SolveInfo` of the last update.
-        unusable: shape (K,), int32, how many updates had a loss of each task that was
+        unusable: shape (K,), int32, number of updates in which a loss of each task was
             not positive and finite. Where it grows, the weights stand still.
     """
 
@@ -81,7 +81,7 @@ class LossSolverState(NamedTuple):
 def unusable_losses(
     gramian: jax.Array, losses: jax.Array, present: jax.Array | None
 ) -> jax.Array:
-    """Which losses, of present tasks with a gradient, are not positive and finite."""
+    """Whether the loss of a present task with a gradient is not positive and finite."""
     needed = present_tasks(present, len(losses)) & (jnp.diagonal(gramian) != 0)
     return needed & ~((losses > 0) & jnp.isfinite(losses))
 

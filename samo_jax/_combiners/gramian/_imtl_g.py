@@ -1,4 +1,4 @@
-"""IMTL-G: impartial directions, with equal projections on all tasks' gradients."""
+"""`imtl_g`: impartial directions, with equal projections on all tasks' gradients."""
 
 import jax
 import jax.numpy as jnp
@@ -42,7 +42,7 @@ def imtl_g_weights(
 
     Args:
         gramian: G, shape (K, K), inner products of the task gradients.
-        present: shape (K,), bool, which tasks take part; the others get the weight 0.
+        present: shape (K,), bool, the tasks that take part; others get the weight 0.
             None: all.
 
     Returns:

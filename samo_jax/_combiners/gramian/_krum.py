@@ -1,4 +1,4 @@
-"""Krum: the gradients that have the closest neighbours."""
+"""`krum`: the gradients that have the closest neighbours."""
 
 from functools import partial
 
@@ -45,7 +45,7 @@ def krum_weights(
         gramian: G, shape (K, K), inner products of the task gradients.
         num_byzantine: number of outliers to withstand, from 0 to max(K - 3, 0).
         num_selected: number of gradients to average, from 1 to K.
-        present: shape (K,), bool, which tasks take part; the others get the weight 0.
+        present: shape (K,), bool, the tasks that take part; others get the weight 0.
             None: all.
 
     Returns:

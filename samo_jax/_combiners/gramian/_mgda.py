@@ -1,4 +1,4 @@
-"""MGDA: the min-norm point of the convex hull of the task gradients."""
+"""`mgda`: the min-norm point of the convex hull of the task gradients."""
 
 from functools import partial
 from typing import Literal, TypeAlias, get_args, overload
@@ -86,7 +86,7 @@ def mgda_weights(
         normalization: "none", "l2", "loss" or "loss+".
         apply_to: whether the weights were meant for the "normalized" or the "raw"
             gradients.
-        present: shape (K,), bool, which tasks take part; the others get the weight 0.
+        present: shape (K,), bool, the tasks that take part; others get the weight 0.
             None: all.
         return_info: also return a `SolveInfo`, whose residual is the relative duality
             gap `(v'Hv - min_i (Hv)_i) / v'Hv` over the active tasks, H the normalised

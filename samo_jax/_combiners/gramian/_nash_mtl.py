@@ -1,4 +1,4 @@
-"""Nash-MTL: the tasks' Nash bargaining solution."""
+"""`nash_mtl`: the tasks' Nash bargaining solution."""
 
 from typing import NamedTuple
 
@@ -29,7 +29,7 @@ def nash_mtl_weights(
 
     Args:
         gramian: G, shape (K, K), inner products of the task gradients.
-        present: shape (K,), bool, which tasks take part; the others get the weight 0.
+        present: shape (K,), bool, the tasks that take part; others get the weight 0.
             None: all.
 
     Returns:

@@ -1,4 +1,4 @@
-"""PCGrad: project conflicting gradients onto each other's normal planes."""
+"""`pcgrad`: conflicting gradients projected onto each other's normal planes."""
 
 import jax
 import jax.numpy as jnp
@@ -35,7 +35,7 @@ def pcgrad_weights(
     Args:
         gramian: G, shape (K, K), inner products of the task gradients.
         key: typed PRNG key or int.
-        present: shape (K,), bool, which tasks take part; the others get the weight 0.
+        present: shape (K,), bool, the tasks that take part; others get the weight 0.
             None: all.
 
     Returns:

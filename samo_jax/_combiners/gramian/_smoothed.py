@@ -1,4 +1,4 @@
-"""CR-MOGM: a moving average of any combiner's weights."""
+"""`smoothed` (CR-MOGM): a moving average of any weighting's weights."""
 
 from typing import Any, NamedTuple
 

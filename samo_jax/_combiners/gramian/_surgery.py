@@ -1,4 +1,4 @@
-"""Gradient surgery, the core of PCGrad and GradVac, on Gramians."""
+"""`operate`: gradient surgery, the core of PCGrad and GradVac, on Gramians."""
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +23,7 @@ def operate(
 
     Args:
         problem: the equilibrated Gramian.
-        targets: t, shape (K, K), in [-1, 1].
+        targets: cosine targets t, shape (K, K), in [-1, 1].
         key: typed PRNG key.
 
     Returns:

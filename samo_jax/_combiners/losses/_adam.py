@@ -1,4 +1,4 @@
-"""Adam for a few numbers inside a weighting's state, safe under strict promotion."""
+"""`adam_step`: Adam for a few numbers inside a weighting's state."""
 
 from typing import NamedTuple
 
@@ -14,13 +14,13 @@ _LARGEST = 1e15
 
 
 class AdamState(NamedTuple):
-    """Moments of (K,) gradients, of the steps that each number has taken part in.
+    """Moments of K numbers' gradients, over the steps that each has taken part in.
 
     Attributes:
         step: shape (), int32, steps done, for the learning rate.
-        counts: shape (K,), int32, of which each number's.
-        mean: shape (K,), of its gradients.
-        square: shape (K,), of their squares.
+        counts: shape (K,), int32, steps that each number has taken part in.
+        mean: shape (K,), average of each number's gradients.
+        square: shape (K,), average of their squares.
     """
 
     step: jax.Array
@@ -42,7 +42,7 @@ def adam_step(
     learning_rate: ScalarOrSchedule,
     present: jax.Array,
 ) -> tuple[jax.Array, AdamState]:
-    """What to add to the present numbers (to others: 0), and the next state."""
+    """The step of the present numbers (of others: 0), and the next state."""
     # Beyond this the square would overflow; Adam sees little but the sign.
     gradient = jnp.clip(gradient, -_LARGEST, _LARGEST)
     rate = jnp.asarray(

@@ -1,4 +1,4 @@
-"""Linear scalarisation: fixed weights."""
+"""`constant`: linear scalarisation with fixed weights."""
 
 import jax
 import numpy as np

@@ -1,4 +1,4 @@
-"""COSMOS: linear scalarisation that keeps the losses near a preference ray."""
+"""`cosmos`: linear scalarisation that keeps the losses near a preference ray."""
 
 from functools import partial
 

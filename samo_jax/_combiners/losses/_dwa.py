@@ -1,4 +1,4 @@
-"""DWA: dynamic weight average, from the losses' rates of descent."""
+"""`dwa`: dynamic weight average, from the losses' rates of descent."""
 
 from typing import NamedTuple
 
@@ -13,12 +13,13 @@ from samo_jax._tree import accumulator_dtype, select
 
 
 class DWAState(NamedTuple):
-    """What `dwa` remembers, of the updates that each task took part in.
+    """State of `dwa`, over the updates that each task took part in.
 
     Attributes:
         counts: shape (K,), int32, losses in the running averages, below `window`.
         running: shape (K,), average of the losses of this window.
-        averages: shape (2, K), of the last window and of the one before; 0 at first.
+        averages: shape (2, K), mean losses of the last window and of the one before; 0
+            at first.
     """
 
     counts: jax.Array

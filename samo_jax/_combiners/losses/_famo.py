@@ -1,4 +1,4 @@
-"""FAMO: fast adaptive multi-task optimisation."""
+"""`famo`: fast adaptive multi-task optimisation."""
 
 from typing import NamedTuple
 
@@ -18,11 +18,11 @@ from samo_jax._tree import accumulator_dtype, zero_unless
 
 
 class FAMOState(NamedTuple):
-    """What `famo` learns.
+    """State of `famo`.
 
     Attributes:
-        logits: xi, shape (K,); 0 at first.
-        adam: its optimiser's state.
+        logits: logits xi, shape (K,); 0 at first.
+        adam: state of their optimiser.
         previous_losses: shape (K,), the losses of the last update, less `offset`; 0
             where there was none, of a task that was absent or before the first.
     """
@@ -54,7 +54,7 @@ def famo(
     the clean ones as `losses` too, so that the two compare.
 
     Args:
-        learning_rate: Adam's for xi, positive, a float or a schedule of the steps done.
+        learning_rate: step size of Adam for xi, positive, or a schedule of the steps.
         weight_decay: gamma, non-negative, an L2 penalty on xi (0.001 in LibMTL and
             TorchJD, 0.01 in the official script).
         offset: the official script's minimum losses, one number or one per task: `L_i -

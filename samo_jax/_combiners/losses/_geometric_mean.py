@@ -1,4 +1,4 @@
-"""Geometric loss strategy (GLS): the geometric mean of the losses."""
+"""`geometric_mean` (GLS): the geometric mean of the losses."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""IMTL-L: learned scales that make all scaled losses equal."""
+"""`imtl_l`: learnt scales that make all scaled losses equal."""
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,7 @@ def imtl_l_loss(losses: LossTree, log_scales: Vector) -> jax.Array:
 
     Args:
         losses: L, K losses, a pytree of scalars or a (K,) array.
-        log_scales: s, shape (K,).
+        log_scales: log scales s, shape (K,).
 
     Returns:
         A scalar.
@@ -51,8 +51,7 @@ def imtl_l(
     factor of 2 in the weights. The published weights are K times these.
 
     Args:
-        learning_rate: Adam's for s, positive, a float or a schedule of the updates
-            done.
+        learning_rate: step size of Adam for s, positive, or a schedule of the updates.
         offset: see `uncertainty`.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Any weighting on the logarithms of the losses."""
+"""`log_losses`: any weighting on the logarithms of the losses."""
 
 import jax.numpy as jnp
 

@@ -1,4 +1,4 @@
-"""From a function of the losses to a weighting that never leaves the finite numbers."""
+"""`loss_weighting`: weightings of the losses whose weights are always finite."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -19,11 +19,11 @@ class LossWeightingState(NamedTuple):
     Attributes:
         last_weights: shape (K,), each task's last weight (before its first update:
             1 / K), kept where the losses allow none.
-        method_state: what the method itself remembers (`log_losses`: the wrapped
-            weighting's state), or ().
-        unusable: shape (K,), int32, how many updates had a loss of each task that
-            allowed no weights: not finite, or not above `offset` where the method
-            needs that. Where it grows, the method stands still.
+        method_state: state of the method itself (`log_losses`: of the wrapped
+            weighting), or ().
+        unusable: shape (K,), int32, number of updates in which a loss of each task
+            allowed no weights: not finite, or not above `offset` where the method needs
+            that. Where it grows, the method stands still.
     """
 
     last_weights: jax.Array
@@ -102,7 +102,7 @@ def shifted_losses(losses: Vector, offset: Vector) -> jax.Array:
 
 
 def usable_losses(losses: jax.Array, *, positive: bool) -> jax.Array:
-    """Which losses are finite (and positive), shape (K,), bool."""
+    """Whether each loss is finite (and positive), shape (K,), bool."""
     usable = jnp.isfinite(losses)
     return usable & (losses > 0) if positive else usable
 

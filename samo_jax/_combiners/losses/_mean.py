@@ -1,4 +1,4 @@
-"""Linear scalarisation: equal weights."""
+"""`mean`: linear scalarisation with equal weights."""
 
 from samo_jax._combiners._types import Weighting
 from samo_jax._named import named

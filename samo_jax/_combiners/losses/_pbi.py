@@ -1,4 +1,4 @@
-"""PBI: penalty-based boundary intersection."""
+"""`pbi`: penalty-based boundary intersection."""
 
 from functools import partial
 
@@ -29,7 +29,7 @@ def pbi_loss(
         losses: L, K losses, a pytree of scalars or a (K,) array.
         theta: penalty, non-negative. 5 is usual.
         preference: the ray's direction, shape (K,), non-negative, of any length.
-        ideal: z, shape (K,), where the ray starts. None: zeros.
+        ideal: start z of the ray, shape (K,). None: zeros.
 
     Returns:
         A scalar, whose gradient on the ray takes `d2` as flat.
@@ -76,7 +76,7 @@ def pbi(theta: ArrayLike, preference: Vector, ideal: Vector | None = None) -> We
     Args:
         theta: penalty, non-negative. 5 is usual.
         preference: the ray's direction, shape (K,), non-negative, of any length.
-        ideal: z, shape (K,), where the ray starts. None: zeros.
+        ideal: start z of the ray, shape (K,). None: zeros.
 
     Returns:
         A `Weighting` that ignores the Gramian. While a loss is not finite it keeps its

@@ -1,4 +1,4 @@
-"""Random weights (RLW)."""
+"""`random_weights` (RLW): new random weights at every update."""
 
 import jax
 

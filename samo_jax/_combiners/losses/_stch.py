@@ -1,4 +1,4 @@
-"""STCH: smooth Tchebycheff scalarisation."""
+"""`stch`: smooth Tchebycheff scalarisation."""
 
 from functools import partial
 

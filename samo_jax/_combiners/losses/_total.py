@@ -1,4 +1,4 @@
-"""Linear scalarisation: the sum of the losses."""
+"""`total`: linear scalarisation, the sum of the losses."""
 
 from samo_jax._combiners._types import Weighting
 from samo_jax._named import named

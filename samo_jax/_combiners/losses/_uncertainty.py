@@ -1,4 +1,4 @@
-"""UW: weighting by learned homoscedastic uncertainty."""
+"""`uncertainty` (UW): weights by learnt homoscedastic uncertainty."""
 
 from typing import NamedTuple
 
@@ -17,11 +17,11 @@ _LARGEST = 80.0  # exp of it is finite in float32
 
 
 class UncertaintyState(NamedTuple):
-    """What `uncertainty` learns.
+    """State of `uncertainty`.
 
     Attributes:
-        log_variances: s, shape (K,); 0 at first.
-        adam: its optimiser's state.
+        log_variances: log variances s, shape (K,); 0 at first.
+        adam: state of their optimiser.
     """
 
     log_variances: jax.Array
@@ -37,7 +37,7 @@ def uncertainty_loss(losses: LossTree, log_variances: Vector) -> jax.Array:
 
     Args:
         losses: L, K losses, a pytree of scalars or a (K,) array.
-        log_variances: s, shape (K,).
+        log_variances: log variances s, shape (K,).
 
     Returns:
         A scalar.
@@ -75,8 +75,8 @@ def uncertainty(
     `1 / (K L_i)`. The published weights are K/2 times these.
 
     Args:
-        learning_rate: Adam's for s, positive, a float or a schedule of the updates
-            done. SAMO's scripts use 0.025.
+        learning_rate: step size of Adam for s, positive, or a schedule of the updates.
+            SAMO's scripts use 0.025.
         offset: one number or one per task: `L_i - offset_i` stands for L_i. Losses that
             can be negative need one below their minimum.
 

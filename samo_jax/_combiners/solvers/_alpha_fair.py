@@ -1,4 +1,4 @@
-"""The alpha-fair core: `C y = b y^-p`, y > 0, by a primal-dual Newton method."""
+"""`alpha_fair`: `C y = b y^-p`, y > 0, by a primal-dual Newton method."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""Matrix-vector products with twice the working precision.
+"""`matvec`: matrix-vector products with twice the working precision.
 
 Dot2 of Ogita, Rump and Oishi (2005), "Accurate sum and dot product", SIAM J. Sci.
 Comput. 26(6). A residual computed this way makes Newton steps and iterative refinement

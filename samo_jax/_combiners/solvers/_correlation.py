@@ -1,4 +1,4 @@
-"""Norms, correlations and spectra of an equilibrated Gramian."""
+"""`prescribed_cosines`; norms, correlations and spectra of an equilibrated Gramian."""
 
 from typing import NamedTuple
 
@@ -13,7 +13,7 @@ _REFINEMENTS = 2
 
 
 def direct(weights: jax.Array, residual: jax.Array | None = None) -> Solution:
-    """What a core without iterations returns."""
+    """The solution of a core without iterations."""
     return Solution(
         weights=weights,
         residual=jnp.zeros((), weights.dtype) if residual is None else residual,
@@ -43,9 +43,9 @@ class Spectrum(NamedTuple):
     """Eigenvalues, ascending, and eigenvectors of a positive semidefinite matrix.
 
     Attributes:
-        values: shape (K,).
-        vectors: shape (K, K), in columns.
-        kept: shape (K,), bool: above the rounding of the largest one.
+        values: eigenvalues, shape (K,).
+        vectors: eigenvectors in columns, shape (K, K).
+        kept: whether an eigenvalue is above the rounding of the largest, shape (K,).
     """
 
     values: jax.Array
@@ -77,9 +77,10 @@ class CosineSolution(NamedTuple):
     """Coefficients of unit gradients with prescribed cosines.
 
     Attributes:
-        coefficients: y, shape (K,).
-        products: C y, shape (K,).
-        solvable: shape (), bool. False: p lies in the null space of C, and y is noise.
+        coefficients: coefficients y, shape (K,).
+        products: products C y, shape (K,).
+        solvable: whether p is in the range of C, shape (). False: p lies in the null
+            space of C, and y is noise.
     """
 
     coefficients: jax.Array
@@ -95,7 +96,7 @@ def prescribed_cosines(problem: Equilibrated, target: jax.Array) -> CosineSoluti
 
     Args:
         problem: the equilibrated Gramian.
-        target: p, shape (K,), zero for inactive tasks.
+        target: cosines p, shape (K,), zero for inactive tasks.
     """
     matrix, _, active, _ = problem
     lengths = jnp.sqrt(jnp.diagonal(matrix))

@@ -1,4 +1,4 @@
-"""Projections onto the dual cone of the task gradients: no task may be hurt."""
+"""`project`: projections onto the dual cone of the gradients: no task may be hurt."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""Preprocessing that every exact Gramian method shares."""
+"""`solve_gramian`: the preprocessing that every exact Gramian method shares."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -20,9 +20,9 @@ class Equilibrated(NamedTuple):
     k_i = 0 and the identity's row and column.
 
     Attributes:
-        matrix: C, shape (K, K).
-        exponents: k, shape (K,), int32.
-        active: shape (K,), bool.
+        matrix: equilibrated Gramian C, shape (K, K).
+        exponents: exponents k, shape (K,), int32.
+        active: whether a task is present and has a gradient, shape (K,).
         present: shape (K,), bool, the tasks that there are.
     """
 
@@ -33,12 +33,12 @@ class Equilibrated(NamedTuple):
 
     @property
     def num_present(self) -> jax.Array:
-        """How many tasks there are, at least 1, in the matrix's dtype."""
+        """The number of present tasks, at least 1, in the matrix's dtype."""
         return jnp.maximum(jnp.sum(self.present), 1).astype(self.matrix.dtype)
 
 
 class Solution(NamedTuple):
-    """What a method's core returns: shape-(K,) weights and scalar diagnostics."""
+    """The result of a method's core: shape-(K,) weights and scalar diagnostics."""
 
     weights: jax.Array
     residual: jax.Array
@@ -156,10 +156,10 @@ def solve_gramian(
     """Run a method's core on the equilibrated Gramian, with every guard around it.
 
     Args:
-        gramian: G, shape (K, K).
+        gramian: the Gramian G, shape (K, K).
         solve: `solve(problem, *per_task)`, the core.
         *per_task: arrays of shape (K,).
-        present: shape (K,), bool. None: all.
+        present: shape (K,), bool, the tasks that take part. None: all.
     """
     problem, finite = equilibrate(gramian, present)
     with jax.default_matmul_precision("highest"):

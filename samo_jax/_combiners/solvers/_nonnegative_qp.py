@@ -1,4 +1,4 @@
-"""The non-negative QP core: `min_y y'Cy / 2 - c'y` over y >= 0."""
+"""`nonnegative_qp`: `min_y y'Cy / 2 - c'y` over y >= 0."""
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +25,7 @@ def nonnegative_qp(matrix: jax.Array, linear: jax.Array) -> Solution:
 
     Args:
         matrix: C, shape (K, K), positive semidefinite, diagonal near one.
-        linear: c, shape (K,).
+        linear: linear term c, shape (K,).
 
     Returns:
         y, with `residual = max |min(y, C y - c)|` relative to max |c|.
@@ -68,7 +68,7 @@ def _interior_point(matrix: jax.Array, linear: jax.Array) -> Solution:
         factor = (jnp.linalg.cholesky(system, symmetrize_input=False), True)
 
         def newton(target):
-            """Towards `y z = target`, linearised."""
+            """The step towards `y z = target`, linearised."""
             right = target / y - z - mismatch
             dy = jacobi * cho_solve(factor, jacobi * right)
             return dy, target / y - z - z / y * dy

@@ -1,4 +1,4 @@
-"""`SolveInfo`: how a numerical solve went."""
+"""`SolveInfo`: diagnostics of a numerical solve."""
 
 from typing import NamedTuple
 
@@ -6,16 +6,16 @@ import jax
 
 
 class SolveInfo(NamedTuple):
-    """How a solve went.
+    """Diagnostics of one solve.
 
     Attributes:
         residual: shape (), the method's own optimality residual (its docstring says
             which), for the Gramian as it was given.
         steps: shape (), int32, linear systems solved.
-        converged: shape (), bool, the given problem was solved to working precision.
+        converged: whether the given problem was solved to working precision, shape ().
             False where it has no finite solution (Pareto-stationary tasks) and the
             relative ridge decided, and where the Gramian is not finite.
-        finite: shape (), bool, the Gramian was finite. False: the weights are the
+        finite: whether the Gramian was finite, shape (). False: the weights are the
             fallback.
     """
 

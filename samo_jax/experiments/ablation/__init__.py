@@ -1,1 +1,1 @@
-"""What SAMO's parameters do, and how sharp the minima are that it finds."""
+"""The ablation: SAMO's parameters, and the sharpness of its minima."""

@@ -13,7 +13,7 @@ PLAIN, GLOBAL, SAMO = "plain", "global", "SAMO"
 
 
 class Setting(NamedTuple):
-    """What a network is trained with.
+    """Settings that a network is trained with.
 
     Attributes:
         method: one of `METHODS`.

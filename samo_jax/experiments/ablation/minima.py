@@ -23,14 +23,14 @@ _EIGENVALUES = 5
 
 
 class Minimum(NamedTuple):
-    """What training examples say, on the shared parameters.
+    """A minimum, by training examples, on the shared parameters.
 
     Attributes:
-        cosine: between the gradients of two tasks, mean over pairs and all batches.
+        cosine: mean cosine between the gradients of two tasks, over all batches.
         conflicts: share of these with a negative one.
         eigenvalues: the five largest of the Hessian of the mean loss on the first
             `BATCHES` batches, descending.
-        heights: the same loss on a square around the minimum, of `loss_slice`.
+        heights: loss on a square around the minimum, of `loss_slice`.
     """
 
     cosine: float

@@ -52,7 +52,7 @@ _COLORS = {method: f"C{index}" for index, method in enumerate(METHODS)}
 
 
 def comparison(results: Results) -> Table:
-    """What each method comes to on test examples, header first, a row a method."""
+    """Results of each method on test examples, header first, a row a method."""
     chosen = columns(results.tasks)
     names = [f"{c.task} {c.metric}".replace("_", " ") for c in chosen]
     table = [["method", "rho", *names, "Δm %", "to global", "time"]]
@@ -72,7 +72,7 @@ def comparison(results: Results) -> Table:
 
 
 def sharpness(results: Results) -> Table:
-    """How sharp each method's minima are, header first, a row a method."""
+    """Sharpness of each method's minima, header first, a row a method."""
     table = [["method", "training loss", "λ1", "λ1 / λ5", "cosine", "conflicts %"]]
     for method, minima in results.minima.items():
         runs = results.finals[method].values()
@@ -174,9 +174,9 @@ def page(sections: list[str], seeds: int, minima: int) -> str:
     """The whole page.
 
     Args:
-        sections: of the problems.
-        seeds: their number.
-        minima: of how many seeds the minima have been looked at.
+        sections: sections of the problems.
+        seeds: number of seeds.
+        minima: number of seeds whose minima have been looked at.
     """
     numbers = {"seeds": seeds, "minima": min(seeds, minima), "batches": BATCHES}
     return _join(_HEAD, *sections, _LEGEND.format(**numbers))

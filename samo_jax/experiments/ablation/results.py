@@ -37,7 +37,7 @@ class _Minimum(NamedTuple):
 
 
 class _Saved(NamedTuple):
-    """What the file has beside runs."""
+    """Content of the file beside runs."""
 
     rho: dict[str, float]
     sweeps: list[_Sweep]
@@ -45,14 +45,14 @@ class _Saved(NamedTuple):
 
 
 class Results(NamedTuple):
-    """What has been measured so far.
+    """Measurements so far.
 
     Attributes:
-        tasks: of the problem.
+        tasks: tasks of the problem.
         sweeps: runs by seed, on validation examples.
-        rhos: of each method, the best of the sweep.
-        finals: of each method with this radius, runs by seed, on test examples.
-        minima: of some of these.
+        rhos: best radius of the sweep, by method.
+        finals: runs with this radius on test examples, by method and seed.
+        minima: minima of some of these runs.
     """
 
     tasks: dict[str, Task]
@@ -63,7 +63,7 @@ class Results(NamedTuple):
 
     @classmethod
     def of(cls, tasks: dict[str, Task], folder: Path, epochs: int) -> "Results":
-        """What `results.json` in a folder has; nothing if there is none.
+        """Content of `results.json` in a folder; empty if there is none.
 
         What cannot be of this problem is left out, and will be trained again.
         """
@@ -104,7 +104,7 @@ class Results(NamedTuple):
         """Delta m against plain training by the values of one parameter.
 
         Args:
-            setting: for the other parameters.
+            setting: setting of the other parameters.
             parameter: "rho", "alpha" or "mu".
         """
         plain = self.sweeps[Setting(PLAIN)]

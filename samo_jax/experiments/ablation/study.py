@@ -27,11 +27,11 @@ class Study:
         """Load the data.
 
         Args:
-            name: of the problem.
-            epochs: of each run.
-            folder: for `results.json`.
-            config: to be saved with the results.
-            progress: for a bar of each stage.
+            name: name of the problem.
+            epochs: epochs of each run.
+            folder: folder for `results.json`.
+            config: settings to be saved with the results.
+            progress: progress display, for a bar of each stage.
         """
         self.name, self.epochs, self.folder, self.config = name, epochs, folder, config
         self.progress = progress
@@ -52,7 +52,7 @@ class Study:
 
         Args:
             stage: a name.
-            seeds: their number.
+            seeds: number of seeds.
             minima: the number of seeds whose minima are looked at.
         """
         settings = [Setting(*pair) for pair in self.results.rhos.items()]
@@ -104,7 +104,7 @@ class Study:
 def _new(
     settings: Iterable[Setting], seeds: int, done: Mapping[Setting, Container[int]]
 ) -> list[tuple[Setting, int]]:
-    """Those that have not been done; the settings take turns."""
+    """The runs that have not been done; the settings take turns."""
     settings = list(settings)
     return [
         (setting, seed)

@@ -13,7 +13,7 @@ def plot_slices(slices: Mapping[str, np.ndarray], extent: float, file: Path) -> 
     """Slices of the loss side by side, with the same levels for all.
 
     Args:
-        slices: of `loss_slice`, by method.
+        slices: results of `loss_slice`, by method.
         extent: theirs.
         file: a PNG.
     """
@@ -46,7 +46,7 @@ def plot_spectra(spectra: Mapping[str, np.ndarray], file: Path) -> None:
     """The largest Hessian eigenvalues of each method, and how the first stands out.
 
     Args:
-        spectra: of `hessian_eigenvalues`, at least five each, by method.
+        spectra: results of `hessian_eigenvalues`, at least five each, by method.
         file: a PNG.
     """
     figure, (values, ratios) = plt.subplots(

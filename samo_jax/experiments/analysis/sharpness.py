@@ -1,4 +1,4 @@
-"""How sharp a minimum is: Hessian spectrum, slices of the loss, worst cases."""
+"""Sharpness of a minimum: Hessian spectrum, slices of the loss, worst cases."""
 
 from collections.abc import Callable
 from functools import partial
@@ -18,7 +18,7 @@ Loss: TypeAlias = Callable[[PyTree], jax.Array]
 
 
 class Sharpness(NamedTuple):
-    """How much a loss increases at a distance.
+    """Increase of a loss at a distance.
 
     Attributes:
         ascent: `l(theta + rho g / ||g||) - l(theta)`, of the step that SAM takes.
@@ -41,8 +41,8 @@ def hessian_eigenvalues(
     Args:
         loss_fn: a scalar function of the parameters; of all data, or of a fixed batch.
         params: n numbers in all, of one dtype.
-        num: how many, less than n.
-        seed: of the vector to start from.
+        num: number of eigenvalues, less than n.
+        seed: seed of the vector to start from.
 
     Returns:
         Shape (num,), descending, to about four digits; NaN where the Hessian is not
@@ -85,7 +85,7 @@ def hessian_eigenvalues(
 
 
 def eigenvalue_ratio(eigenvalues: ArrayLike, index: int = 5) -> float:
-    """How far the sharpest direction stands out: `lambda_1 / lambda_index`.
+    """Prominence of the sharpest direction, `lambda_1 / lambda_index`.
 
     Args:
         eigenvalues: descending, at least `index` of them.
@@ -106,7 +106,7 @@ def filter_normalized(direction: PyTree, params: PyTree) -> PyTree:
     Vectors and scalars (biases, batch norm) become zero, as in the authors' code.
 
     Args:
-        direction: such as Gaussian noise.
+        direction: direction, such as Gaussian noise.
         params: a pytree like it.
 
     Returns:
@@ -156,7 +156,7 @@ def loss_slice(
         params: theta, the centre.
         directions: d_1 and d_2, pytrees like `params`, see `random_directions`.
         extent: half of the side, in units of the directions.
-        points: along a side; an odd number has the centre.
+        points: number of points along a side; an odd one has the centre.
 
     Returns:
         Shape (points, points), d_2 by rows.
@@ -179,14 +179,14 @@ def loss_slice(
 def sharpness(
     loss_fn: Loss, params: PyTree, rho: float, *, key: jax.Array, draws: int = 16
 ) -> Sharpness:
-    """How much the loss increases at a distance of rho.
+    """Increase of the loss at a distance of rho.
 
     Args:
         loss_fn: l, a scalar function of the parameters.
-        params: theta.
+        params: parameters theta.
         rho: radius, non-negative.
-        key: of the random vectors u.
-        draws: their number.
+        key: key of the random vectors u.
+        draws: number of the random vectors.
 
     Returns:
         A `Sharpness`. Neither is the worst case itself: the first is a lower bound of

@@ -1,4 +1,4 @@
-"""What a benchmark is: tasks, a network, data, and how long to train."""
+"""`Benchmark`: tasks, a network, data, and how long to train."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
@@ -28,11 +28,11 @@ class Examples(NamedTuple):
         return len(next(iter(self.labels.values())))
 
     def take(self, index: Any) -> "Examples":
-        """Those of an index array or a slice."""
+        """The examples of an index array or a slice."""
         return jax.tree.map(lambda leaf: leaf[index], self)
 
     def only(self, tasks: Sequence[str]) -> "Examples":
-        """With the labels of these tasks alone."""
+        """The examples with the labels of these tasks alone."""
         return self._replace(labels={task: self.labels[task] for task in tasks})
 
     def batches(
@@ -47,15 +47,15 @@ class Examples(NamedTuple):
 
 
 class Data(Protocol):
-    """What is trained on or evaluated: `Examples` in memory, or others read in time."""
+    """Data to train on or evaluate: `Examples` in memory, or read in time."""
 
     @property
     def num_examples(self) -> int:
-        """Their number."""
+        """The number of examples."""
         ...
 
     def only(self, tasks: Sequence[str]) -> Any:
-        """With these tasks alone."""
+        """A copy with these tasks alone."""
         ...
 
     def batches(
@@ -77,20 +77,20 @@ class Benchmark(NamedTuple, Generic[DataT]):
     """Tasks, a network and data.
 
     Attributes:
-        tasks: by name, in task order.
+        tasks: tasks by name, in task order.
         net: the network of some tasks; what belongs to one alone is a top-level
             submodule of its name.
-        train: for training.
+        train: data for training.
         evaluation: no example of which is in `train`.
-        batch_size: of training.
-        epochs: of training.
-        learning_rate: of the optimiser.
+        batch_size: size of the batches of training.
+        epochs: number of epochs of training.
+        learning_rate: learning rate of the optimiser.
         rho: radius.
         alpha: share of the global gradient in SAMO's perturbation.
-        optimizer: from the learning rate and the number of steps in an epoch.
+        optimizer: function of the learning rate and the steps in an epoch.
         has_modes: whether the network is called with `train=`, having batch norm or
             dropout.
-        evaluation_batch_size: of evaluation.
+        evaluation_batch_size: size of the batches of evaluation.
     """
 
     tasks: dict[str, Task]
@@ -107,7 +107,7 @@ class Benchmark(NamedTuple, Generic[DataT]):
     evaluation_batch_size: int = 500
 
     def only(self, tasks: Sequence[str]) -> "Benchmark[DataT]":
-        """With these tasks alone."""
+        """A copy with these tasks alone."""
         return self._replace(
             tasks={task: self.tasks[task] for task in tasks},
             train=self.train.only(tasks),

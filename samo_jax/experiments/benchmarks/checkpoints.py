@@ -26,13 +26,13 @@ CHECKPOINTS = "checkpoints"
 
 
 class Checkpoint:
-    """That of one network in training: only the last complete one is kept."""
+    """The checkpoint of one network in training: the last complete one is kept."""
 
     def __init__(self, folder: Path, clock: "Clock", keeps_end: bool = False):
         """Nothing is written yet.
 
         Args:
-            folder: of this network alone.
+            folder: folder of this network alone.
             clock: says when to save.
             keeps_end: whether to save at the end of training, whatever the clock says.
         """
@@ -51,7 +51,7 @@ class Checkpoint:
         Args:
             epoch: greater than the last.
             arrays: a pytree.
-            record: what JSON can hold.
+            record: record that JSON can hold.
 
         Raises:
             OSError: if it cannot be written; the one before it is still there.
@@ -84,7 +84,7 @@ class Checkpoint:
 
         Args:
             like: gives a pytree of the structure, shapes and dtypes of what was saved.
-            read: what makes of the record what is returned, an error if it is damaged.
+            read: function that makes the result of the record, or raises.
 
         Raises:
             SystemExit: if it is damaged, or of another structure.
@@ -125,19 +125,19 @@ class Checkpoint:
 
 
 class Checkpoints:
-    """Those of a run folder: of the runs that have not finished."""
+    """The checkpoints of a run folder, of the runs that have not finished."""
 
     def __init__(self, folder: Path, every: float):
         """Nothing is written yet.
 
         Args:
-            folder: of the run.
+            folder: folder of the run.
             every: seconds between two.
         """
         self._folder, self._clock = folder, Clock(every)
 
     def of(self, method: str, seed: int, networks: int) -> list[Checkpoint]:
-        """Those of a run's networks, which are trained one after the other."""
+        """The checkpoints of a run's networks, which are trained in turn."""
         return [
             Checkpoint(
                 self._run(method, seed) / str(network),
@@ -217,7 +217,7 @@ def _types(leaves: dict[str, np.ndarray]) -> dict[str, Any]:
 
 
 def _digest(leaves: dict[str, np.ndarray], record: dict[str, Any]) -> str:
-    """Of all content: not every damage makes a file unreadable."""
+    """A digest of all content: not every damage makes a file unreadable."""
     digest = hashlib.sha256(json.dumps(record).encode())
     for name in sorted(leaves):
         digest.update(name.encode() + leaves[name].tobytes())

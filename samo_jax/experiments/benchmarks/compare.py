@@ -39,8 +39,8 @@ class Alike(NamedTuple):
     """The settings that runs must share to be compared.
 
     Attributes:
-        benchmark: its name.
-        split: that was evaluated on.
+        benchmark: name of the benchmark.
+        split: split that was evaluated on.
         columns: the metrics of all tasks.
     """
 

@@ -1,4 +1,4 @@
-"""Where arrays are in training: on one device, or on all of several processes."""
+"""`Devices`: places of arrays, on one device or on all of several processes."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -20,7 +20,7 @@ _AXIS = "examples"
 
 
 class Devices(NamedTuple):
-    """What a trainer must know of them.
+    """Devices as a trainer must know them.
 
     Attributes:
         replicated: sharding of what all devices have; None: one device's.
@@ -75,7 +75,7 @@ def join(timeout: float) -> None:
 
 
 def together(prepare: Callable[[], T]) -> T:
-    """What each process prepares by itself; if one cannot, none goes on.
+    """A preparation in each process by itself; if one cannot, none goes on.
 
     Raises:
         SystemExit: in all processes if it is raised in one, so that none waits for it.
@@ -132,8 +132,8 @@ class Split(NamedTuple):
     """Data whose batches are split over devices.
 
     Attributes:
-        data: in every process.
-        devices: of all processes.
+        data: data in every process.
+        devices: devices of all processes.
     """
 
     data: Data
@@ -141,22 +141,22 @@ class Split(NamedTuple):
 
     @property
     def num_examples(self) -> int:
-        """Their number."""
+        """The number of examples."""
         return self.data.num_examples
 
     def only(self, tasks: Any) -> "Split":
-        """With these tasks alone."""
+        """A copy with these tasks alone."""
         return Split(self.data.only(tasks), self.devices)
 
     def batches(
         self, batch_size: int, rng: np.random.Generator | None = None
     ) -> Iterator[Examples]:
-        """As those of the data."""
+        """Batches as those of the data."""
         return map(self.devices.split, self.data.batches(batch_size, rng))
 
 
 def split(benchmark: Benchmark, devices: Devices) -> Benchmark:
-    """With data that are split, in batches that can be.
+    """A benchmark with data that are split, in batches that can be.
 
     Raises:
         SystemExit: if those of training cannot.

@@ -81,7 +81,7 @@ class Experiment(NamedTuple):
     """One benchmark on the command line.
 
     Attributes:
-        name: of the benchmark.
+        name: name of the benchmark.
     """
 
     name: str
@@ -329,7 +329,7 @@ def _train_all(
 def _trainers(
     benchmark: Benchmark, devices: Devices, methods: Sequence[str]
 ) -> dict[str, list[Trainer]]:
-    """Those of each method's networks (single-task: one a task)."""
+    """The trainers of each method's networks (single-task: one a task)."""
     look = make_look(
         partial(task_losses, benchmark, benchmark.net(tuple(benchmark.tasks))),
         next(benchmark.train.batches(benchmark.batch_size, np.random.default_rng(0))),
@@ -357,7 +357,7 @@ def _trainers(
 
 
 def _as_one(runs: Sequence[Run]) -> Run:
-    """Those of several networks: their step times are added."""
+    """One run of several networks: their step times are added."""
 
     def merged(metrics):
         return {task: of for part in metrics for task, of in part.items()}

@@ -292,10 +292,10 @@ def load(
     """One of `BENCHMARKS`, of whose data an example has been read.
 
     Args:
-        name: of the benchmark.
-        folder: of its files.
-        split: to evaluate on.
-        batch_size: None for the paper's.
+        name: name of the benchmark.
+        folder: folder of its files.
+        split: split to evaluate on.
+        batch_size: size of the batches; None for the paper's.
         **network: `width`, the factor of its channels, and for `DENSE`, `network`.
 
     Raises:

@@ -41,7 +41,7 @@ def digits(split: Split) -> Benchmark:
 
 
 def digits3(split: Split) -> Benchmark:
-    """The same digits, and reconstruction of the picture as a third task."""
+    """Two digits, with reconstruction of the picture as a third task."""
     benchmark = digits(split)
 
     def with_pictures(examples):

@@ -1,4 +1,4 @@
-"""How the tasks' gradients agree through training, and how they are weighted."""
+"""Agreement of the tasks' gradients through training, and their weights."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, TypedDict
@@ -17,7 +17,7 @@ class Look(TypedDict):
     Attributes:
         cosine: mean between the shared gradients of two tasks.
         conflicts: share of pairs with a negative one.
-        weights: of the tasks in the last step; None of a method that has none.
+        weights: weights of the tasks in the last step, None if there are none.
     """
 
     cosine: float
@@ -35,7 +35,7 @@ def agreement(gramian: jax.Array) -> tuple[jax.Array, jax.Array]:
 def make_look(
     losses: Callable[..., Any], batch: Any, tasks: Sequence[str]
 ) -> Callable[[Any, Any, Any], Look]:
-    """What looks at parameters and the states of optimiser and network; compiled once.
+    """A look at parameters and states of optimiser and network; compiled once.
 
     Args:
         losses: `losses(params, batch, state)`, of each task, and what they leave.

@@ -13,12 +13,12 @@ from samo_jax.experiments.benchmarks.benchmark import Benchmark, adam
 
 
 class Setting(NamedTuple):
-    """What some combiners must be told.
+    """Arguments that some combiners need.
 
     Attributes:
-        key: for those that draw random numbers.
-        steps_per_epoch: for those that think in epochs.
-        num_tasks: K, for those that are told a number for each task.
+        key: key of combiners that draw random numbers.
+        steps_per_epoch: number of steps in an epoch, for combiners that count epochs.
+        num_tasks: number K of tasks, for combiners with a number for each.
     """
 
     key: jax.Array
@@ -32,11 +32,11 @@ class Setting(NamedTuple):
 
 
 class Step(NamedTuple):
-    """What a training step can offer its combiner, beyond `loss_fn`.
+    """The data that a training step can offer its combiner, beyond `loss_fn`.
 
     Attributes:
-        params: before the step.
-        losses: of this batch at `params`.
+        params: parameters before the step.
+        losses: losses of this batch at `params`.
         second_loss_fn: `loss_fn` of an independent batch.
         last_loss_fn: `loss_fn` of the last step's batch.
     """
@@ -158,7 +158,7 @@ def select(name: str) -> tuple[str, ...]:
 
 
 def extra_args(method: str) -> Callable[[Step], dict[str, Any]]:
-    """What a method's `update` takes beyond `loss_fn`, as a function of the step."""
+    """The arguments of a method's `update` beyond `loss_fn`, by the step."""
     combiner, _ = split(method)
     return EXTRA_ARGS.get(combiner, lambda _: {})
 
@@ -187,10 +187,10 @@ def make_optimizer(
         tasks: task names, which are also the names of the heads' parameters.
         rho: perturbation radius.
         alpha: share of the global gradient in SAMO's perturbation.
-        seed: of SAMO's probes and of the combiner's draws.
+        seed: seed of SAMO's probes and of the combiner's draws.
         steps_per_epoch: number of updates in an epoch.
-        learning_rate: of the optimiser.
-        optimizer: from the learning rate and `steps_per_epoch`.
+        learning_rate: learning rate of the optimiser.
+        optimizer: function of the learning rate and `steps_per_epoch`.
 
     Returns:
         Multi-task transformation, clipping of the shared gradient to norm 1, optimiser.

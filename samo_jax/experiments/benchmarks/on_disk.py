@@ -20,7 +20,7 @@ class OnDisk(NamedTuple):
 
     Attributes:
         source: `source[i]` is `(inputs, labels)`, labels by task.
-        tasks: whose labels are used.
+        tasks: tasks whose labels are used.
         augment: `augment(example, rng)`, of training examples.
     """
 
@@ -30,11 +30,11 @@ class OnDisk(NamedTuple):
 
     @property
     def num_examples(self) -> int:
-        """Their number."""
+        """The number of examples."""
         return len(self.source)
 
     def only(self, tasks: Sequence[str]) -> "OnDisk":
-        """With the labels of these tasks alone."""
+        """The examples with the labels of these tasks alone."""
         return self._replace(tasks=tasks)
 
     def batches(
@@ -63,14 +63,14 @@ class OnDisk(NamedTuple):
 
 
 class PerTask(NamedTuple):
-    """Examples of each task's own, such as Office-Home's domains.
+    """Examples that differ between tasks, such as Office-Home's domains.
 
     A training batch has one of each task, inputs and labels by task. An epoch ends with
     the greatest number of examples; the other tasks start again. An evaluation batch is
     of one task.
 
     Attributes:
-        parts: by task.
+        parts: examples by task.
     """
 
     parts: dict[str, OnDisk]
@@ -81,7 +81,7 @@ class PerTask(NamedTuple):
         return max(part.num_examples for part in self.parts.values())
 
     def only(self, tasks: Sequence[str]) -> "PerTask":
-        """Of these tasks alone."""
+        """The examples of these tasks alone."""
         return PerTask({task: self.parts[task] for task in tasks})
 
     def batches(

@@ -28,8 +28,8 @@ class Line(Evaluation):
     """One of `metrics.jsonl`.
 
     Attributes:
-        method: that was trained with.
-        seed: of the run.
+        method: method that was trained with.
+        seed: seed of the run.
     """
 
     method: str
@@ -37,13 +37,13 @@ class Line(Evaluation):
 
 
 class Records:
-    """Those of one folder.
+    """The result files of one run folder.
 
     Attributes:
-        folder: where the files are.
+        folder: folder of the files.
         config: the settings.
-        results: of the runs that have finished, also before an interrupt.
-        checkpoints: of those that have not.
+        results: results of the finished runs, also before an interrupt.
+        checkpoints: checkpoints of the runs that have not finished.
     """
 
     def __init__(
@@ -59,10 +59,10 @@ class Records:
         Of several processes the first writes; to go on, all read.
 
         Args:
-            folder: where the files go.
+            folder: folder of the files.
             config: the settings.
             columns: the metrics of all tasks.
-            events: for TensorBoard.
+            events: event files for TensorBoard.
             checkpoint_every: seconds between two checkpoints.
         """
         self.config = config
@@ -86,7 +86,7 @@ class Records:
 
     @contextmanager
     def training(self, method: str, seed: int) -> Iterator[Write]:
-        """What takes a run's evaluations as they happen."""
+        """A context whose value takes a run's evaluations as they happen."""
         if not is_chief():
             yield lambda _: None
             return

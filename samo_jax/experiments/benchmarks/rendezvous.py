@@ -28,9 +28,9 @@ def meet(address: str, count: int, process: int, timeout: float) -> None:
 
     Args:
         address: HOST:PORT of process 0.
-        count: of processes.
+        count: number of processes.
         process: the number of this one.
-        timeout: in seconds.
+        timeout: timeout in seconds.
 
     Raises:
         SystemExit: in one line that says who was missing, in each process.
@@ -53,7 +53,7 @@ def meet(address: str, count: int, process: int, timeout: float) -> None:
 
 
 def _gather(port: int, count: int, deadline: float) -> str:
-    """Who has not come to process 0."""
+    """The processes that have not come to process 0."""
     arrived: dict[socket.socket, int] = {}
     missing = set(range(1, count))
     with ExitStack() as connections:
@@ -83,7 +83,7 @@ def _gather(port: int, count: int, deadline: float) -> str:
 
 
 def _ask(host: str, port: int, process: int, deadline: float, timeout: float) -> str:
-    """For whom process 0 has waited in vain, itself included."""
+    """The processes that process 0 has waited for in vain, itself included."""
     reason: Exception | str = "no answer"
     while (left := deadline - time.monotonic()) > 0:
         try:
@@ -129,7 +129,7 @@ def _number(connection: socket.socket) -> int:
 
 
 def _named(processes: list[int]) -> str:
-    """Those of a list, the first few of many.
+    """The names in a list, the first few of many.
 
     >>> _named([]), _named([3]), _named([1, 2])
     ('', 'process 3', 'processes 1, 2')

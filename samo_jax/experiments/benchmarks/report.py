@@ -48,7 +48,7 @@ def summarize(results: Results, tasks: dict[str, Task]) -> list[list[str]]:
 
 
 def command(config: dict[str, Any]) -> str:
-    """What repeats a run of these settings."""
+    """The command that repeats a run of these settings."""
     config = config.copy()
     words = ["python", "-m", "samo_jax.experiments", config.pop("benchmark")]
     given = [arguments(key, of) for key, of in config.items() if of is not None]
@@ -66,12 +66,12 @@ def write_report(
     """Write `report.md` and `report.html`, and their pictures.
 
     Args:
-        folder: where they go.
-        results: of the finished runs.
-        tasks: of the benchmark.
-        caption: of the table.
+        folder: folder of the files.
+        results: results of the finished runs.
+        tasks: tasks of the benchmark.
+        caption: caption of the table.
         config: settings of the runs.
-        summary: what the benchmark is.
+        summary: description of the benchmark.
     """
     plot(results, tasks, folder / "summary.png")
     parts = [

@@ -1,4 +1,4 @@
-"""What finished runs come to: metrics in columns, and Delta m."""
+"""Scores of finished runs: metrics in columns, and Delta m."""
 
 from collections.abc import Mapping
 from typing import NamedTuple, TypeAlias
@@ -20,9 +20,9 @@ class Column(NamedTuple):
     """One metric of one task.
 
     Attributes:
-        task: its name.
-        metric: its name.
-        higher_is_better: of the metric.
+        task: name of the task.
+        metric: name of the metric.
+        higher_is_better: whether a higher metric is better.
         single_task: the published result of single-task training, None if unknown.
     """
 
@@ -59,12 +59,12 @@ def finals(columns: list[Column], runs: Mapping[int, Run]) -> np.ndarray:
 
 
 def fault(columns: list[Column], run: Run, epochs: int | None = None) -> str | None:
-    """What is wrong with a run that a file says to have finished, None if nothing.
+    """The fault in a run that a file says to have finished, or None.
 
     Args:
         columns: the metrics of all tasks.
-        run: whose fields have the right types.
-        epochs: it should have been trained for; None: whatever.
+        run: run whose fields have the right types.
+        epochs: epochs that it should have been trained for; None: any.
     """
     names: dict[str, set[str]] = {}
     for column in columns:
@@ -89,7 +89,7 @@ def fault(columns: list[Column], run: Run, epochs: int | None = None) -> str | N
 
 
 def baseline(columns: list[Column], results: Results) -> str:
-    """What Delta m is relative to.
+    """The baseline that Delta m is relative to.
 
     Published single-task results, else single-task training, else the first method.
     """
@@ -105,7 +105,7 @@ def delta_m(columns: list[Column], results: Results) -> dict[str, np.ndarray]:
 
 
 def delta_m_caption(columns: list[Column], results: Results) -> str:
-    """What Delta m is relative to, and which columns it leaves out."""
+    """The baseline of Delta m, and the columns that it leaves out."""
     caption = f"Δm: against {baseline(columns, results)}, lower is better."
     out = [
         f"{column.task} {column.metric}"

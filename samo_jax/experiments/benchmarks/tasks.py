@@ -1,4 +1,4 @@
-"""What a task is trained on and measured by."""
+"""`Task`: a loss to train on and metrics to measure by."""
 
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
@@ -14,15 +14,15 @@ Function: TypeAlias = Callable[[Any, Any], jax.Array]  # of output and label
 
 
 class Task(NamedTuple):
-    """What one task is trained on and measured by.
+    """A loss to train one task on, and metrics to measure it by.
 
     Attributes:
         loss: `loss(output, label)`, a scalar, of one batch.
         observe: `observe(output, label)`, what the metrics need of one batch.
         metrics: `metrics(observed)` of the list of observations, as NumPy arrays.
             Shares are in percent.
-        higher_is_better: by metric.
-        single_task: by metric, published results of single-task training, where known.
+        higher_is_better: whether higher is better, by metric.
+        single_task: published results of single-task training, where known.
     """
 
     loss: Function
@@ -38,10 +38,10 @@ def averaged(
     """A task with one metric, a mean over examples.
 
     Args:
-        loss: of a batch.
-        metric: its name.
+        loss: loss of a batch.
+        metric: name of the metric.
         values: `values(output, label)` of each example, shape (N,).
-        higher_is_better: of the metric.
+        higher_is_better: whether a higher metric is better.
 
     >>> errors = lambda output, label: abs(output - label)
     >>> task = averaged(errors, "error", errors, higher_is_better=False)
@@ -99,7 +99,7 @@ def regression(deviation: float) -> Task:
     """Mean square of a standardised target, mean absolute error in its own unit.
 
     Args:
-        deviation: of the target, by which labels (N,) have been divided.
+        deviation: deviation of the target, by which labels (N,) have been divided.
     """
     return averaged(
         lambda output, label: jnp.mean(jnp.square(output - label)),

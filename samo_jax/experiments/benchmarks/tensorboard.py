@@ -13,12 +13,12 @@ Events: TypeAlias = Callable[[Path], AbstractContextManager[Write]]  # in a fold
 
 
 def no_events(_: Path) -> AbstractContextManager[Write]:
-    """Where nobody has asked for them."""
+    """No events, where nobody has asked for them."""
     return nullcontext(lambda _: None)
 
 
 def event_files() -> Events:
-    """What opens a folder for the events of one training run."""
+    """A function that opens a folder for the events of one training run."""
     try:
         from tensorboardX import SummaryWriter
     except ModuleNotFoundError as error:

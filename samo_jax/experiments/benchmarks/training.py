@@ -24,11 +24,11 @@ Metrics = dict[str, dict[str, float]]  # by task
 
 
 class NetState(NamedTuple):
-    """What a network has besides its parameters.
+    """State of a network besides its parameters.
 
     Attributes:
-        collections: Flax's, such as "batch_stats".
-        key: of the next step's dropout.
+        collections: collections of Flax, such as "batch_stats".
+        key: key of the next step's dropout.
     """
 
     collections: dict[str, Any]
@@ -39,12 +39,12 @@ NO_STATE = NetState({}, None)
 
 
 class Evaluation(TypedDict):
-    """What is known after an epoch.
+    """Results after an epoch.
 
     Attributes:
-        epoch: their number.
-        loss: of each task, mean over the epoch's batches.
-        metrics: of each task, on evaluation examples.
+        epoch: number of epochs.
+        loss: mean loss of each task over the epoch's batches.
+        metrics: metrics of each task, on evaluation examples.
         look: None of a trainer that takes none.
     """
 
@@ -55,10 +55,10 @@ class Evaluation(TypedDict):
 
 
 class Run(NamedTuple):
-    """What one training run produced.
+    """Results of one training run.
 
     Attributes:
-        metrics: of each task, on evaluation examples.
+        metrics: metrics of each task, on evaluation examples.
         metrics_curve: about ten `(epoch, metrics)`.
         loss_curve: mean training loss over tasks and batches, of each epoch.
         seconds_per_step: median over the epochs but a process's first, which compiles.
@@ -74,11 +74,11 @@ class Run(NamedTuple):
 
 
 class Past(NamedTuple):
-    """What a run has behind it, as JSON has it.
+    """The past of a run, as JSON has it.
 
     Attributes:
-        losses: of each epoch, mean over tasks and batches.
-        seconds: per step of each epoch, by the processes that trained.
+        losses: losses of each epoch, mean over tasks and batches.
+        seconds: seconds per step of each epoch, by the processes that trained.
         evaluations: about ten.
     """
 
@@ -87,7 +87,7 @@ class Past(NamedTuple):
     evaluations: list[Evaluation]
 
     def run(self) -> Run:
-        """What it has produced."""
+        """The results of the run so far."""
         # The first epoch of a process compiles.
         later = [seconds for part in self.seconds for seconds in part[1:]]
         return Run(
@@ -100,11 +100,11 @@ class Past(NamedTuple):
 
 
 class Record(NamedTuple):
-    """What a checkpoint has beside arrays.
+    """Content of a checkpoint beside arrays.
 
     Attributes:
         rngs: the states of the generators of batches.
-        past: of the run.
+        past: past of the run.
     """
 
     rngs: list[dict[str, Any]]
@@ -112,7 +112,7 @@ class Record(NamedTuple):
 
 
 def read_record(record: Any, epochs: int) -> tuple[Past, list[np.random.Generator]]:
-    """What a run of so many epochs has behind it, and its generators.
+    """The past of a run of so many epochs, and its generators.
 
     Raises:
         ValueError: if this is not the record of such a run.
@@ -131,7 +131,7 @@ def read_record(record: Any, epochs: int) -> tuple[Past, list[np.random.Generato
 
 
 def evaluated_epochs(epochs: int) -> list[int]:
-    """After which there is an evaluation: about ten, and the last."""
+    """The epochs after which there is an evaluation: about ten, and the last."""
     every = max(epochs // 10, 1)
     return [*range(every, epochs, every), epochs]
 
@@ -195,7 +195,7 @@ def make_train_step(
     Args:
         losses: `losses(params, batch, state, train)`, see `task_losses`.
         tx: the optimiser.
-        extra_args: what its `update` takes beyond `loss_fn`.
+        extra_args: arguments that its `update` takes beyond `loss_fn`.
         replicated: sharding of the outputs; None: as the compiler finds.
     """
 
@@ -247,11 +247,11 @@ class Trainer:
             benchmark: tasks, network and data.
             make_tx: optimiser from seed, and any hyperparameters with defaults, which
                 set its state but not its update.
-            extra_args: what its `update` takes beyond `loss_fn`.
+            extra_args: arguments that its `update` takes beyond `loss_fn`.
             second_batch: whether `extra_args` uses an independent batch.
-            look: at parameters, optimiser state and network state, with every
+            look: look at parameters, optimiser state and network state, with every
                 evaluation.
-            devices: where it trains.
+            devices: devices that it trains on.
         """
         self.benchmark, self.make_tx = benchmark, make_tx
         self.second_batch, self.look, self.devices = second_batch, look, devices

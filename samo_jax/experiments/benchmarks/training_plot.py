@@ -22,10 +22,10 @@ class Curves(NamedTuple):
     """The looks at one method's networks, means over seeds.
 
     Attributes:
-        epochs: of the looks, shape (L,).
-        cosine: between the gradients of two tasks, shape (L,).
+        epochs: epochs of the looks, shape (L,).
+        cosine: cosine between the gradients of two tasks, shape (L,).
         conflicts: share of pairs, shape (L,).
-        weights: by task, shape (L,), divided by the sum of their magnitudes; of a
+        weights: weights by task, shape (L,), over the sum of their magnitudes; of a
             method that has none, nothing.
     """
 
@@ -37,7 +37,7 @@ class Curves(NamedTuple):
 
 @np.errstate(invalid="ignore", over="ignore")  # of runs that diverged
 def curves(runs: Sequence[Run]) -> Curves:
-    """Those of a method's runs."""
+    """The curves of a method's runs."""
     looks = [[look for _, look in run.looks] for run in runs]
     cosine, conflicts = (
         np.mean([[look[name] for look in of] for of in looks], axis=0)

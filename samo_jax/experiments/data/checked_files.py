@@ -39,9 +39,9 @@ def regular_file(path: Path, max_bytes: int, remedy: str) -> Path:
     It is not opened, as opening a pipe waits for its writer.
 
     Args:
-        path: of the file.
-        max_bytes: its greatest size.
-        remedy: what to do where it is something else, for the error.
+        path: path of the file.
+        max_bytes: greatest size of the file.
+        remedy: way out where it is something else, for the error.
 
     Raises:
         MalformedFileError: it is something else.
@@ -125,9 +125,9 @@ def read_array(
     """The numbers of a NumPy file, float32.
 
     Args:
-        path: of the file.
-        shape: which it must have.
-        remedy: what to do where it holds something else, for the error.
+        path: path of the file.
+        shape: shape that it must have.
+        remedy: way out where it holds something else, for the error.
         low: the least number allowed.
         high: the greatest number allowed.
         whole: whether all have to be whole.
@@ -166,8 +166,8 @@ def read_image(path: Path, remedy: str) -> Image.Image:
     """The picture in a file of one of `IMAGE_FORMATS`, in red, green and blue.
 
     Args:
-        path: of the file.
-        remedy: what to do where it holds something else, for the error.
+        path: path of the file.
+        remedy: way out where it holds something else, for the error.
 
     Raises:
         MalformedFileError: it holds something else, or more than `MAX_IMAGE_PIXELS`.

@@ -28,12 +28,12 @@ _REMEDY = "give the layout of this data set, or unpack it again"
 
 
 class Layout(NamedTuple):
-    """What the folders of a data set hold.
+    """The folders of a data set, and what they hold.
 
     Attributes:
         size: height and width of the images.
         num_classes: number of classes of the segmentation.
-        folders: by task, the folder of its labels.
+        folders: folder of the labels of each task.
     """
 
     size: tuple[int, int]

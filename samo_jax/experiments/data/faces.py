@@ -100,7 +100,7 @@ def draw_faces(
 
     Args:
         count: N, number of faces.
-        seed: of traits, noise and wrong labels.
+        seed: seed of traits, noise and wrong labels.
         size: height and width in pixels.
         noise: standard deviation of the pixels' noise.
         wrong: share of labels that are wrong, the same for every attribute.

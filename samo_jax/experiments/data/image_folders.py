@@ -48,12 +48,12 @@ class LabelledImages:
         """Name the images; none is read yet.
 
         Args:
-            folder: with the images.
+            folder: folder with the images.
             files: paths in `folder`, N of them.
-            labels: by task, shape (N,).
+            labels: labels by task, shape (N,).
             side: height and width that images are resized to, in pixels.
-            mean: of red, green and blue in [0, 1], which is subtracted.
-            deviation: of the three, which is divided by.
+            mean: mean of red, green and blue in [0, 1], which is subtracted.
+            deviation: deviation of the three, which is divided by.
 
         Raises:
             ValueError: a path leads out of the folder, or there is no such file.

@@ -26,10 +26,10 @@ def shuffled_batches(
 
     Args:
         source: the examples, such as `DenseFiles` or `LabelledImages`.
-        batch_size: of the batches, at most the number of examples.
-        seed: of the order and the augmentation.
+        batch_size: size of the batches, at most the number of examples.
+        seed: seed of the order and the augmentation.
         augment: `augment(example, rng)`, such as `scale_crop_flip`.
-        threads: that read ahead.
+        threads: number of threads that read ahead.
 
     Raises:
         ValueError: if there are fewer examples than `batch_size`.

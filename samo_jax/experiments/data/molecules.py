@@ -107,7 +107,7 @@ def random_molecules(
     Args:
         num_train: number of training molecules.
         num_eval: number of validation and of test molecules.
-        seed: of all three sets.
+        seed: seed of all three sets.
     """
     molecules = draw_molecules(num_train + 2 * num_eval, seed)
     labels = properties(molecules)

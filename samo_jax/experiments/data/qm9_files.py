@@ -70,8 +70,8 @@ def read_qm9(folder: Path, seed: int = 0, num_eval: int = 10_000) -> GraphRegres
     `uncharacterized.txt` are left out.
 
     Args:
-        folder: with `raw/gdb9.sdf`, `raw/gdb9.sdf.csv` and `raw/uncharacterized.txt`.
-        seed: of the split.
+        folder: folder with `raw/gdb9.sdf`, its `.csv`, and `raw/uncharacterized.txt`.
+        seed: seed of the split.
         num_eval: number of validation and of test molecules.
 
     Returns:

@@ -47,7 +47,7 @@ class Room(NamedTuple):
 
 
 class Hits(NamedTuple):
-    """What R rays meet first.
+    """The first hits of R rays.
 
     Attributes:
         scale: (R,); the point met is `origin + scale * direction`.
@@ -147,7 +147,7 @@ def scales(room: Room, origins: np.ndarray, directions: np.ndarray) -> np.ndarra
     """Scale at which each ray meets the room, each box and each ball, or infinity.
 
     Args:
-        room: what they meet.
+        room: room that the rays meet.
         origins: (3, R) or (3, 1), within the room and outside its things.
         directions: (3, R), of any length.
 
@@ -178,7 +178,7 @@ def scales(room: Room, origins: np.ndarray, directions: np.ndarray) -> np.ndarra
 
 
 def cast(room: Room, origins: np.ndarray, directions: np.ndarray) -> Hits:
-    """What each ray meets first; arguments as of `scales`."""
+    """The first hit of each ray; arguments as of `scales`."""
     candidates = scales(room, origins, directions)
     things = candidates.argmin(0)
     scale = candidates.min(0)

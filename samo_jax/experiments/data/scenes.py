@@ -43,7 +43,7 @@ def draw_scenes(count: int, seed: int, *, size: tuple[int, int] = (48, 64)) -> S
 
     Args:
         count: number of pictures; the first ones do not depend on it.
-        seed: the same seed gives the same scenes.
+        seed: seed of the scenes: the same gives the same scenes.
         size: height and width in pixels.
 
     Raises:

@@ -165,11 +165,11 @@ def _train(
 
 
 class _Measured(NamedTuple):
-    """What `results.json` has beside runs.
+    """Content of `results.json` beside runs.
 
     Attributes:
-        validation_error: by method, radius and tuning seed.
-        costs: by method; they are measured when all runs have finished.
+        validation_error: validation error by method, radius and tuning seed.
+        costs: costs by method; they are measured when all runs have finished.
     """
 
     validation_error: dict[str, dict[str, list[float]]]
@@ -177,7 +177,7 @@ class _Measured(NamedTuple):
 
 
 def _fault(run: Run, tasks: Collection[str]) -> str | None:
-    """What is wrong with a run that a file says to have finished."""
+    """The fault in a run that a file says to have finished."""
     if run.error.keys() != set(tasks):
         return "its errors are not those of the problem's tasks"
     if any(len(look) != len(Look._fields) for look in run.looks):

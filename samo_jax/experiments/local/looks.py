@@ -1,4 +1,4 @@
-"""Where a perturbation and its local part point."""
+"""Directions of a perturbation and of its local part."""
 
 from typing import Any, NamedTuple
 
@@ -17,8 +17,8 @@ class Look(NamedTuple):
     Attributes:
         step: updates done before.
         local: mean over tasks of the cosine between the local part and the gradient.
-        whole: the same of the whole perturbation.
-        anchor: the same of g0.
+        whole: cosines of the whole perturbation.
+        anchor: cosines of g0.
         pairs: mean cosine between the gradients of two tasks.
         conflicts: share of pairs with a negative one.
     """
@@ -38,7 +38,7 @@ def look(
     state: samo_jax.MultitaskState,
     tasks: tuple[str, ...],
 ) -> Look:
-    """What a step with this `loss_fn` would see, as arrays."""
+    """The directions that a step with this `loss_fn` would see, as arrays."""
     task_grads = samo_jax.task_gradients(loss_fn, params)
     mean_grad = jax.tree.map(lambda leaf: jnp.mean(leaf, axis=0), task_grads)
     problem = samo_jax.Problem(

@@ -13,8 +13,8 @@ class Method(NamedTuple):
     """A sharpness method.
 
     Attributes:
-        perturbation: from rho and alpha; with alpha 0 it is the local part alone.
-        passes: of K tasks, how many forward and how many backward ones.
+        perturbation: function of rho and alpha; with alpha 0 the local part alone.
+        passes: numbers of forward and of backward passes with K tasks.
         alpha: share of the global gradient.
         clean_pass: whether the step takes g0 at the clean parameters.
     """

@@ -14,7 +14,7 @@ from samo_jax.experiments.networks.multitask_net import MultitaskNet
 
 
 def digits(split: Split) -> Benchmark:
-    """Which digits are overlaid: CNN."""
+    """Two overlaid digits, with a CNN."""
     return generated.digits(split)._replace(epochs=20)
 
 

@@ -66,7 +66,7 @@ def summarize(
 
 
 def plot(results: Results, path: Path) -> None:
-    """Per problem: error against the time of a step, and the local parts' cosines."""
+    """Pictures of each problem: error against time, and the local parts' cosines."""
     figure, axes = plt.subplots(
         2,
         len(results),

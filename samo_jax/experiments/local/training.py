@@ -20,10 +20,10 @@ _LOOK_EVERY = 40
 
 
 class Run(NamedTuple):
-    """What one training run came to.
+    """Results of one training run.
 
     Attributes:
-        error: of each task, in percent, lower is better.
+        error: error of each task, in percent, lower is better.
         loss: mean training loss over tasks and the batches of the last epoch.
         rho: the radius.
         looks: the fields of a `Look`, one in forty steps; none of plain training.
@@ -36,10 +36,10 @@ class Run(NamedTuple):
 
 
 class Cost(NamedTuple):
-    """What one step costs.
+    """Cost of one step.
 
     Attributes:
-        units: in forward passes; a backward pass counts as two.
+        units: cost in forward passes; a backward pass counts as two.
         temporary_bytes: peak, as XLA reports it.
         milliseconds: median, all methods taking turns.
     """
@@ -99,7 +99,7 @@ class Trainer:
         return time.perf_counter() - start
 
     def cost(self, milliseconds: float) -> Cost:
-        """With the median time of a step."""
+        """A cost with the median time of a step."""
         memory: Any = self.step.memory_analysis()
         forward, backward = self.method.passes(len(self.tasks))
         return Cost(forward + 2 * backward, memory.temp_size_in_bytes, milliseconds)
@@ -159,7 +159,7 @@ class SingleTaskTrainer:
 
 
 def _error(task: Task, output: jax.Array, label: np.ndarray) -> float:
-    """Its only metric, in percent, lower is better."""
+    """The only metric of a task, in percent, lower is better."""
     observed = jax.device_get(task.observe(output, label))
     [(metric, value)] = task.metrics([observed]).items()
     return 100 - value if task.higher_is_better[metric] else value

@@ -63,7 +63,7 @@ class Layer(nn.Module):
 
     Attributes:
         width: output channels.
-        strides: of the convolution.
+        strides: strides of the convolution.
     """
 
     width: int

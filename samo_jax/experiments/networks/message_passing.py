@@ -49,7 +49,7 @@ class Set2Set(nn.Module):
     and $r_t = \sum_i a_i x_i$.
 
     Attributes:
-        steps: how often.
+        steps: number of steps.
     """
 
     steps: int

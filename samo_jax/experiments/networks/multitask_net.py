@@ -12,7 +12,7 @@ class MultitaskNet(nn.Module):
     Attributes:
         outputs: number of outputs of each task; head parameters carry its name.
         convolutions: width and stride of each convolution.
-        widths: of the dense layers.
+        widths: widths of the dense layers.
     """
 
     outputs: Mapping[str, int]

@@ -25,7 +25,7 @@ class ResNet18(nn.Module):
 
     Attributes:
         tasks: names of the tasks; head parameters carry them.
-        num_classes: of every task.
+        num_classes: number of classes of every task.
         width: channels of the first stage; 64 in the paper, 8 times that in the last.
         dropout: share of features dropped before the heads; it needs a "dropout" key.
     """

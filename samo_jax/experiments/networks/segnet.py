@@ -48,7 +48,7 @@ class SegNet(nn.Module):
         """Map images (N, H, W, 3) to outputs (N, H, W, channels) of each task.
 
         Args:
-            images: of height and width that are multiples of 32.
+            images: images of height and width that are multiples of 32.
             train: whether batch norm uses, and averages into its own, the statistics of
                 these images.
 
@@ -91,10 +91,10 @@ class Stage(NamedTuple):
     """Features of the shared network at one resolution.
 
     Attributes:
-        first: after the encoder's first convolution.
-        last: after its last one.
-        unpooled: before the decoder's first convolution.
-        decoded: after its last one.
+        first: features after the encoder's first convolution.
+        last: features after the encoder's last convolution.
+        unpooled: features before the decoder's first convolution.
+        decoded: features after the decoder's last convolution.
     """
 
     first: jax.Array
@@ -107,7 +107,7 @@ class Trunk(nn.Module):
     """The shared SegNet: VGG-16's convolutions down, their mirror image up.
 
     Attributes:
-        channels: of each stage.
+        channels: channels of each stage.
     """
 
     channels: Sequence[int]
@@ -161,9 +161,9 @@ class TaskBranch(nn.Module):
 
         Args:
             stages: the shared network's features.
-            down: from what is selected of each stage to the next, shared by the tasks.
-            up: to what is selected of each stage, from the next.
-            train: of batch norm.
+            down: layers from the selection of a stage to the next, shared by the tasks.
+            up: layers to the selection of each stage, from the next.
+            train: mode of batch norm.
         """
         x = stages[0].first[..., :0]  # nothing is selected before the first stage
         for i, stage in enumerate(stages):
@@ -181,7 +181,7 @@ class Attention(nn.Module):
     """A mask in [0, 1] for features, of each pixel alone.
 
     Attributes:
-        channels: of the features.
+        channels: channels of the features.
     """
 
     channels: int
@@ -200,7 +200,7 @@ class Layer(nn.Module):
     """A 3x3 convolution, batch norm and a rectifier.
 
     Attributes:
-        channels: of its output.
+        channels: channels of the output.
     """
 
     channels: int

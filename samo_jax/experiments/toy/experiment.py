@@ -60,11 +60,11 @@ _LAST = 50  # steps whose mean is the end of a trajectory
 
 
 class Training(NamedTuple):
-    """How a landscape is descended.
+    """Settings of the descent of a landscape.
 
     Attributes:
-        optimizer: after the multi-task transformation.
-        steps: their number.
+        optimizer: optimiser after the multi-task transformation.
+        steps: number of steps.
         rho: radius.
     """
 
@@ -82,11 +82,11 @@ TRAININGS = {
 
 
 class End(NamedTuple):
-    """Where a method ends on a landscape, mean over starts.
+    """The end of a method on a landscape, mean over starts.
 
     Attributes:
-        losses: of each task.
-        distance: in losses, to the Pareto front.
+        losses: losses of each task.
+        distance: distance to the Pareto front, in losses.
         sharpness: largest eigenvalue of the mean loss's Hessian.
         flat: share of starts that end in a flat valley; None where there is none.
     """
@@ -98,10 +98,10 @@ class End(NamedTuple):
 
 
 class Run(NamedTuple):
-    """What one method came to.
+    """Results of one method.
 
     Attributes:
-        ends: by landscape, the fields of an `End`.
+        ends: fields of an `End`, by landscape.
     """
 
     ends: dict[str, dict[str, Any]]
@@ -111,7 +111,7 @@ Results = dict[str, dict[int, Run]]  # by method, by seed
 
 
 def method_name(combiner: str, sharpness: str) -> str:
-    """As in the other experiments: the combiner alone is the plain method."""
+    """The name as in the other experiments: a combiner alone is plain."""
     return combiner if sharpness == "plain" else f"{combiner}+{sharpness}"
 
 
@@ -119,10 +119,10 @@ def descend(name: str, combiner: str, sharpness: str, seed: int) -> np.ndarray:
     """The trajectories from all starts, each with noise of its own.
 
     Args:
-        name: of the landscape.
+        name: name of the landscape.
         combiner: one of `COMBINERS`.
         sharpness: a key of `SHARPNESS`.
-        seed: of the noise, the probes and the combiner's draws.
+        seed: seed of the noise, the probes and the combiner's draws.
 
     Returns:
         The params, shape (N, steps + 1, 2).

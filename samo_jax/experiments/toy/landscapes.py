@@ -16,7 +16,7 @@ class Landscape(NamedTuple):
     """A two-task problem that can be drawn.
 
     Attributes:
-        losses: of the tasks "a" and "b", as a function of params of shape (2,).
+        losses: losses of tasks "a" and "b", a function of params of shape (2,).
         low: lower left corner of the domain.
         high: upper right corner of the domain.
         starts: shape (N, 2), params to start from.
@@ -38,7 +38,7 @@ class Front(NamedTuple):
     """The non-dominated points of a grid.
 
     Attributes:
-        params: shape (M, 2).
+        params: parameters, shape (M, 2).
         losses: shape (M, 2), ascending in the first.
     """
 
@@ -133,8 +133,8 @@ def stacked_losses(landscape: Landscape, params: ArrayLike) -> np.ndarray:
     """Losses of many points.
 
     Args:
-        landscape: whose.
-        params: shape (..., 2).
+        landscape: landscape of the losses.
+        params: parameters, shape (..., 2).
 
     Returns:
         Shape (..., 2), "a" first.
@@ -157,11 +157,11 @@ def grid(landscape: Landscape, points: int) -> np.ndarray:
 
 
 def non_dominated(losses: ArrayLike, decimals: int = 5) -> np.ndarray:
-    """Which points no other is better than in one loss and as good in the other.
+    """Whether no other point is better in one loss and as good in the other.
 
     Args:
-        losses: shape (N, 2).
-        decimals: to which losses are rounded, so that rounding errors break no ties.
+        losses: losses of N points, shape (N, 2).
+        decimals: decimals of rounded losses: rounding errors break no ties.
 
     Returns:
         Shape (N,), bools. All of several equal points are in or out.
@@ -191,8 +191,8 @@ def distance_to_front(losses: ArrayLike, front: Front) -> np.ndarray:
     """Euclidean distance in losses to the nearest point of the front.
 
     Args:
-        losses: shape (..., 2).
-        front: of `pareto_front`.
+        losses: losses of points, shape (..., 2).
+        front: front from `pareto_front`.
 
     Returns:
         Shape (...).

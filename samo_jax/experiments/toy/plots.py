@@ -37,9 +37,9 @@ def plot(
     A row a combiner, a column a sharpness method, and one for the losses.
 
     Args:
-        landscape: of all.
-        front: its Pareto front.
-        paths: by combiner and sharpness method, shape (N, steps, 2).
+        landscape: landscape of all pictures.
+        front: Pareto front of the landscape.
+        paths: paths by combiner and sharpness method, shape (N, steps, 2).
         ends: likewise, shape (N, 2).
         file: a PNG.
     """
