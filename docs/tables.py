@@ -1,19 +1,28 @@
-"""Tables of methods in README and the pages: `python docs/tables.py` writes them.
+"""Tables and lists of methods in README and the pages: `python docs/tables.py`.
 
-They stand between `<!-- table: NAME -->` and `<!-- end -->`, and come from the three
-registries. A test says whether they are up to date.
+They stand between `<!-- table: NAME -->` and `<!-- end -->` (in the reference between
+`.. table: NAME` and `.. end`), and come from the three registries. A test says whether
+they are up to date.
 """
 
 import inspect
 import re
 import textwrap
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import samo_jax
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", ROOT / "docs/combiners.md", ROOT / "docs/sharpness.md"]
+PAGES = [
+    ROOT / "README.md",
+    *(ROOT / "docs" / name for name in ("combiners.md", "sharpness.md")),
+    *(
+        ROOT / "docs/reference" / name
+        for name in ("combiners.rst", "perturbations.rst")
+    ),
+]
 
 
 def combiners() -> str:
@@ -46,13 +55,26 @@ def perturbations() -> str:
 
 def needs() -> str:
     """The table of combiners by what they need."""
-    groups: dict[str, list[str]] = {}
-    for name, entry in samo_jax.COMBINERS.items():
-        groups.setdefault(_need(entry), []).append(f"`{name}`")
     return "\n".join(
         ["| needs | combiners |", "| --- | --- |"]
-        + [f"| {need} | {', '.join(names)} |" for need, names in groups.items()]
+        + [
+            f"| {need} | {', '.join(f'`{name}`' for name in names)} |"
+            for need, names in _by_needs().items()
+        ]
     )
+
+
+def combiner_functions() -> str:
+    """The reference of all combiners, by what they need."""
+    return "\n\n".join(
+        f"{need.capitalize()}\n{'-' * len(need)}\n\n{_functions(names)}"
+        for need, names in _by_needs().items()
+    )
+
+
+def perturbation_functions() -> str:
+    """The reference of all perturbations."""
+    return _functions(samo_jax.PERTURBATIONS)
 
 
 def methods() -> str:
@@ -71,17 +93,32 @@ TABLES = {
     "perturbations": perturbations,
     "needs": needs,
     "methods": methods,
+    "combiner_functions": combiner_functions,
+    "perturbation_functions": perturbation_functions,
 }
 
 
 def rewritten(page: str) -> str:
     """The text of a page, with the tables as the registries have them."""
     return re.sub(
-        r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)",
+        r"((?:<!--|\.\.) table: (\w+)(?: -->)?\n).*?((?:<!--|\.\.) end)",
         lambda found: f"{found[1]}\n{TABLES[found[2]]()}\n\n{found[3]}",
         page,
         flags=re.DOTALL,
     )
+
+
+def _by_needs() -> dict[str, list[str]]:
+    """The names of all combiners, by what they need."""
+    groups: dict[str, list[str]] = {}
+    for name, entry in samo_jax.COMBINERS.items():
+        groups.setdefault(_need(entry), []).append(name)
+    return groups
+
+
+def _functions(names: Iterable[str]) -> str:
+    """Sphinx's directives for some functions."""
+    return "\n".join(f".. autofunction:: {name}" for name in names)
 
 
 def _promises(entry: Any) -> str:
