@@ -55,12 +55,12 @@ class NashState(NamedTuple):
 
     Attributes:
         step: shape (), int32, updates done so far.
-        weighting: state of the alpha-fair weighting, with the weights in use.
+        solver_state: state of the last solve, with the weights in use.
         solved_for: shape (K,), bool, the tasks that were present in the last update.
     """
 
     step: jax.Array
-    weighting: SolverState
+    solver_state: SolverState
     solved_for: jax.Array
 
 
@@ -100,14 +100,14 @@ def nash_mtl(update_every: int = 1) -> Weighting:
         del extra_args
         present = present_tasks(present, len(gramian))
         is_due = state.step % update_every == 0
-        weights, weighting_state = lax.cond(
+        weights, solver_state = lax.cond(
             is_due | jnp.any(present != state.solved_for),
-            lambda: inner.update(gramian, state.weighting, present=present),
+            lambda: inner.update(gramian, state.solver_state, present=present),
             lambda: (
-                zero_unless(present, state.weighting.last_weights),
-                state.weighting,
+                zero_unless(present, state.solver_state.last_weights),
+                state.solver_state,
             ),
         )
-        return weights, NashState(state.step + 1, weighting_state, present)
+        return weights, NashState(state.step + 1, solver_state, present)
 
     return Weighting(init, update)
