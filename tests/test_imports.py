@@ -79,6 +79,16 @@ def test_imports_go_down(package):
     assert upwards == []
 
 
+def test_rewrites_of_programs_are_behind_one_door():
+    inside = [
+        f"{path.relative_to(PACKAGE)} imports {other}"
+        for name, path in parts_of("samo_jax")
+        for other in imported(path, "samo_jax._jaxprs")
+        if name != "_jaxprs" and other != "__init__"
+    ]
+    assert inside == []
+
+
 def test_experiments_import_public_names_only():
     private = [
         f"{path.relative_to(PACKAGE)} imports {other}"

@@ -15,7 +15,7 @@ from samo_jax._tree import PyTree, cast_like, scale_leaves
 
 
 class Weighting(NamedTuple):
-    """A gradient combiner: Gramian in, task weights out.
+    """A combiner that weighs the tasks: Gramian or losses in, K weights out.
 
     A user's own combiner is one of these; nothing has to be registered.
 
@@ -43,7 +43,7 @@ class Weighting(NamedTuple):
 
 
 class Aggregator(NamedTuple):
-    """A gradient combiner that needs the gradients themselves.
+    """A combiner that needs the gradients themselves: K gradients in, direction out.
 
     Attributes:
         init: `init(params, num_tasks) -> state`, a pytree of fixed shapes and dtypes.
