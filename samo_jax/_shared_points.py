@@ -41,7 +41,7 @@ class SharedPoints(NamedTuple):
 
     def losses(self) -> jax.Array:
         """Each task's loss at its own point, shape (K,)."""
-        return lax.select_n(self.index, *(losses for losses, _ in self.passes))
+        return _select(self.index, *(losses for losses, _ in self.passes))
 
     def value_and_gradient(self, i: int | jax.Array) -> tuple[jax.Array, PyTree]:
         """Loss and gradient of task i at its own point, in one backward pass.
@@ -50,7 +50,7 @@ class SharedPoints(NamedTuple):
         """
         if self.own_pass is not None:
             passes = self.own_pass(i)
-            loss = lax.select_n(self.index[i], *(loss for loss, _ in passes))
+            loss = _select(self.index[i], *(loss for loss, _ in passes))
             return loss, _pull_back(passes, self.index[i], jnp.ones_like(loss))
         losses = self.losses()
         is_own = jnp.arange(len(losses)) == i
@@ -75,7 +75,7 @@ class SharedPoints(NamedTuple):
         ones = jnp.ones_like(self.passes[0][0])
         v = jax.tree.map(lambda leaf: leaf * ones[0].astype(leaf.dtype), v)
         columns = [jax.vjp(pullback, ones)[1]((v,))[0] for _, pullback in self.passes]
-        return lax.select_n(self.index, *columns)
+        return _select(self.index, *columns)
 
 
 def at_points(
@@ -124,5 +124,9 @@ def _pull_back(passes: list[Pass], which: jax.Array, cotangent: jax.Array) -> Py
     if len({jax.tree.structure(pullback) for pullback in pullbacks}) > 1:
         return lax.switch(which, pullbacks, cotangent)[0]
     # What they need is selected: the host of a GPU would wait for a branch.
-    select = partial(lax.select_n, which)
-    return jax.tree.map(select, *pullbacks)(cotangent)[0]
+    return jax.tree.map(partial(_select, which), *pullbacks)(cotangent)[0]
+
+
+def _select(which: jax.Array, *cases: jax.Array) -> jax.Array:
+    """`cases[which]`; a single one is not touched, as `jax.vmap` would copy it."""
+    return cases[0] if len(cases) == 1 else lax.select_n(which, *cases)
