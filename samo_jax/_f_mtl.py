@@ -18,7 +18,7 @@ from samo_jax._labels import Mask, ParamLabels
 from samo_jax._multitask import multitask
 from samo_jax._named import named
 from samo_jax._perturbations._ascent import Norm, steepest_ascent
-from samo_jax._perturbations._directions import kept_gradients
+from samo_jax._perturbations._directions import clean_directions
 from samo_jax._step._devices import AxisName
 from samo_jax._task_loop import Unroll
 from samo_jax._tasks import uniform_weights
@@ -110,7 +110,7 @@ def f_mtl(
         return jax.tree.map(jnp.abs, params)
 
     perturbation = steepest_ascent(
-        kept_gradients(direction),
+        clean_directions(direction),
         rho,
         stretch=stretch if adaptive else None,
         mask=mask,

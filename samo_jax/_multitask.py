@@ -185,7 +185,7 @@ def multitask(
         state = _checked_state(state, num_tasks)
         problem = make_problem(
             updates,
-            method.devices.own(params),
+            method.devices.varying(params),
             num_tasks=num_tasks,
             loss_fn=loss_fn,
             probe_loss_fn=probe_loss_fn,

@@ -29,14 +29,14 @@ class SharedPoints(NamedTuple):
     Attributes:
         index: number of the point of each task, shape (K,), int.
         passes: forward passes of all losses, shape (K,), by point.
-        own_pass: `own_pass(i)`, forward passes of the loss of task i alone, by point.
+        task_passes: `task_passes(i)`, forward passes of the loss of task i alone, by point.
             None: they are made of `passes`.
         is_linear: whether backward passes are known to be linear in the cotangent.
     """
 
     index: jax.Array
     passes: list[Pass]
-    own_pass: Callable[[Any], list[Pass]] | None
+    task_passes: Callable[[Any], list[Pass]] | None
     is_linear: bool
 
     def losses(self) -> jax.Array:
@@ -48,8 +48,8 @@ class SharedPoints(NamedTuple):
 
         What a backward pass needs is selected at run time.
         """
-        if self.own_pass is not None:
-            passes = self.own_pass(i)
+        if self.task_passes is not None:
+            passes = self.task_passes(i)
             loss = _select(self.index[i], *(loss for loss, _ in passes))
             return loss, _pull_back(passes, self.index[i], jnp.ones_like(loss))
         losses = self.losses()
@@ -97,10 +97,10 @@ def at_points(
     if unrolled:
         is_known = len(points) > 1 and look_into(loss_fn, points[0]).is_known
 
-        def own_pass(i):
+        def task_passes(i):
             return _forward(lambda p: select_loss(loss_fn(p), i), points, is_known)
 
-        return SharedPoints(index, [], own_pass, is_linear=False)
+        return SharedPoints(index, [], task_passes, is_linear=False)
     program = look_into(loss_fn, points[0])
     passes = _forward(
         lambda params: stack_losses(program.losses(params)), points, program.is_known

@@ -30,7 +30,7 @@ def task_gradient() -> Direction:
     return Direction(lambda problem, _state: problem, perturb)
 
 
-def kept_gradients(direction: Literal["global", "local"]) -> Direction:
+def clean_directions(direction: Literal["global", "local"]) -> Direction:
     """A direction, with the K clean gradients (K passes, K copies) as context."""
     check_named(direction)
 

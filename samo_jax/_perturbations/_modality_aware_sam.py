@@ -12,7 +12,7 @@ from samo_jax._labels import Mask, ParamLabels, prefix_leaves
 from samo_jax._named import named
 from samo_jax._perturbations._ascent import steepest_ascent
 from samo_jax._perturbations._base import Direction, Perturbation
-from samo_jax._perturbations._directions import kept_gradients
+from samo_jax._perturbations._directions import clean_directions
 from samo_jax._problem import Problem
 from samo_jax._shapley import MAX_EXACT, shapley_values
 from samo_jax._task_loop import map_tasks
@@ -233,7 +233,7 @@ def _clean_gradients(problem: Problem) -> PyTree:
     """The tasks' gradients, with a leading task axis; of one, the incoming updates."""
     if len(problem.tasks) == 1:
         return jax.tree.map(lambda leaf: leaf[None], problem.mean_grad)
-    return kept_gradients("local").prepare(problem, ())
+    return clean_directions("local").prepare(problem, ())
 
 
 def _example_weights(v: jax.Array) -> jax.Array:

@@ -11,7 +11,7 @@ from samo_jax._perturbations._ascent import steepest_ascent
 from samo_jax._perturbations._base import Perturbation
 from samo_jax._perturbations._directions import (
     check_named,
-    kept_gradients,
+    clean_directions,
     mean_gradient,
 )
 from samo_jax._tree import as_floats, group_products, safe_divide
@@ -64,7 +64,7 @@ def surrogate_gap_sam(
     """
     check_nonnegative("alpha", alpha, "0 is SAM.")
     check_named(direction)
-    inner = kept_gradients("local") if direction == "local" else mean_gradient()
+    inner = clean_directions("local") if direction == "local" else mean_gradient()
     ascent = steepest_ascent(inner, rho, mask=mask)
 
     def finish(context, task_grads, state):

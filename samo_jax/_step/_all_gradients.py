@@ -23,10 +23,10 @@ def step_by_all_gradients(
     perturbation, devices, labels = method.perturbation, method.devices, problem.labels
     context = perturbation.prepare(problem, states.perturbation)
     clean = perturbation.clean_gradients(context)
-    own_pass = task_pass(perturbation, problem, context)
+    pass_of = task_pass(perturbation, problem, context)
 
     def without_faults(i):
-        loss, *grads = own_pass(i)
+        loss, *grads = pass_of(i)
         grads.append(jax.tree.map(lambda leaf: leaf[i], clean))
         present = devices.all(task_mask[i] & is_finite(loss, grads))
         return loss, present, *jax.tree.map(partial(zero_unless, present), grads)

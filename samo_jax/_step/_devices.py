@@ -38,7 +38,7 @@ class Devices(NamedTuple):
         """Whether it is so on every device."""
         return self.mean(present.astype(accumulator_dtype())) == 1
 
-    def own(self, params: PyTree) -> PyTree:
+    def varying(self, params: PyTree) -> PyTree:
         """Each device's own copy: gradients by a common one are summed over devices."""
         if self.axis_name is None:
             return params

@@ -56,10 +56,10 @@ def step_by_gramian_blocks(
         (points,) = shared_points(method.perturbation, problem, context)
         value_and_gradient = points.value_and_gradient
     else:
-        own_pass = task_pass(method.perturbation, problem, context)
+        pass_of = task_pass(method.perturbation, problem, context)
 
         def value_and_gradient(i):
-            loss, grads, _ = own_pass(i)
+            loss, grads, _ = pass_of(i)
             return loss, grads
 
     def common_gradient(i):

@@ -53,7 +53,7 @@ def task_pass(
     loss = perturbation.loss
     loss_fns = (problem.loss_fn, *samples) if loss is None else samples
 
-    def own_pass(i):
+    def pass_at_point(i):
         """The point is formed, used and dropped."""
         point = problem.point(perturbation.perturb(context, i), i)
         points = [at_points(fn, [point], index, unrolled=unrolled) for fn in loss_fns]
@@ -62,7 +62,7 @@ def task_pass(
             points = [SharedPoints(index, [], lambda _i: passes, False), *points]
         return _values_and_gradients(points, i)
 
-    return own_pass
+    return pass_at_point
 
 
 def _values_and_gradients(points, i):
