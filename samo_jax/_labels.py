@@ -101,12 +101,12 @@ def mask_other_heads(
 ) -> PyTree:
     """`eps` on shared leaves and on the task's own head, zero on other heads."""
 
-    def own(leaf, label):
+    def mask(leaf, label):
         if label == SHARED:
             return leaf
         return jnp.where(tasks.index(label) == i, leaf, jnp.zeros_like(leaf))
 
-    return jax.tree.map(own, eps, labels)
+    return jax.tree.map(mask, eps, labels)
 
 
 def check_uses(labels: PyTree, tasks: tuple[str, ...], program: Any) -> None:

@@ -29,8 +29,8 @@ class SharedPoints(NamedTuple):
     Attributes:
         index: number of the point of each task, shape (K,), int.
         passes: forward passes of all losses, shape (K,), by point.
-        task_passes: `task_passes(i)`, forward passes of the loss of task i alone, by point.
-            None: they are made of `passes`.
+        task_passes: `task_passes(i)`, forward passes of the loss of task i alone, by
+            point. None: its losses and gradients come out of `passes`.
         is_linear: whether backward passes are known to be linear in the cotangent.
     """
 
