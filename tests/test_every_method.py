@@ -64,6 +64,7 @@ def restore(tree):
     return treedef.unflatten(map(load, saved, leaves))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "method",
     [*(f"{combiner}+global" for combiner in COMBINERS), "fairgrad+samo", "moco+samo"],
