@@ -88,19 +88,3 @@ def test_zero_gradients_are_left_out(normalization):
     weights = samo_jax.mgda_weights(jac @ jac.T, LOSSES, normalization=normalization)
     assert weights[2] == 0
     np.testing.assert_allclose(np.sum(weights), 1, rtol=1e-6)
-
-
-@pytest.mark.parametrize(
-    ("call", "message"),
-    [
-        (lambda: samo_jax.mgda("l1"), r"`normalization` must be one of .* got 'l1'"),
-        (lambda: samo_jax.mgda(apply_to="x"), "`apply_to` must be one of .* got 'x'"),
-        (
-            lambda: samo_jax.mgda_weights(np.eye(2), normalization="loss"),
-            r"`losses` is required by mgda\('loss'\), got None",
-        ),
-    ],
-)
-def test_wrong_arguments(call, message):
-    with pytest.raises(ValueError, match=message):
-        call()

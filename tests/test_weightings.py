@@ -11,15 +11,8 @@ from jax import lax
 import samo_jax
 
 from toy import (
-    HEADS,
     NUM_TASKS,
     assert_finite,
-    batch,
-    initial_params,
-    jitted_update,
-    mean_grad,
-    multitask,
-    types,
 )
 
 PREFERENCE = np.array([0.2, 0.5, 0.3])
@@ -358,73 +351,3 @@ def test_losses_without_a_logarithm_change_nothing(solver, bad):
 def test_extreme_losses_leave_a_finite_state(solver):
     sequence = np.array([[1e-37, 1.0, 1e37]] * 4 + [[1e37, 1.0, 1e-37]] * 4)
     assert_finite(run(solver, sequence))
-
-
-@all_solvers
-@pytest.mark.usefixtures("strict")
-def test_state_types_are_a_fixed_point(solver):
-    state = solver.init(NUM_TASKS)
-    update = jax.eval_shape(solver.update, jnp.eye(3), state, losses=jnp.ones(3))
-    chex.assert_trees_all_equal(types(update[1]), types(state))
-    assert jax.tree.leaves(types(update[0])) == [jax.typeof(jnp.ones(3))]
-
-
-@all_solvers
-@pytest.mark.usefixtures("x64")
-def test_float64(solver):
-    state = solver.init(NUM_TASKS)
-    weights, new = solver.update(jnp.eye(3), state, losses=jnp.ones(3, jnp.float32))
-    assert weights.dtype == jnp.float64
-    chex.assert_trees_all_equal(types(new), types(state))
-
-
-@all_solvers
-def test_inside_multitask(solver):
-    tx = multitask(solver, samo_jax.global_sam(0.1), param_labels=HEADS)
-    params = initial_params()
-    state = tx.init(params)
-    update = jitted_update(tx)
-    for seed in range(3):
-        data = batch(seed)
-        before = types(state)
-        direction, state = update(params, state, mean_grad(params, data), data)
-        chex.assert_trees_all_equal(types(state), before)
-        params = optax.apply_updates(params, optax.tree.scale(-0.05, direction))
-    assert_finite((params, state))
-    assert update._cache_size() == 1
-    assert jnp.any(state.weights != 1 / NUM_TASKS)
-
-
-@pytest.mark.parametrize(
-    ("call", "message"),
-    [
-        (lambda: samo_jax.uncertainty(0), "`learning_rate` must be positive"),
-        (lambda: samo_jax.imtl_l(-1), "`learning_rate` must be positive"),
-        (lambda: samo_jax.famo(float("nan")), "`learning_rate` must be positive"),
-        (lambda: samo_jax.famo(0.1, -1), "`weight_decay` must be non-negative"),
-        (lambda: samo_jax.dwa(0, window=1), "`temperature` must be positive"),
-        (lambda: samo_jax.dwa(window=0), "`window` must be a positive int, got 0"),
-        (lambda: samo_jax.dwa(window=2.0), "`window` must be a positive int"),
-        (lambda: samo_jax.stch(0), "`mu` must be positive and finite, got 0"),
-        (lambda: samo_jax.stch(1, [1, -1]), "`preference` must be finite and non-n"),
-        (lambda: samo_jax.pbi(-1, [1, 1]), "`theta` must be non-negative"),
-        (lambda: samo_jax.pbi(1, [0, 0]), "`preference` must be .* positive entry"),
-        (lambda: samo_jax.cosmos([1, 1], -1), "`lam` must be non-negative"),
-        (lambda: samo_jax.log_losses(samo_jax.mgda), "Call the factory"),
-        (
-            lambda: samo_jax.stch_loss([1.0, 2.0], mu=1, preference=[1, 1, 1]),
-            r"`preference` must be one number per task, shape \(2,\), got shape \(3,\)",
-        ),
-        (
-            lambda: run(samo_jax.pbi(1, [1, 1]), np.ones((1, 3))),
-            "`preference` must be one number per task",
-        ),
-        (
-            lambda: samo_jax.uncertainty_loss([1.0, 2.0], [1, 1, 1]),
-            "`log_variances` must be one number per task",
-        ),
-    ],
-)
-def test_wrong_arguments(call, message):
-    with pytest.raises(ValueError, match=message):
-        call()
