@@ -95,6 +95,30 @@ def first_direction(tx):
     return jitted_update(tx)(params, tx.init(params), mean_grad(params, data), data)[0]
 
 
+def train_step(tx, data):
+    def step(params, state):
+        updates, state = tx.update(
+            mean_grad(params, data), state, params, loss_fn=losses_on(data)
+        )
+        return optax.apply_updates(params, updates), state
+
+    return step
+
+
+def abstract_update(tx, dtype):
+    """Shapes, dtypes and weak types of (params, state) and of (updates, new state)."""
+    params, data = initial_params(dtype), batch(0, dtype)
+    state = tx.init(params)
+    after = jax.eval_shape(
+        lambda params, state: tx.update(
+            mean_grad(params, data), state, params, loss_fn=losses_on(data)
+        ),
+        params,
+        state,
+    )
+    return jax.eval_shape(lambda: (params, state)), after
+
+
 @jax.jit
 def reference_update(params, state, grads, data, rho=0.3, alpha=0.5, mu=1e-2):
     """`samo(...)` alone, compiled once for many tests."""
