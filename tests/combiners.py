@@ -51,6 +51,7 @@ VARIANTS = [
     Case("mgda", "loss+", {"normalization": "loss+"}),
     Case("fairgrad", "2", {"alpha": 2.0}),
     Case("nash_mtl", "now and then", {"update_every": 3}),
+    Case("krum", "one", {"num_selected": 1}),
     Case("cagrad", "1.5", {"c": 1.5}),
     Case("aligned_mtl", "median", {"scale_mode": "median"}),
     Case("aligned_mtl", "rmse", {"scale_mode": "rmse"}),

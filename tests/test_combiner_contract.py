@@ -1,6 +1,7 @@
 """What every combiner of the registry has in common, and what the registry promises."""
 
 import functools
+import inspect
 from typing import NamedTuple
 
 import jax
@@ -38,6 +39,7 @@ DEGENERATE = {
     "one after all": [[0, 0, 0], [0, 0, 0], [1, 2, 3]],
     "all zero": [[0, 0, 0], [0, 0, 0], [0, 0, 0]],
 }
+BATCH = len(DEGENERATE) * len(SCALES)  # one compilation for all problems
 
 
 class Problems(NamedTuple):
@@ -59,9 +61,9 @@ class Updates(NamedTuple):
     weights: np.ndarray
 
 
-def random_problems(num_tasks, count=20, width=WIDTH):
+def random_problems(num_tasks, count=BATCH):
     rng = np.random.default_rng(num_tasks)
-    gradients = rng.normal(size=(count, num_tasks, width))
+    gradients = rng.normal(size=(count, num_tasks, WIDTH))
     gradients *= 10 ** rng.uniform(-0.5, 0.5, size=(count, num_tasks, 1))
     return Problems(gradients, rng.uniform(0.5, 2, size=(count, num_tasks)))
 
@@ -129,6 +131,17 @@ def conflicts(gradients, updates):
     return np.max(-rates, axis=1) / np.maximum(terms, 1e-30)
 
 
+def test_the_registry_has_every_public_combiner():
+    factories = {
+        name
+        for name, value in vars(samo_jax).items()
+        if inspect.isfunction(value)
+        and inspect.signature(value).return_annotation
+        in (samo_jax.Weighting, samo_jax.Aggregator)
+    }
+    assert factories == set(COMBINERS)
+
+
 @all_cases
 def test_degenerate_gradients_have_finite_directions(case):
     problems = degenerate_problems()
@@ -137,6 +150,11 @@ def test_degenerate_gradients_have_finite_directions(case):
     assert np.isfinite(found.weights).all()
     if case.promises("N", NUM_TASKS) and case.promises("+", NUM_TASKS):
         assert (found.weights > 0).any(axis=1).all()
+        zeros = norms(problems.gradients) == 0
+        assert (found.weights[zeros] <= 1 / NUM_TASKS + 1e-6).all()
+    if case.entry.family == "gramian" and case.name not in {"fairgrad", "nash_mtl"}:
+        longest = norms(problems.gradients).max(axis=1)
+        assert (norms(found.directions) <= 100 * longest).all()
     zero = norms(problems.gradients).sum(axis=1) == 0
     assert not found.directions[zero].any()
 
@@ -189,7 +207,8 @@ def test_hundred_steps_compile_once_and_equal_a_batch(case):
     update, state = jitted_step(CASES.index(case)), init(case)
     first, tolerance = types(state), 1e-2 if case.needs_second_batch else 1e-4
     expected = first_updates(case, problems)
-    for i, problem in enumerate(zip(*map(np.float32, problems), strict=True)):
+    for i in range(5):
+        problem = (np.float32(each[i]) for each in problems)
         alone = update(*problem, init(case))
         for one, batched in zip(alone, expected, strict=False):
             np.testing.assert_allclose(one, batched[i], tolerance, tolerance / 10)
