@@ -16,6 +16,7 @@ from jax.sharding import PartitionSpec as P
 import samo_jax
 from samo_jax._combiners._types import combiner_update
 
+from tiers import mostly_slow
 from toy import without_keys
 
 TASKS = ("a", "b", "c")
@@ -92,7 +93,7 @@ def collectives(compiled):
     return Counter((kind, shape) for kind, _, shape in exchanged(compiled))
 
 
-@pytest.mark.parametrize("sharding", SHARDINGS)
+@pytest.mark.parametrize("sharding", mostly_slow(SHARDINGS, but={"fully sharded"}))
 def test_step(sharding):
     params, batch = params_and_batch()
     tx = make_tx(samo_jax.fairgrad())
@@ -147,6 +148,7 @@ FULL_GRADIENTS = {
 }
 
 
+@pytest.mark.slow
 def test_combiners_of_full_gradients():
     """The others see the Gramian alone, which is the same on all devices."""
     params, batch = params_and_batch()

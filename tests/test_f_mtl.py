@@ -133,7 +133,9 @@ LINEAR = {
 }
 
 
-@pytest.mark.parametrize("arguments", [{}, {"norm": "together"}, {"mask": MASK}], ids=str)
+@pytest.mark.parametrize(
+    "arguments", [{}, {"norm": "together"}, {"mask": MASK}], ids=str
+)
 @pytest.mark.parametrize("solver", LINEAR.values(), ids=LINEAR)
 def test_linear_combiner_is_per_task_sam(solver, arguments):
     per_task_sam = samo_jax.sam(0.3, direction="local", **arguments)
@@ -173,6 +175,7 @@ def test_incoming_updates_only_give_the_shapes():
     chex.assert_trees_all_equal(first, second)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("unroll", [False, 2])
 def test_unroll(unroll):
     chex.assert_trees_all_close(

@@ -11,9 +11,9 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 import samo_jax
-from samo_jax._combiners._types import combiner_update
-from samo_jax.experiments.benchmarks.methods import COMBINERS, Setting
+from samo_jax._combiners._types import combiner_update, init_combiner
 
+from tiers import mostly_slow
 from toy import without_keys
 
 LABELS = {"body": "shared", "a": "a", "b": "b", "c": "c"}
@@ -119,7 +119,10 @@ def test_as_if_the_masked_task_were_not_there(solver, unroll):
 
 @pytest.mark.parametrize(
     "combiner",
-    ["mgda", "cagrad", "upgrad", "imtl_g", "aligned_mtl", "krum", "graddrop"],
+    mostly_slow(
+        ["mgda", "cagrad", "upgrad", "imtl_g", "aligned_mtl", "krum", "graddrop"],
+        but={"imtl_g", "graddrop"},
+    ),
 )
 def test_a_zero_gradient_changes_no_direction(combiner):
     rng = np.random.default_rng(0)
@@ -128,11 +131,10 @@ def test_a_zero_gradient_changes_no_direction(combiner):
     absent = np.where(np.arange(4)[:, None] == 2, 0, grads)
 
     def direction(grads, losses):
-        solver = COMBINERS[combiner](Setting(jax.random.key(0), 1, len(losses)))
+        made = samo_jax.COMBINERS[combiner].make(len(losses), jax.random.key(0))
         grads, losses = jnp.float32(grads), jnp.float32(losses)
-        first = (grads[0],) if isinstance(solver, samo_jax.Aggregator) else ()
-        state = solver.init(*first, len(losses))
-        combined, _, _ = jax.jit(combiner_update(solver))(
+        state = init_combiner(made, grads[0], len(losses))
+        combined, _, _ = jax.jit(combiner_update(made))(
             grads, state, losses=losses, losses_after=losses
         )
         return combined / jnp.linalg.norm(combined)
@@ -215,7 +217,9 @@ MEMORIES = {
 }
 
 
-@pytest.mark.parametrize("perturbation", MEMORIES)
+@pytest.mark.parametrize(
+    "perturbation", mostly_slow(MEMORIES, but={"average", "momentum"})
+)
 def test_memories_of_gradients_wait(perturbation):
     params, tx = initial_params(), make_tx(samo_jax.mean(), MEMORIES[perturbation])
     _, before = update(tx, tx.init(params), params)
@@ -505,6 +509,7 @@ def test_devices_agree():
     assert state.weights[1] == 0
 
 
+@pytest.mark.slow
 def test_learns_through_faults():
     tx = optax.chain(
         make_tx(samo_jax.fairgrad(), samo_jax.joint_sam(0.01)), optax.adam(3e-2)

@@ -9,6 +9,7 @@ import samo_jax
 
 from passes import NUM_TASKS, operations
 from sharpness import PERTURBATIONS, descend, multitask
+from tiers import mostly_slow
 
 FEW = [
     name
@@ -38,7 +39,7 @@ def own_points(name):
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("unroll", [True, False, 2])
+@pytest.mark.parametrize("unroll", mostly_slow([True, False, 2], but={False}))
 @pytest.mark.parametrize("name", FEW)
 def test_few_points_are_the_tasks_own(name, unroll):
     tx = multitask(PERTURBATIONS[name](), samo_jax.fairgrad(), unroll=unroll)

@@ -10,6 +10,7 @@ import pytest
 import samo_jax
 
 from golden_steps import FILES, TOLERANCE, Golden, relative_error
+from tiers import mostly_slow
 
 
 @pytest.fixture(params=["float64", "float32"])
@@ -18,7 +19,7 @@ def dtype(request):
         yield request.param
 
 
-@pytest.fixture(params=FILES)
+@pytest.fixture(params=mostly_slow(FILES, but={"samo_step_k3"}))
 def golden(request, dtype):
     return Golden(request.param, dtype)
 

@@ -9,6 +9,7 @@ import pytest
 
 import samo_jax
 
+from tiers import mostly_slow
 from toy import HEADS, batch, initial_params, jitted_update, mean_grad, multitask, types
 
 PARAMS = {"a": jnp.zeros((2, 3)), "b": {"c": jnp.zeros(4), "d": jnp.zeros(5)}}
@@ -38,7 +39,7 @@ def run(combiner, task_grads):
     [samo_jax.mgda("loss"), samo_jax.fairgrad(2.0), samo_jax.gradvac(0)],
     ids=["mgda", "fairgrad", "gradvac"],
 )
-@pytest.mark.parametrize("as_function", [True, False])
+@pytest.mark.parametrize("as_function", mostly_slow([True, False], but={False}))
 def test_a_solver_for_every_group(solver, as_function):
     task_grads = gradients()
     groups = (lambda _: GROUPS) if as_function else GROUPS

@@ -17,6 +17,7 @@ import pytest
 import samo_jax
 
 import samplers
+from tiers import mostly_slow
 
 K, N = 8, 24
 EPS = {name: float(np.finfo(name).eps) for name in ("float32", "float64")}
@@ -187,7 +188,7 @@ def labelled(found, mask):
     return list(zip(labels[mask], found.parameters[mask].tolist(), strict=True))
 
 
-precisions = pytest.mark.parametrize("precision", EPS)
+precisions = pytest.mark.parametrize("precision", mostly_slow(EPS, but={"float32"}))
 
 
 @precisions
@@ -240,7 +241,7 @@ def test_mean_gradient_of_a_ball_without_radius():
 
 # Gradients of norms over four decades; enough of them for their sum to cancel much.
 @precisions
-@pytest.mark.parametrize("shape", [(64, 200), (8, 21)])
+@pytest.mark.parametrize("shape", mostly_slow([(64, 200), (8, 21)], but={(8, 21)}))
 def test_fairgrad_is_exact(shape, precision):
     """Every equation holds to the rounding of its terms, and no task is hurt.
 
@@ -307,7 +308,7 @@ OF_PRESENT = {
 }
 
 
-@pytest.mark.parametrize("name", OF_PRESENT)
+@pytest.mark.parametrize("name", mostly_slow(OF_PRESENT, but={"upgrad-preference"}))
 def test_absent_tasks_do_not_exist(name, x64):  # noqa: ARG001
     """The weights of the present ones are those they have alone; the others' are zero.
 
@@ -376,7 +377,7 @@ SOLVERS = {
 }
 
 
-@pytest.mark.parametrize("name", SOLVERS)
+@pytest.mark.parametrize("name", mostly_slow(SOLVERS, but={"mgda", "nash_mtl"}))
 def test_last_weights_of_absent_tasks_wait(name):
     solver, present = SOLVERS[name], ~ABSENT
     gramian = jnp.asarray(np.cov(normal(np.random.default_rng(3))))

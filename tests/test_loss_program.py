@@ -15,6 +15,8 @@ import samo_jax
 from samo_jax import task_gradients
 from samo_jax._shared_points import look_into
 
+from tiers import mostly_slow
+
 K = 9
 NAMES = [f"task{i}" for i in range(K)]
 X = jnp.asarray(np.random.default_rng(0).normal(size=(6, 4)), jnp.float32)
@@ -226,7 +228,7 @@ LEFT_WHOLE = {
 }
 
 
-@pytest.fixture(params=["rewritten", "left whole"])
+@pytest.fixture(params=mostly_slow(["rewritten", "left whole"], but={"rewritten"}))
 def rewriting(request, monkeypatch):
     monkeypatch.setattr(
         samo_jax.config, "rewrite_programs", request.param == "rewritten"
@@ -296,7 +298,9 @@ SHARED_PROBE = samo_jax.joint_sam(local=samo_jax.probe(shared=True))
 
 
 @pytest.mark.usefixtures("rewriting")
-@pytest.mark.parametrize("name", STEPS)
+@pytest.mark.parametrize(
+    "name", mostly_slow(STEPS, but={"through_a_ref", "clipped_features"})
+)
 def test_a_gramian_by_blocks_is_that_of_all_gradients(name):
     """Also where backward passes are not linear, and columns would be wrong."""
     run = jax.jit(
@@ -309,7 +313,7 @@ def test_a_gramian_by_blocks_is_that_of_all_gradients(name):
 
 
 @pytest.mark.usefixtures("rewriting")
-@pytest.mark.parametrize("name", STEPS)
+@pytest.mark.parametrize("name", mostly_slow(STEPS, but={"by_head", "with_a_closure"}))
 def test_shared_points_are_the_tasks_own(name):
     perturbations = SHARED_PROBE, SHARED_PROBE._replace(shared_perturbations=None)
     run = jax.jit(
@@ -321,7 +325,7 @@ def test_shared_points_are_the_tasks_own(name):
     assert_close(*run(make_params()), rtol=1e-3)
 
 
-@pytest.mark.parametrize("num_tasks", [2, K])
+@pytest.mark.parametrize("num_tasks", mostly_slow([2, K], but={2}))
 def test_steps_without_jit(num_tasks):
     def loss_fn(params):
         return list(by_head(params).values())[:num_tasks]
@@ -433,7 +437,9 @@ PERTURBATIONS = {
 
 
 @pytest.mark.parametrize("solver", [samo_jax.mean(), samo_jax.upgrad()])
-@pytest.mark.parametrize("perturbation", PERTURBATIONS)
+@pytest.mark.parametrize(
+    "perturbation", mostly_slow(PERTURBATIONS, but={"plain", "shared probe"})
+)
 def test_a_step_goes_on_without_the_faulty_task(perturbation, solver):
     tx = samo_jax.multitask(
         solver,

@@ -29,6 +29,7 @@ from sharpness import (
     total_gradient,
     total_loss,
 )
+from tiers import mostly_slow
 
 DEVICES = 8
 assert_close = functools.partial(chex.assert_trees_all_close, rtol=1e-4, atol=1e-5)
@@ -199,7 +200,9 @@ def test_methods_with_state_keep_it_common(method):
 @pytest.mark.parametrize(
     "axis_type", [AxisType.Auto, AxisType.Explicit], ids=["auto", "explicit"]
 )
-@pytest.mark.parametrize("method", ["sam", "surrogate_gap_sam", "look_sam"])
+@pytest.mark.parametrize(
+    "method", mostly_slow(["sam", "surrogate_gap_sam", "look_sam"], but={"sam"})
+)
 def test_under_jit_alone_everything_is_global(method, axis_type):
     if method == "look_sam":
         tx = samo_jax.look_sam(one_task(samo_jax.sam(RADIUS), None), every=2)
@@ -239,7 +242,7 @@ SHARDED |= {
 }
 
 
-@pytest.mark.parametrize("name", SHARDED)
+@pytest.mark.parametrize("name", mostly_slow(SHARDED, but={"sam", "momentum_sam"}))
 def test_explicitly_sharded_parameters(name):
     """Nothing is ravelled, and the state keeps its sharding."""
     tx = SHARDED[name]

@@ -13,6 +13,7 @@ from jax.sharding import PartitionSpec as P
 
 import samo_jax
 
+from tiers import mostly_slow
 from toy import NUM_TASKS, assert_finite, batch, distance, initial_params, types
 
 NAMES = ("left", "right", "up")
@@ -96,7 +97,7 @@ METHODS = {
 TOLERANCE = {"bfloat16": 3e-2, "float16": 4e-3}
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", mostly_slow(METHODS, but={"combiner"}))
 def test_half_precision_steps_are_close_to_float32s(name):
     """With the same types of directions and states. In float32 no scale changes any.
 
@@ -279,6 +280,7 @@ def sharded_step(params, x, axis_name=None, gather=lambda w: w):
     return tx.update(grads, tx.init(params), params, loss_fn=loss_fn)[0]
 
 
+@pytest.mark.slow
 def test_shardings():
     """Examples over eight devices: by `jax.shard_map`, or explicit, as parameters."""
     rng = np.random.default_rng(0)

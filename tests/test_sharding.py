@@ -81,6 +81,10 @@ CASES = {
 }
 
 
+FAIRGRAD = ["fairgrad-float32", "fairgrad-bfloat16"]
+FULLY = ["fully sharded"]
+
+
 @functools.cache
 def single_device_step(name):
     solver, unroll, dtype = CASES[name]
@@ -92,9 +96,16 @@ def single_device_step(name):
 @pytest.mark.parametrize(
     ("name", "axis_type", "layout"),
     [
-        *product(CASES, (AxisType.Auto, AxisType.Explicit), ["fully sharded"]),
-        # With Auto axes: test_collectives.
-        *product(["fairgrad-float32"], [AxisType.Explicit], ["data", "tensor"]),
+        ("mgda-float32-looped", AxisType.Explicit, "fully sharded"),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in (
+                *product(FAIRGRAD, [AxisType.Auto, AxisType.Explicit], FULLY),
+                *product(["mgda-float32-looped"], [AxisType.Auto], FULLY),
+                # With Auto axes: test_collectives.
+                *product(["fairgrad-float32"], [AxisType.Explicit], ["data", "tensor"]),
+            )
+        ),
     ],
 )
 def test_a_sharded_step_is_the_single_device_step(name, axis_type, layout):

@@ -127,7 +127,12 @@ def test_one_task(name):
 SEVERAL = {
     "global": (samo_jax.sam(0.3), sam(0.3), "global", "separate"),
     "local": (samo_jax.sam(0.3, direction="local"), sam(0.3), "local", "separate"),
-    "global-joint": (samo_jax.sam(0.3, norm="together"), sam(0.3), "global", "together"),
+    "global-joint": (
+        samo_jax.sam(0.3, norm="together"),
+        sam(0.3),
+        "global",
+        "together",
+    ),
     "local-joint": (
         samo_jax.sam(0.3, direction="local", norm="together"),
         sam(0.3),
@@ -177,7 +182,11 @@ def mean_of(rows):
 
 @pytest.mark.parametrize(
     ("name", "unroll"),
-    [*((name, True) for name in SEVERAL), ("global", False), ("local-joint", 2)],
+    [
+        *((name, True) for name in SEVERAL),
+        pytest.param("global", False, marks=pytest.mark.slow),
+        pytest.param("local-joint", 2, marks=pytest.mark.slow),
+    ],
 )
 def test_several_tasks(name, unroll):
     perturbation, rule, direction, kind = SEVERAL[name]

@@ -73,8 +73,14 @@ def direct_update(name):
 @pytest.mark.parametrize(
     ("name", "block"),
     [
-        *(("plain", 1), ("plain", 3), ("shared probe", 1), ("shared probe", 2)),
-        *(("joint", 1), ("joint", 3), ("joint", 9)),
+        *(("plain", 1), ("shared probe", 2)),
+        *(
+            pytest.param(name, block, marks=pytest.mark.slow)
+            for name, block in (
+                *(("plain", 3), ("shared probe", 1)),
+                *(("joint", 1), ("joint", 3), ("joint", 9)),
+            )
+        ),
     ],
 )
 def test_equals_the_step_of_all_gradients(name, block):
