@@ -24,7 +24,7 @@ from properties import Method
 
 
 def gradvac(tasks, target):
-    """With constant targets: the solver's own are zero in its first update."""
+    """With constant targets: the combiner's own are zero in its first update."""
     targets, key = jnp.full(2 * tasks.shape, target), jax.random.key(0)
     return samo_jax.Weighting(
         lambda _: (),

@@ -211,11 +211,11 @@ PERTURBATIONS = {
 }
 
 
-def multitask(perturbation, solver=None, **kwargs):
+def multitask(perturbation, combiner=None, **kwargs):
     """Three tasks with heads."""
     defaults = {"num_tasks": 3, "key": 0, "param_labels": LABELS}
-    solver = samo_jax.mean() if solver is None else solver
-    return samo_jax.multitask(solver, perturbation, **defaults | kwargs)
+    combiner = samo_jax.mean() if combiner is None else combiner
+    return samo_jax.multitask(combiner, perturbation, **defaults | kwargs)
 
 
 def single_task(perturbation):

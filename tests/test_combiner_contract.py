@@ -14,7 +14,7 @@ from samo_jax import COMBINERS
 from samo_jax._combiners._types import combiner_update, init_combiner
 
 from combiners import CASES, KEY
-from toy import NUM_TASKS, assert_finite, types
+from three_heads import NUM_TASKS, assert_finite, types
 
 all_cases = pytest.mark.parametrize("case", CASES, ids=str)
 gramian_cases, aggregators = (

@@ -10,7 +10,7 @@ from scipy.optimize import minimize
 
 import samo_jax
 
-from toy import (
+from three_heads import (
     HEADS,
     NUM_TASKS,
     PERTURBATIONS,

@@ -21,7 +21,7 @@ from properties import (
     check_finite,
     check_property,
 )
-from toy import (
+from three_heads import (
     DTYPES,
     HEADS,
     abstract_update,
@@ -70,18 +70,18 @@ def test_properties_of_the_combiners(name, precision):
 
 @pytest.mark.parametrize(("x64", "dtype"), DTYPES)
 @pytest.mark.parametrize(
-    ("solver", "perturbation"),
+    ("combiner", "perturbation"),
     [
         (inverse_norms(), sign_sam()),
         (agreeing_signs(), one_point(sign_sam())),
         (inverse_norms(), euclidean),
     ],
-    ids=["solver", "combiner", "direction"],
+    ids=["weighting", "aggregator", "direction"],
 )
 @pytest.mark.usefixtures("strict")
-def test_types_are_a_fixed_point(solver, perturbation, x64, dtype):
+def test_types_are_a_fixed_point(combiner, perturbation, x64, dtype):
     with jax.enable_x64(x64):
-        tx = multitask(solver, perturbation, param_labels=HEADS)
+        tx = multitask(combiner, perturbation, param_labels=HEADS)
         before, after = abstract_update(tx, dtype)
         assert after == before
 
@@ -201,7 +201,7 @@ def test_injected_schedule_is_its_values():
         samo_jax.grouped(inverse_norms()),
         agreeing_signs(),
     ],
-    ids=["smoothed", "grouped", "combiner"],
+    ids=["smoothed", "grouped", "aggregator"],
 )
 def test_trains_in_a_scan_inside_other_methods(combiner):
     tx = optax.chain(

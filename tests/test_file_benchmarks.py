@@ -29,7 +29,7 @@ from samo_jax.experiments.networks.multi_input import MultiInput
 
 from miniatures import write_celeba, write_dense, write_office, write_qm9
 from small_runs import Normalised, normalised_benchmark, trainer
-from toy import without_keys
+from three_heads import without_keys
 
 WRITE = {
     "cityscapes": partial(write_dense, layout=CITYSCAPES),

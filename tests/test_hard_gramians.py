@@ -367,7 +367,7 @@ def test_absent_tasks_are_met_by_no_surgery(name, x64):  # noqa: ARG001
     np.testing.assert_allclose(weights[present], alone, rtol=1e-12)
 
 
-SOLVERS = {
+COMBINERS = {
     "mgda": samo_jax.mgda(),
     "fairgrad": samo_jax.fairgrad(2.0),
     "krum": samo_jax.krum(0),
@@ -377,14 +377,14 @@ SOLVERS = {
 }
 
 
-@pytest.mark.parametrize("name", mostly_slow(SOLVERS, but={"mgda", "nash_mtl"}))
+@pytest.mark.parametrize("name", mostly_slow(COMBINERS, but={"mgda", "nash_mtl"}))
 def test_last_weights_of_absent_tasks_wait(name):
-    solver, present = SOLVERS[name], ~ABSENT
+    combiner, present = COMBINERS[name], ~ABSENT
     gramian = jnp.asarray(np.cov(normal(np.random.default_rng(3))))
     shown = jnp.where(np.outer(present, present), gramian, 0)
     losses = jnp.asarray(LOSSES)
-    _, first = solver.update(gramian, solver.init(K), losses=losses)
-    weights, second = solver.update(
+    _, first = combiner.update(gramian, combiner.init(K), losses=losses)
+    weights, second = combiner.update(
         shown, first, losses=jnp.where(present, losses, jnp.nan), present=present
     )
     first, second = (getattr(state, "solver_state", state) for state in (first, second))
@@ -398,10 +398,10 @@ def test_last_weights_of_absent_tasks_wait(name):
 @pytest.mark.parametrize("name", ["db_mtl", "mgda-loss"])
 def test_state_tells_of_losses_that_allow_no_weights(name):
     """Which tasks' losses, in how many updates: the weights stand still meanwhile."""
-    solver, gramian = SOLVERS[name], jnp.diag(jnp.arange(1.0, 4))
-    state = solver.init(3)
+    combiner, gramian = COMBINERS[name], jnp.diag(jnp.arange(1.0, 4))
+    state = combiner.init(3)
     for losses in ([1.0, -1.0, 1.0], [1.0, 0.0, np.inf], [1.0, 2.0, 4.0]):
-        weights, state = solver.update(gramian, state, losses=jnp.array(losses))
+        weights, state = combiner.update(gramian, state, losses=jnp.array(losses))
         stands = min(losses) <= 0
         np.testing.assert_equal(np.allclose(weights, 1 / 3), stands)
         assert state.info.finite != stands

@@ -19,7 +19,7 @@ import combiners
 import sharpness
 from properties import solve
 from property_table import METHODS
-from toy import assert_finite, without_keys
+from three_heads import assert_finite, without_keys
 
 searching = partial(settings, deadline=None, derandomize=True, database=None)
 

@@ -344,7 +344,7 @@ def test_steps_without_jit(num_tasks):
 
 @pytest.mark.usefixtures("rewriting")
 @pytest.mark.parametrize(
-    ("perturbation", "solver", "passes"),
+    ("perturbation", "combiner", "passes"),
     [
         (samo_jax.global_sam(), samo_jax.upgrad(), 2),
         (samo_jax.global_sam(), samo_jax.mean(), 2),
@@ -353,7 +353,7 @@ def test_steps_without_jit(num_tasks):
     ],
     ids=["global", "global mean", "shared probe", "joint"],
 )
-def test_callbacks_run_once_a_forward_pass(perturbation, solver, passes):
+def test_callbacks_run_once_a_forward_pass(perturbation, combiner, passes):
     seen = []
 
     def loss_fn(params):
@@ -361,7 +361,7 @@ def test_callbacks_run_once_a_forward_pass(perturbation, solver, passes):
         jax.debug.callback(lambda _: seen.append(1), h.sum())
         return heads_of(h, params)
 
-    tx = samo_jax.multitask(solver, perturbation, num_tasks=K, key=0)
+    tx = samo_jax.multitask(combiner, perturbation, num_tasks=K, key=0)
     params = make_params()
     _, grads = samo_jax.mean_value_and_grad(loss_fn)(params)
     jax.jit(partial(tx.update, loss_fn=loss_fn))(grads, tx.init(params), params)
@@ -436,13 +436,13 @@ PERTURBATIONS = {
 }
 
 
-@pytest.mark.parametrize("solver", [samo_jax.mean(), samo_jax.upgrad()])
+@pytest.mark.parametrize("combiner", [samo_jax.mean(), samo_jax.upgrad()])
 @pytest.mark.parametrize(
     "perturbation", mostly_slow(PERTURBATIONS, but={"plain", "shared probe"})
 )
-def test_a_step_goes_on_without_the_faulty_task(perturbation, solver):
+def test_a_step_goes_on_without_the_faulty_task(perturbation, combiner):
     tx = samo_jax.multitask(
-        solver,
+        combiner,
         PERTURBATIONS[perturbation],
         num_tasks=K,
         key=0,

@@ -120,7 +120,7 @@ def test_one_task(axes, averaged, groups, check_vma):
 @pytest.mark.parametrize("unroll", [True, False])
 @pytest.mark.parametrize("direction", ["local", "global"])
 def test_tasks_with_heads(direction, unroll):
-    """Every device has K perturbations; solver and heads see averaged gradients."""
+    """Every device has K perturbations; combiner and heads see averaged gradients."""
     tx = samo_jax.multitask(
         samo_jax.constant([0.5, 0.2, 0.3]),
         samo_jax.sam(RADIUS, direction=direction),
@@ -182,18 +182,18 @@ def test_averaged_updates_give_the_unsharded_step(perturbation):
 def test_methods_with_state_keep_it_common(method):
     """Each device's own updates in, and yet one state: `out_specs=P()` checks it."""
     kwargs = {"num_tasks": 3, "param_labels": LABELS, "axis_name": "data"}
-    solver = samo_jax.mean()
+    combiner = samo_jax.mean()
     if method == "samo":
-        tx = samo_jax.samo(solver, RADIUS, key=0, **kwargs)
+        tx = samo_jax.samo(combiner, RADIUS, key=0, **kwargs)
     elif method == "f_mtl":
-        tx = samo_jax.f_mtl(solver, RADIUS, **kwargs)
+        tx = samo_jax.f_mtl(combiner, RADIUS, **kwargs)
     else:
-        tx = samo_jax.multitask(solver, getattr(samo_jax, method)(RADIUS), **kwargs)
+        tx = samo_jax.multitask(combiner, getattr(samo_jax, method)(RADIUS), **kwargs)
     mesh = make_mesh(data=8)
     updates = sharded_updates(tx, task_losses, mesh, None, steps=2)
     chex.assert_tree_all_finite(updates)
     if method == "f_mtl":
-        local = samo_jax.multitask(solver, samo_jax.local_sam(RADIUS), **kwargs)
+        local = samo_jax.multitask(combiner, samo_jax.local_sam(RADIUS), **kwargs)
         assert_close(updates, sharded_updates(local, task_losses, mesh, None))
 
 

@@ -72,11 +72,11 @@ def test_l2_does_not_see_the_scale_of_a_task():
 @pytest.mark.parametrize("normalization", ["loss", "loss+"])
 @pytest.mark.parametrize("bad", [0.0, -1.0, np.nan, np.inf])
 def test_losses_that_are_not_positive_keep_the_weights(normalization, bad):
-    solver = samo_jax.mgda(normalization)
+    combiner = samo_jax.mgda(normalization)
     gramian = jnp.asarray(jacobian() @ jacobian().T)
-    last, state = solver.update(gramian, solver.init(4), losses=jnp.asarray(LOSSES))
+    last, state = combiner.update(gramian, combiner.init(4), losses=jnp.asarray(LOSSES))
     losses = jnp.asarray(LOSSES).at[1].set(bad)
-    weights, state = solver.update(gramian, state, losses=losses)
+    weights, state = combiner.update(gramian, state, losses=losses)
     np.testing.assert_array_equal(weights, last)
     assert not state.info.finite
 

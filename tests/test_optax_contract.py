@@ -13,12 +13,12 @@ from jax import lax
 
 import samo_jax
 
-from toy import (
+from three_heads import (
+    COMBINERS,
     HEADS,
     MEAN,
     NUM_TASKS,
     PERTURBATIONS,
-    SOLVERS,
     assert_close,
     assert_finite,
     batch,
@@ -43,7 +43,7 @@ def test_chain_runs_eagerly_as_under_jit():
 
 
 def test_hundred_steps_compile_once_and_equal_scan():
-    tx = optax.chain(samo(SOLVERS["fairgrad"], 0.05), optax.adam(1e-2))
+    tx = optax.chain(samo(COMBINERS["fairgrad"], 0.05), optax.adam(1e-2))
     params, data = initial_params(), batch(0)
     step: Any = jax.jit(chex.assert_max_traces(train_step(tx, data), n=1))
     carry = (params, tx.init(params))
@@ -64,7 +64,7 @@ def test_hundred_steps_compile_once_and_equal_scan():
 
 
 def test_bfloat16_state_passes_through_cond():
-    tx = optax.chain(samo(SOLVERS["fairgrad"]), optax.adam(1e-2))
+    tx = optax.chain(samo(COMBINERS["fairgrad"]), optax.adam(1e-2))
     params, data = initial_params("bfloat16"), batch(0, "bfloat16")
     state = tx.init(params)
 
@@ -79,15 +79,15 @@ def test_bfloat16_state_passes_through_cond():
 
 
 @pytest.mark.parametrize(
-    ("solver", "perturbation"),
+    ("combiner", "perturbation"),
     [
-        *((solver, PERTURBATIONS["joint_sam"]) for solver in SOLVERS.values()),
+        *((combiner, PERTURBATIONS["joint_sam"]) for combiner in COMBINERS.values()),
         *((MEAN, PERTURBATIONS[name]) for name in ("plain", "global_sam", "local_sam")),
     ],
     ids=["mean-joint", "mgda-joint", "fairgrad-joint", "plain", "global", "local"],
 )
-def test_zero_gradient_gives_zero_and_no_nan(solver, perturbation):
-    tx = multitask(solver, perturbation)
+def test_zero_gradient_gives_zero_and_no_nan(combiner, perturbation):
+    tx = multitask(combiner, perturbation)
     params = jnp.ones(4)
     state = tx.init(params)
     updates, new_state = jax.jit(

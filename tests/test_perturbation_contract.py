@@ -23,7 +23,7 @@ from sharpness import (
     total_examples,
     update,
 )
-from toy import types
+from three_heads import types
 
 RADIUS = 0.3
 REQUIRED = {"modality_aware_sam": {"num_modalities": 3}}

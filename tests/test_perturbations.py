@@ -124,7 +124,7 @@ def test_zero_gradients_give_zero_perturbations():
     chex.assert_trees_all_equal(eps, zero)
 
 
-def test_a_users_own_perturbation_and_solver():
+def test_a_users_own_perturbation_and_combiner():
     """Ascend each task's sign gradient with momentum; weight tasks by their losses."""
 
     def init(params, num_tasks):

@@ -13,14 +13,14 @@ from jax.sharding import PartitionSpec as P
 
 import samo_jax
 
+from three_heads import NUM_TASKS, assert_finite, batch, distance, initial_params, types
 from tiers import mostly_slow
-from toy import NUM_TASKS, assert_finite, batch, distance, initial_params, types
 
 NAMES = ("left", "right", "up")
 
 
 def losses_in(dtype, data, loss_scale=None):
-    """The toy's losses computed in `dtype` from masters, their means in float32."""
+    """The losses computed in `dtype` from masters, their means in float32."""
     x, y = (part.astype(dtype) for part in data)
 
     def loss_fn(params):

@@ -9,12 +9,11 @@ from jax import lax
 
 import samo_jax
 
-from tiers import mostly_slow
-from toy import (
+from three_heads import (
+    COMBINERS,
     HEADS,
     MEAN,
     PERTURBATIONS,
-    SOLVERS,
     assert_close,
     batch,
     distance,
@@ -27,6 +26,7 @@ from toy import (
     reference_update,
     samo,
 )
+from tiers import mostly_slow
 
 
 @pytest.mark.parametrize(
@@ -44,16 +44,16 @@ def test_unroll_does_not_change_the_direction(name):
 
 
 @pytest.mark.parametrize(
-    ("solver", "perturbation"),
+    ("combiner", "perturbation"),
     [
-        pytest.param(SOLVERS["mgda"], samo_jax.global_sam(0.0), id="mgda-global"),
-        pytest.param(SOLVERS["fairgrad"], samo_jax.local_sam(0), id="fairgrad-local"),
+        pytest.param(COMBINERS["mgda"], samo_jax.global_sam(0.0), id="mgda-global"),
+        pytest.param(COMBINERS["fairgrad"], samo_jax.local_sam(0), id="fairgrad-local"),
         pytest.param(MEAN, samo_jax.joint_sam(0.0), id="mean-joint"),
     ],
 )
-def test_zero_radius_is_the_plain_solver(solver, perturbation):
-    perturbed = first_direction(multitask(solver, perturbation, param_labels=HEADS))
-    plain = first_direction(multitask(solver, None, param_labels=HEADS))
+def test_zero_radius_is_the_plain_combiner(combiner, perturbation):
+    perturbed = first_direction(multitask(combiner, perturbation, param_labels=HEADS))
+    plain = first_direction(multitask(combiner, None, param_labels=HEADS))
     assert_close(perturbed, plain)
 
 

@@ -56,7 +56,7 @@ METHODS = {
     "krum": lambda g: krum_weights(g, 0 if len(g) < 4 else 1, min(2, len(g))),
     "db_mtl": lambda g: db_mtl_weights(g, _losses(len(g))),
 }
-COMBINERS = {
+WEIGHTINGS = {
     "total": total(),
     "constant": constant([0.2, 0.3, 0.5]),
     "random_weights": random_weights(KEY),
@@ -255,8 +255,8 @@ def test_imtl_g_reports_ascent():
         y = np.linalg.solve(units @ units.T, np.ones(3))
         if np.sum(y / np.linalg.norm(jacobian, axis=1)) < 0:
             break
-    combiner = imtl_g()
-    weights, state = combiner.update(single(jacobian), combiner.init(3))
+    weighting = imtl_g()
+    weights, state = weighting.update(single(jacobian), weighting.init(3))
     assert np.all(jacobian @ (weights @ jacobian) < 0)
     np.testing.assert_allclose(weights.sum(), 1, rtol=1e-5)
     np.testing.assert_allclose(state.info.residual, 2, atol=1e-3)
@@ -298,16 +298,16 @@ def test_opposite_gradients_cancel():
 
 
 def test_db_mtl_needs_positive_losses():
-    combiner = db_mtl()
+    weighting = db_mtl()
     gramian = single(random_jacobian(3))
-    weights, state = combiner.update(gramian, combiner.init(3), losses=jnp.ones(3))
+    weights, state = weighting.update(gramian, weighting.init(3), losses=jnp.ones(3))
     for losses in ([1.0, -1, 1], [1.0, 0, 1], [1.0, np.nan, 1]):
-        kept, after = combiner.update(gramian, state, losses=jnp.array(losses))
+        kept, after = weighting.update(gramian, state, losses=jnp.array(losses))
         np.testing.assert_array_equal(kept, weights)
         assert not after.info.finite
     # A task without gradient has no need of a loss.
     gramian[1, :] = gramian[:, 1] = 0
-    _, after = combiner.update(gramian, state, losses=jnp.array([1.0, 0, 1]))
+    _, after = weighting.update(gramian, state, losses=jnp.array([1.0, 0, 1]))
     assert after.info.finite
 
 
@@ -323,8 +323,8 @@ def test_krum_leaves_outliers_out():
 def test_gradvac_averages_cosines(x64):  # noqa: ARG001
     jacobian = random_jacobian(4)
     gramian = jacobian @ jacobian.T
-    combiner = gradvac(KEY, beta=0.3)
-    state = combiner.init(4)
+    weighting = gradvac(KEY, beta=0.3)
+    state = weighting.init(4)
     targets = np.zeros((4, 4))
     for step in range(3):
         cosines = np.zeros((4, 4))
@@ -333,16 +333,16 @@ def test_gradvac_averages_cosines(x64):  # noqa: ARG001
             key_orders = orders(drawn, 4)
             patch.setitem(globals(), "orders", lambda *_, o=key_orders: o)
             expected = oracle_gradvac(jacobian, targets, cosines)
-        weights, state = combiner.update(gramian, state)
+        weights, state = weighting.update(gramian, state)
         np.testing.assert_allclose(weights @ jacobian, expected, rtol=1e-9)
         targets = 0.7 * targets + 0.3 * cosines
         np.testing.assert_allclose(state.memory.targets, targets, atol=1e-12)
 
 
 def test_gradvac_stays_finite_on_duplicates():
-    combiner = gradvac(KEY)
-    update = jax.jit(combiner.update)
-    state = combiner.init(3)
+    weighting = gradvac(KEY)
+    update = jax.jit(weighting.update)
+    state = weighting.init(3)
     gramian = single(np.asarray(DEGENERATE["duplicates"], float))
     for _ in range(60):
         weights, state = update(gramian, state)
@@ -355,9 +355,9 @@ def test_gradnorm_against_autodiff(x64):  # noqa: ARG001
     """The step is the gradient of the published objective, in units of its mean."""
     jacobian = random_jacobian(4)
     norms = np.linalg.norm(jacobian, axis=1)
-    combiner = gradnorm(alpha=1.5, learning_rate=0.2)
-    update = jax.jit(combiner.update)
-    state = combiner.init(4)
+    weighting = gradnorm(alpha=1.5, learning_rate=0.2)
+    update = jax.jit(weighting.update)
+    state = weighting.init(4)
     initial = _losses(4)
     logits = jnp.zeros(4)
     for step in range(4):
@@ -375,10 +375,10 @@ def test_gradnorm_against_autodiff(x64):  # noqa: ARG001
 
 @pytest.mark.parametrize("bad", ["gramian", "loss", "first loss"])
 def test_gradnorm_keeps_its_state_on_bad_input(bad):
-    combiner = COMBINERS["gradnorm"]
-    update = jax.jit(combiner.update)
+    weighting = WEIGHTINGS["gradnorm"]
+    update = jax.jit(weighting.update)
     gramian, losses = single(random_jacobian(3)), jnp.ones(3)
-    state = combiner.init(3)
+    state = weighting.init(3)
     if bad != "first loss":
         _, state = update(gramian, state, losses=losses)
     if bad == "gramian":
@@ -391,50 +391,50 @@ def test_gradnorm_keeps_its_state_on_bad_input(bad):
 
 
 def test_smoothed_is_a_moving_average():
-    combiner = smoothed(mgda(), decay=0.75)
-    state = combiner.init(3)
+    weighting = smoothed(mgda(), decay=0.75)
+    state = weighting.init(3)
     average = None
     for seed in range(4):
         gramian = single(random_jacobian(3, seed=seed))
         inner, _ = mgda().update(gramian, mgda().init(3))
         inner = np.asarray(inner, float)
         average = inner if average is None else 0.75 * average + 0.25 * inner
-        weights, state = combiner.update(gramian, state, losses=jnp.ones(3))
+        weights, state = weighting.update(gramian, state, losses=jnp.ones(3))
         np.testing.assert_allclose(weights, average, rtol=1e-5)
 
 
 def test_smoothed_ignores_non_finite_weights():
     bad = Weighting(lambda _: (), lambda g, s, **_: (g[0], s))
-    combiner = smoothed(bad)
-    first, state = combiner.update(jnp.eye(3), combiner.init(3))
-    weights, _ = combiner.update(jnp.full((3, 3), jnp.nan), state)
+    weighting = smoothed(bad)
+    first, state = weighting.update(jnp.eye(3), weighting.init(3))
+    weights, _ = weighting.update(jnp.full((3, 3), jnp.nan), state)
     np.testing.assert_array_equal(weights, first)
 
 
 @pytest.mark.parametrize("name", ["random_weights", "pcgrad", "gradvac"])
 def test_draws_depend_on_key_and_step(name):
-    combiner = COMBINERS[name]
+    weighting = WEIGHTINGS[name]
     gramian = single(random_jacobian(3, size=2, seed=5))
     runs = []
     for _ in range(2):
-        state, seen = combiner.init(3), []
+        state, seen = weighting.init(3), []
         for _ in range(8):
-            weights, state = combiner.update(gramian, state)
+            weights, state = weighting.update(gramian, state)
             seen.append(np.asarray(weights))
         runs.append(np.stack(seen))
     np.testing.assert_array_equal(runs[0], runs[1])
     assert len(np.unique(runs[0], axis=0)) > 1
     assert state.draws == 8
-    assert jnp.array_equal(state.draw_key, combiner.init(3).draw_key)
+    assert jnp.array_equal(state.draw_key, weighting.init(3).draw_key)
 
 
 def test_fixed_and_random_weights():
     gramian = jnp.eye(3)
     np.testing.assert_array_equal(total().update(gramian, ())[0], [1, 1, 1])
-    weights, _ = COMBINERS["constant"].update(gramian, ())
+    weights, _ = WEIGHTINGS["constant"].update(gramian, ())
     np.testing.assert_allclose(weights, [0.2, 0.3, 0.5])
-    weights, _ = COMBINERS["random_weights"].update(
-        gramian, COMBINERS["random_weights"].init(3)
+    weights, _ = WEIGHTINGS["random_weights"].update(
+        gramian, WEIGHTINGS["random_weights"].init(3)
     )
     assert np.all(weights > 0)
     np.testing.assert_allclose(weights.sum(), 1, rtol=1e-6)

@@ -9,7 +9,7 @@ from jax import lax
 
 import samo_jax
 
-from toy import (
+from three_heads import (
     NUM_TASKS,
     assert_finite,
 )
