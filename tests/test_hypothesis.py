@@ -152,7 +152,7 @@ pipelines = (
 )
 
 
-@searching(max_examples=60)
+@searching(max_examples=30)
 @given(*pipelines)
 def test_shapes_and_types_are_kept(model, combiner, perturbation, unroll):
     """Of the parameters, and of the state; nothing is computed."""

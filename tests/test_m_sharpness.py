@@ -178,7 +178,12 @@ def test_averaged_updates_give_the_unsharded_step(perturbation):
     assert_close(actual, expected)
 
 
-@pytest.mark.parametrize("method", ["friendly_sam", "momentum_sam", "samo", "f_mtl"])
+@pytest.mark.parametrize(
+    "method",
+    mostly_slow(
+        ["friendly_sam", "momentum_sam", "samo", "f_mtl"], but={"momentum_sam", "samo"}
+    ),
+)
 def test_methods_with_state_keep_it_common(method):
     """Each device's own updates in, and yet one state: `out_specs=P()` checks it."""
     kwargs = {"num_tasks": 3, "param_labels": LABELS, "axis_name": "data"}
