@@ -64,6 +64,12 @@ def update(tx, params, state, data, examples=example_losses):
     def example_loss_fn(p, index):
         return examples(p, tuple(array[index] for array in data))
 
+    def modality_fn(p, present):
+        """Of three modalities, the columns of the inputs."""
+        x, y = data
+        values = examples(p, (jnp.where(present[None, :], x, 0), y))
+        return jax.tree.map(lambda losses: -jnp.mean(losses), values)
+
     return tx.update(
         samo_jax.mean_value_and_grad(loss_fn)(params)[1],
         state,
@@ -71,6 +77,7 @@ def update(tx, params, state, data, examples=example_losses):
         loss_fn=loss_fn,
         example_losses=examples(params, data),
         example_loss_fn=example_loss_fn,
+        modality_fn=modality_fn,
     )
 
 
@@ -204,11 +211,11 @@ PERTURBATIONS = {
 }
 
 
-def multitask(perturbation, solver=None, **kwargs):
+def multitask(perturbation, combiner=None, **kwargs):
     """Three tasks with heads."""
     defaults = {"num_tasks": 3, "key": 0, "param_labels": LABELS}
-    solver = samo_jax.mean() if solver is None else solver
-    return samo_jax.multitask(solver, perturbation, **defaults | kwargs)
+    combiner = samo_jax.mean() if combiner is None else combiner
+    return samo_jax.multitask(combiner, perturbation, **defaults | kwargs)
 
 
 def single_task(perturbation):

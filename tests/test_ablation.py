@@ -65,6 +65,7 @@ def train_step(tx):
     return step
 
 
+@pytest.mark.slow
 def test_samo_is_the_benchmarks():
     """Another's update, which takes radius, alpha and seed from the state."""
     expected = benchmarks.make_optimizer(
@@ -87,6 +88,7 @@ def test_samo_is_the_benchmarks():
         np.testing.assert_allclose(params[name], leaf, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_minimum():
     benchmark = tiny("test")
     net = benchmark.net(TASKS)
@@ -221,6 +223,7 @@ def ablation(monkeypatch, tmp_path):
     return run
 
 
+@pytest.mark.slow
 def test_runs_and_reports(ablation):
     numbers = ["--seeds", "2", "--sweep-seeds", "1", "--minima", "1", "--epochs", "6"]
     status, out = ablation(*numbers)
@@ -261,6 +264,7 @@ def test_runs_and_reports(ablation):
     assert len(pictures) == 3
 
 
+@pytest.mark.slow
 def test_interrupted_and_resumed_as_uninterrupted(ablation, monkeypatch):
     calls, interrupts = [], []
 

@@ -55,6 +55,7 @@ def rows(monkeypatch, tmp_path):
     return [json.loads(line) for line in lines]
 
 
+@pytest.mark.slow
 def test_a_small_run(rows):
     """What is right on a CPU; and a page of any part of it, as of a run cut short."""
 

@@ -14,7 +14,7 @@ from jax.sharding import PartitionSpec as P
 
 import samo_jax
 
-import test_collectives as small
+import devices as small
 
 H100 = """
 platform_name: "CUDA"

@@ -58,6 +58,7 @@ def test_data(split):
     assert len(corners(train) & corners(evaluation)) <= 3  # chance lookalikes
 
 
+@pytest.mark.slow
 def test_learns_and_reports(tmp_path):
     methods = ["single-task", "fairgrad+samo"]
     result = run(
@@ -82,6 +83,7 @@ def test_learns_and_reports(tmp_path):
     assert (tmp_path / "out/summary.png").stat().st_size > 10_000
 
 
+@pytest.mark.slow
 def test_interrupt_keeps_finished_runs(tmp_path):
     # Where the tests run in the background, SIGINT may be ignored by inheritance.
     script = (
@@ -198,6 +200,7 @@ def test_plot_of_many_methods(tmp_path):
     assert (tmp_path / "summary.png").stat().st_size > 10_000
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(BENCHMARKS.keys() - {"scenes2"}))  # of scenes
 def test_every_benchmark_learns(name):
     """A few steps on a small part lower the loss; heads carry their task's name."""

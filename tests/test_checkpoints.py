@@ -88,6 +88,7 @@ def final_arrays(folder):
     return found
 
 
+@pytest.mark.slow
 def test_killed_at_random_moments(whole, tmp_path, monkeypatch):
     """What remains is bit by bit that of the uninterrupted run."""
     rng = np.random.default_rng(0)
@@ -117,6 +118,7 @@ def interrupted(trainer, checkpoint, epoch):
         trainer.train(0, 5, lambda: next(epochs), checkpoint=checkpoint)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["famo+samo", "modo"])
 def test_states_go_on(tmp_path, method):
     """Batch statistics, dropout, draws, independent batches and that of last step."""
@@ -308,6 +310,7 @@ def test_a_full_disk_loses_nothing(tmp_path, capfd):
     assert load(checkpoint, {"noise": noise}) is not None
 
 
+@pytest.mark.slow
 def test_a_full_disk_stops_a_run_in_one_line(tmp_path, capfd, monkeypatch):
     monkeypatch.chdir(tmp_path)
     folder = Path("here")

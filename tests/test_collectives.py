@@ -1,90 +1,33 @@
 """What devices exchange in a SAMO step, and that it is the step of one device."""
 
 import functools
-import re
 from collections import Counter
 
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
-from jax.sharding import AxisType, NamedSharding
+from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import samo_jax
 from samo_jax._combiners._types import combiner_update
 
-from toy import without_keys
-
-TASKS = ("a", "b", "c")
-# Clean pass, two points of a probe for each task, perturbed point of each task.
-POINTS = 1 + 3 * len(TASKS)
-LABELS = {"first": "shared", "second": "shared", "a": "a", "b": "b", "c": "c"}
-SHAPES = {"first": (16, 32), "second": (32, 16), "a": (16,), "b": (16,), "c": (16,)}
-REPLICATED = dict.fromkeys(SHAPES, P())
-# Specs of parameters and batch, on one mesh axis of eight devices.
-SHARDINGS = {
-    "data": (REPLICATED, P("x")),
-    "fully sharded": (dict.fromkeys(SHAPES, P("x")), P("x")),
-    "tensor": (REPLICATED | {"first": P(None, "x"), "second": P("x")}, P()),
-}
-MESH = jax.make_mesh((8,), ("x",), axis_types=(AxisType.Auto,))
-
-
-@functools.cache
-def params_and_batch():
-    rng = np.random.default_rng(0)
-    params = {name: rng.normal(size=shape) for name, shape in SHAPES.items()}
-    batch = {"x": rng.normal(size=(64, 16))}
-    batch |= {name: rng.normal(size=64) for name in TASKS}
-    return jax.tree.map(np.float32, (params, batch))
-
-
-def shardings(mesh, tree, spec):
-    """Of each leaf, where `spec` is one for all or a tree of them."""
-    specs = jax.tree.broadcast(spec, tree, is_leaf=lambda s: isinstance(s, P))
-    return jax.tree.map(lambda _, spec: NamedSharding(mesh, spec), tree, specs)
-
-
-def put(tree, spec):
-    return jax.tree.map(jax.device_put, tree, shardings(MESH, tree, spec))
-
-
-def task_losses(params, batch):
-    hidden = jnp.tanh(jnp.tanh(batch["x"] @ params["first"]) @ params["second"])
-    return {
-        name: jnp.mean((hidden @ params[name] - batch[name]) ** 2) for name in TASKS
-    }
-
-
-def make_tx(solver):
-    samo = samo_jax.samo(
-        solver, num_tasks=len(TASKS), key=0, param_labels=LABELS, unroll=True
-    )
-    return optax.chain(samo, optax.sgd(0.1))
-
-
-def train_step(tx, params, state, batch):
-    def loss_fn(p):
-        return task_losses(p, batch)
-
-    _, grads = samo_jax.mean_value_and_grad(loss_fn)(params)
-    updates, state = tx.update(grads, state, params, loss_fn=loss_fn)
-    return optax.apply_updates(params, updates), state
-
-
-def exchanged(compiled):
-    """Kind, type and shape of each result of a collective in the program."""
-    pattern = (
-        r"= (.*?) (all-gather|all-reduce|all-to-all|collective-permute)(?:-start)?\("
-    )
-    return [
-        (kind, dtype, tuple(int(size) for size in shape.split(",") if size))
-        for results, kind in re.findall(pattern, compiled.as_text())
-        for dtype, shape in re.findall(r"(\w+)\[([\d,]*)\]", results)
-    ]
+from devices import (
+    MESH,
+    POINTS,
+    SHARDINGS,
+    TASKS,
+    exchanged,
+    make_tx,
+    params_and_batch,
+    put,
+    task_losses,
+    train_step,
+)
+from three_heads import without_keys
+from tiers import mostly_slow
 
 
 def collectives(compiled):
@@ -92,7 +35,7 @@ def collectives(compiled):
     return Counter((kind, shape) for kind, _, shape in exchanged(compiled))
 
 
-@pytest.mark.parametrize("sharding", SHARDINGS)
+@pytest.mark.parametrize("sharding", mostly_slow(SHARDINGS, but={"fully sharded"}))
 def test_step(sharding):
     params, batch = params_and_batch()
     tx = make_tx(samo_jax.fairgrad())
@@ -147,6 +90,7 @@ FULL_GRADIENTS = {
 }
 
 
+@pytest.mark.slow
 def test_combiners_of_full_gradients():
     """The others see the Gramian alone, which is the same on all devices."""
     params, batch = params_and_batch()
@@ -156,10 +100,10 @@ def test_combiners_of_full_gradients():
     @jax.jit
     def directions(task_grads, params):
         return {
-            name: combiner_update(solver)(
-                task_grads, solver.init(params, len(TASKS)), losses=jnp.ones(3)
+            name: combiner_update(combiner)(
+                task_grads, combiner.init(params, len(TASKS)), losses=jnp.ones(3)
             )[0]
-            for name, solver in FULL_GRADIENTS.items()
+            for name, combiner in FULL_GRADIENTS.items()
         }
 
     specs = SHARDINGS["fully sharded"][0]

@@ -77,6 +77,7 @@ def outcome(folder):
     return run, list(map(json.loads, lines))
 
 
+@pytest.mark.slow
 def test_killed_on_four_processes_resumed_on_two(tmp_path):
     """The results are those of one process that nobody has killed."""
     one, many = tmp_path / "one", tmp_path / "many"
@@ -164,6 +165,7 @@ def meeting(count, present, timeout=0.5, before=lambda _port: None):
     return address, ends
 
 
+@pytest.mark.slow
 def test_processes_meet():
     """In any order, and whoever else calls at the port."""
 
@@ -228,6 +230,7 @@ def test_no_code_waits_longer(monkeypatch, capfd):
         pass
 
 
+@pytest.mark.slow
 def test_one_line_where_a_process_is_missing(tmp_path):
     """No stack of other code, and no folder."""
     args = [*RUN, "--out", tmp_path / "out", "--join-timeout", 1]

@@ -10,7 +10,7 @@ from scipy.optimize import minimize
 
 import samo_jax
 
-from toy import (
+from three_heads import (
     HEADS,
     NUM_TASKS,
     PERTURBATIONS,
@@ -129,7 +129,10 @@ def test_bad_gradients_keep_the_weights(combiner, bad):
 
 @pytest.mark.parametrize(
     ("combiner", "name"),
-    [*(("modo", name) for name in PERTURBATIONS), ("sdmgrad", "joint_sam")],
+    [
+        *(pytest.param("modo", name, marks=pytest.mark.slow) for name in PERTURBATIONS),
+        ("sdmgrad", "joint_sam"),
+    ],
 )
 @pytest.mark.usefixtures("strict")
 def test_inside_multitask(combiner, name):

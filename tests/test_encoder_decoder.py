@@ -63,6 +63,7 @@ def test_a_pixel_reaches_itself_and_stays_in_its_image(pixel, small):
     np.testing.assert_array_equal(after[1], before[1])
 
 
+@pytest.mark.slow
 def test_learns():
     """Adam, 60 steps on four scenes: each loss falls by a third at least."""
     scenes = draw_scenes(4, seed=0, size=(16, 24))

@@ -21,7 +21,7 @@ from samo_jax.experiments.benchmarks.methods import (
 )
 from samo_jax.experiments.benchmarks.training import make_train_step
 
-from toy import assert_finite, types, without_keys
+from three_heads import assert_finite, types, without_keys
 
 TASKS = ("left", "right")
 SHAPES = {"trunk": (3, 4), "left": (4,), "right": (4,)}
@@ -64,6 +64,7 @@ def restore(tree):
     return treedef.unflatten(map(load, saved, leaves))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "method",
     [*(f"{combiner}+global" for combiner in COMBINERS), "fairgrad+samo", "moco+samo"],

@@ -13,11 +13,18 @@ from jax import lax
 
 import samo_jax
 
-import test_properties
-from test_optax_contract import abstract_update, train_step
-from toy import (
+from properties import (
+    NUM_TASKS,
+    Method,
+    Scope,
+    check_degree,
+    check_finite,
+    check_property,
+)
+from three_heads import (
     DTYPES,
     HEADS,
+    abstract_update,
     assert_close,
     assert_finite,
     batch,
@@ -25,6 +32,7 @@ from toy import (
     losses_on,
     mean_grad,
     multitask,
+    train_step,
 )
 
 PAGE = Path(__file__).parents[1] / "docs" / "extending.md"
@@ -38,12 +46,10 @@ exec("\n".join(DEFINITIONS), page)
 inverse_norms, agreeing_signs = page["inverse_norms"], page["agreeing_signs"]
 sign_sam, one_point, euclidean = page["sign_sam"], page["one_point"], page["euclidean"]
 METHODS = {
-    "inverse_norms": test_properties.Method(
+    "inverse_norms": Method(
         lambda _, power: inverse_norms(power), "PI CONE RAY SS", hyperparameter=1.0
     ),
-    "agreeing_signs": test_properties.Method(
-        test_properties.fixed(agreeing_signs()), "NC NCI LUS PI"
-    ),
+    "agreeing_signs": Method(lambda *_: agreeing_signs(), "NC NCI LUS PI"),
 }
 
 
@@ -52,30 +58,30 @@ def test_thirty_lines():
     assert all(block.count("\n") <= 30 for block in DEFINITIONS)
 
 
-@pytest.mark.parametrize("precision", test_properties.NUM_TASKS)
+@pytest.mark.parametrize("precision", NUM_TASKS)
 @pytest.mark.parametrize("name", METHODS)
-def test_properties_of_the_combiners(name, precision, monkeypatch):
-    monkeypatch.setitem(test_properties.METHODS, name, METHODS[name])
-    test_properties.test_weights_and_directions_are_finite(name, precision)
-    test_properties.test_degree(name, precision)
-    for quality in METHODS[name].properties.split():
-        test_properties.test_property(name, quality, precision)
+def test_properties_of_the_combiners(name, precision):
+    method, scope = METHODS[name], Scope(precision, NUM_TASKS[precision])
+    check_finite(method, scope)
+    check_degree(method, scope)
+    for quality in method.properties.split():
+        check_property(method, quality, scope)
 
 
 @pytest.mark.parametrize(("x64", "dtype"), DTYPES)
 @pytest.mark.parametrize(
-    ("solver", "perturbation"),
+    ("combiner", "perturbation"),
     [
         (inverse_norms(), sign_sam()),
         (agreeing_signs(), one_point(sign_sam())),
         (inverse_norms(), euclidean),
     ],
-    ids=["solver", "combiner", "direction"],
+    ids=["weighting", "aggregator", "direction"],
 )
 @pytest.mark.usefixtures("strict")
-def test_types_are_a_fixed_point(solver, perturbation, x64, dtype):
+def test_types_are_a_fixed_point(combiner, perturbation, x64, dtype):
     with jax.enable_x64(x64):
-        tx = multitask(solver, perturbation, param_labels=HEADS)
+        tx = multitask(combiner, perturbation, param_labels=HEADS)
         before, after = abstract_update(tx, dtype)
         assert after == before
 
@@ -195,7 +201,7 @@ def test_injected_schedule_is_its_values():
         samo_jax.grouped(inverse_norms()),
         agreeing_signs(),
     ],
-    ids=["smoothed", "grouped", "combiner"],
+    ids=["smoothed", "grouped", "aggregator"],
 )
 def test_trains_in_a_scan_inside_other_methods(combiner):
     tx = optax.chain(

@@ -139,12 +139,12 @@ LINEAR = {
 @pytest.mark.parametrize(
     "arguments", [{}, {"norm": "together"}, {"mask": MASK}], ids=str
 )
-@pytest.mark.parametrize("solver", LINEAR.values(), ids=LINEAR)
-def test_linear_combiner_is_per_task_sam(solver, arguments):
+@pytest.mark.parametrize("combiner", LINEAR.values(), ids=LINEAR)
+def test_linear_combiner_is_per_task_sam(combiner, arguments):
     per_task_sam = samo_jax.sam(0.3, direction="local", **arguments)
     chex.assert_trees_all_close(
-        descend(f_mtl(solver, **arguments)),
-        descend(multitask(per_task_sam, solver)),
+        descend(f_mtl(combiner, **arguments)),
+        descend(multitask(per_task_sam, combiner)),
         rtol=1e-5,
         atol=1e-6,
     )
@@ -157,7 +157,7 @@ def test_mgda_is_not_linear():
     assert jnp.linalg.norm(decomposed - direct) > 0.05 * jnp.linalg.norm(direct)
 
 
-def test_each_part_has_its_own_solver_state():
+def test_each_part_has_its_own_combiner_state():
     tx = f_mtl(samo_jax.smoothed(samo_jax.mgda(), 0.5))
     params, data = initial_params(), batch(0)
     _, state = update(tx, params, tx.init(params), data)
@@ -178,6 +178,7 @@ def test_incoming_updates_only_give_the_shapes():
     chex.assert_trees_all_equal(first, second)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("unroll", [False, 2])
 def test_unroll(unroll):
     chex.assert_trees_all_close(

@@ -29,7 +29,7 @@ from samo_jax.experiments.networks.multi_input import MultiInput
 
 from miniatures import write_celeba, write_dense, write_office, write_qm9
 from small_runs import Normalised, normalised_benchmark, trainer
-from toy import without_keys
+from three_heads import without_keys
 
 WRITE = {
     "cityscapes": partial(write_dense, layout=CITYSCAPES),
@@ -63,6 +63,7 @@ def refused(*args):
     return exited.value.code
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "args"),
     [
@@ -90,6 +91,7 @@ def test_trains_and_reports(tmp_path, name, args):
         assert first != second
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "file", "what"),
     [
@@ -174,6 +176,7 @@ def test_evaluation_uses_running_averages(normalised):
     np.testing.assert_allclose(one.evaluate(params, state)["left"]["accuracy"], right)
 
 
+@pytest.mark.slow
 def test_training_with_batch_statistics_learns_and_repeats(normalised):
     one = trainer(normalised._replace(epochs=40), "mean")
     first, again, other = (one.train(seed, 40, lambda: None)[1] for seed in (0, 0, 1))

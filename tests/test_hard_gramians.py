@@ -17,6 +17,7 @@ import pytest
 import samo_jax
 
 import samplers
+from tiers import mostly_slow
 
 K, N = 8, 24
 EPS = {name: float(np.finfo(name).eps) for name in ("float32", "float64")}
@@ -187,7 +188,7 @@ def labelled(found, mask):
     return list(zip(labels[mask], found.parameters[mask].tolist(), strict=True))
 
 
-precisions = pytest.mark.parametrize("precision", EPS)
+precisions = pytest.mark.parametrize("precision", mostly_slow(EPS, but={"float32"}))
 
 
 @precisions
@@ -240,7 +241,7 @@ def test_mean_gradient_of_a_ball_without_radius():
 
 # Gradients of norms over four decades; enough of them for their sum to cancel much.
 @precisions
-@pytest.mark.parametrize("shape", [(64, 200), (8, 21)])
+@pytest.mark.parametrize("shape", mostly_slow([(64, 200), (8, 21)], but={(8, 21)}))
 def test_fairgrad_is_exact(shape, precision):
     """Every equation holds to the rounding of its terms, and no task is hurt.
 
@@ -307,7 +308,7 @@ OF_PRESENT = {
 }
 
 
-@pytest.mark.parametrize("name", OF_PRESENT)
+@pytest.mark.parametrize("name", mostly_slow(OF_PRESENT, but={"upgrad-preference"}))
 def test_absent_tasks_do_not_exist(name, x64):  # noqa: ARG001
     """The weights of the present ones are those they have alone; the others' are zero.
 
@@ -366,7 +367,7 @@ def test_absent_tasks_are_met_by_no_surgery(name, x64):  # noqa: ARG001
     np.testing.assert_allclose(weights[present], alone, rtol=1e-12)
 
 
-SOLVERS = {
+COMBINERS = {
     "mgda": samo_jax.mgda(),
     "fairgrad": samo_jax.fairgrad(2.0),
     "krum": samo_jax.krum(0),
@@ -376,14 +377,14 @@ SOLVERS = {
 }
 
 
-@pytest.mark.parametrize("name", SOLVERS)
+@pytest.mark.parametrize("name", mostly_slow(COMBINERS, but={"mgda", "nash_mtl"}))
 def test_last_weights_of_absent_tasks_wait(name):
-    solver, present = SOLVERS[name], ~ABSENT
+    combiner, present = COMBINERS[name], ~ABSENT
     gramian = jnp.asarray(np.cov(normal(np.random.default_rng(3))))
     shown = jnp.where(np.outer(present, present), gramian, 0)
     losses = jnp.asarray(LOSSES)
-    _, first = solver.update(gramian, solver.init(K), losses=losses)
-    weights, second = solver.update(
+    _, first = combiner.update(gramian, combiner.init(K), losses=losses)
+    weights, second = combiner.update(
         shown, first, losses=jnp.where(present, losses, jnp.nan), present=present
     )
     first, second = (getattr(state, "solver_state", state) for state in (first, second))
@@ -397,10 +398,10 @@ def test_last_weights_of_absent_tasks_wait(name):
 @pytest.mark.parametrize("name", ["db_mtl", "mgda-loss"])
 def test_state_tells_of_losses_that_allow_no_weights(name):
     """Which tasks' losses, in how many updates: the weights stand still meanwhile."""
-    solver, gramian = SOLVERS[name], jnp.diag(jnp.arange(1.0, 4))
-    state = solver.init(3)
+    combiner, gramian = COMBINERS[name], jnp.diag(jnp.arange(1.0, 4))
+    state = combiner.init(3)
     for losses in ([1.0, -1.0, 1.0], [1.0, 0.0, np.inf], [1.0, 2.0, 4.0]):
-        weights, state = solver.update(gramian, state, losses=jnp.array(losses))
+        weights, state = combiner.update(gramian, state, losses=jnp.array(losses))
         stands = min(losses) <= 0
         np.testing.assert_equal(np.allclose(weights, 1 / 3), stands)
         assert state.info.finite != stands

@@ -14,16 +14,18 @@ from hypothesis.extra.numpy import arrays
 import samo_jax
 from samo_jax._labels import label_leaves
 from samo_jax._tasks import loss_leaves
-from samo_jax.experiments.benchmarks.methods import COMBINERS, Setting
 
+import combiners
 import sharpness
-from test_properties import METHODS, solve
-from toy import assert_finite, without_keys
+from properties import solve
+from property_table import METHODS
+from three_heads import assert_finite, without_keys
 
 searching = partial(settings, deadline=None, derandomize=True, database=None)
 
 # Pipelines
 
+CASES = {str(case): case for case in combiners.CASES}
 NUM_EXAMPLES = 4
 FORMS = {
     "list": lambda losses: losses,
@@ -110,9 +112,8 @@ def transformation(model, combiner, perturbation, unroll):
     # `lax.map` with a batch size fails on arrays of size 0.
     empty = any(leaf.size == 0 for leaf in jax.tree.leaves(model.params))
     assume(not (empty and type(unroll) is int))
-    setting = Setting(jax.random.key(0), 2, model.num_tasks)
     return samo_jax.multitask(
-        COMBINERS[combiner](setting),
+        CASES[combiner].make(model.num_tasks),
         PERTURBATIONS[perturbation](),
         num_tasks=model.num_tasks,
         key=0,
@@ -124,7 +125,7 @@ def transformation(model, combiner, perturbation, unroll):
 def update(model, combiner, tx, params, state):
     """With every extra argument that some method wants."""
     extra = {}
-    if combiner in ("modo", "sdmgrad"):
+    if CASES[combiner].needs_second_batch:
         extra["sample_loss_fns"] = [lambda p: jax.tree.map(jnp.exp, model.losses(p))]
     losses, grads = samo_jax.mean_value_and_grad(model.losses)(params)
     return tx.update(
@@ -145,13 +146,13 @@ def types(tree):
 
 pipelines = (
     models(),
-    st.sampled_from(list(COMBINERS)),
+    st.sampled_from(list(CASES)),
     st.sampled_from(list(PERTURBATIONS)),
     st.sampled_from([None, True, False, 1, 2]),
 )
 
 
-@searching(max_examples=60)
+@searching(max_examples=30)
 @given(*pipelines)
 def test_shapes_and_types_are_kept(model, combiner, perturbation, unroll):
     """Of the parameters, and of the state; nothing is computed."""
@@ -163,6 +164,7 @@ def test_shapes_and_types_are_kept(model, combiner, perturbation, unroll):
     assert types(new_state) == types(state)
 
 
+@pytest.mark.slow
 @searching(max_examples=12)
 @given(*pipelines)
 def test_directions_are_finite_and_reproducible(model, combiner, perturbation, unroll):
@@ -187,6 +189,7 @@ entries = st.floats(width=32) | st.integers(-4, 4).map(float)
 small = st.integers(-4, 4).map(float)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", METHODS)
 @searching(max_examples=40)
 @given(
@@ -196,7 +199,7 @@ small = st.integers(-4, 4).map(float)
 )
 def test_combiners(name, jac, order):
     """Finite weights for any gradients; the order of the tasks does not matter."""
-    make, properties, _, parameter = METHODS[name]
+    make, properties, _, parameter, _ = METHODS[name]
     tasks = np.array([1.0, 0.5, 2.0, 1.5], np.float32)
     both = np.stack([jac, jac[order]]), np.stack([tasks, tasks[order]])
     directions, weights = solve(make, 4, "float32")(*both, np.float32(parameter))

@@ -90,6 +90,7 @@ def test_celeba_net_has_the_size_of_the_papers():
     assert set(ATTRIBUTES) < set(variables["params"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("net", "side", "stride", "padding"),
     [

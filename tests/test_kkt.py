@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 import samo_jax
 
 TOLERANCE = 1e-5
-searching = settings(max_examples=100, deadline=None, derandomize=True)
+searching = settings(max_examples=60, deadline=None, derandomize=True)
 
 
 def gramian(num_tasks, rank, log_spread, log_scale, copies, seed):

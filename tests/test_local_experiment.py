@@ -63,6 +63,7 @@ def losses(params):
 PARAMS = {"Dense_0": jnp.array([1.0, 0.5, -1.0, 2.0]), "a": jnp.array(1.0)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "method",
     ["global", "F-MTL", "SAMO", "exact local part", "memory, adaptive"],
@@ -100,6 +101,7 @@ def test_looks(method):
         np.testing.assert_allclose(seen.whole, np.sum(joint * unit) / 3, rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "method", ["L-SAM", "F-MTL", "exact local part", "8 shared Rademacher"]
 )
@@ -111,6 +113,7 @@ def test_passes(method):
     assert 0.97 <= operations(tx, METHODS[method].clean_pass, *passes) < 1.25
 
 
+@pytest.mark.slow
 def test_a_radius_needs_no_new_compilation():
     problem = PROBLEMS["targets"]("validation")._replace(epochs=2)
     trainer = Trainer("global", problem)
@@ -122,6 +125,7 @@ def test_a_radius_needs_no_new_compilation():
     assert [step for step, *_ in small.looks] == [1]
 
 
+@pytest.mark.slow
 def test_learns_and_reports(monkeypatch, tmp_path):
     monkeypatch.setattr(experiment, "RHOS", (0.03, 0.3))
     out = tmp_path / "out"
@@ -152,6 +156,7 @@ def test_learns_and_reports(monkeypatch, tmp_path):
     assert (out / "local.png").stat().st_size > 10_000
 
 
+@pytest.mark.slow
 def test_interrupted_and_resumed_as_uninterrupted(monkeypatch, tmp_path):
     """Radii already tried and runs that had finished are not trained again."""
     calls, interrupts = [], []

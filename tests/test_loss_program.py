@@ -15,6 +15,8 @@ import samo_jax
 from samo_jax import task_gradients
 from samo_jax._shared_points import look_into
 
+from tiers import mostly_slow
+
 K = 9
 NAMES = [f"task{i}" for i in range(K)]
 X = jnp.asarray(np.random.default_rng(0).normal(size=(6, 4)), jnp.float32)
@@ -226,7 +228,7 @@ LEFT_WHOLE = {
 }
 
 
-@pytest.fixture(params=["rewritten", "left whole"])
+@pytest.fixture(params=mostly_slow(["rewritten", "left whole"], but={"rewritten"}))
 def rewriting(request, monkeypatch):
     monkeypatch.setattr(
         samo_jax.config, "rewrite_programs", request.param == "rewritten"
@@ -296,7 +298,9 @@ SHARED_PROBE = samo_jax.joint_sam(local=samo_jax.probe(shared=True))
 
 
 @pytest.mark.usefixtures("rewriting")
-@pytest.mark.parametrize("name", STEPS)
+@pytest.mark.parametrize(
+    "name", mostly_slow(STEPS, but={"through_a_ref", "clipped_features"})
+)
 def test_a_gramian_by_blocks_is_that_of_all_gradients(name):
     """Also where backward passes are not linear, and columns would be wrong."""
     run = jax.jit(
@@ -309,7 +313,7 @@ def test_a_gramian_by_blocks_is_that_of_all_gradients(name):
 
 
 @pytest.mark.usefixtures("rewriting")
-@pytest.mark.parametrize("name", STEPS)
+@pytest.mark.parametrize("name", mostly_slow(STEPS, but={"by_head", "with_a_closure"}))
 def test_shared_points_are_the_tasks_own(name):
     perturbations = SHARED_PROBE, SHARED_PROBE._replace(shared_perturbations=None)
     run = jax.jit(
@@ -321,7 +325,7 @@ def test_shared_points_are_the_tasks_own(name):
     assert_close(*run(make_params()), rtol=1e-3)
 
 
-@pytest.mark.parametrize("num_tasks", [2, K])
+@pytest.mark.parametrize("num_tasks", mostly_slow([2, K], but={2}))
 def test_steps_without_jit(num_tasks):
     def loss_fn(params):
         return list(by_head(params).values())[:num_tasks]
@@ -340,7 +344,7 @@ def test_steps_without_jit(num_tasks):
 
 @pytest.mark.usefixtures("rewriting")
 @pytest.mark.parametrize(
-    ("perturbation", "solver", "passes"),
+    ("perturbation", "combiner", "passes"),
     [
         (samo_jax.global_sam(), samo_jax.upgrad(), 2),
         (samo_jax.global_sam(), samo_jax.mean(), 2),
@@ -349,7 +353,7 @@ def test_steps_without_jit(num_tasks):
     ],
     ids=["global", "global mean", "shared probe", "joint"],
 )
-def test_callbacks_run_once_a_forward_pass(perturbation, solver, passes):
+def test_callbacks_run_once_a_forward_pass(perturbation, combiner, passes):
     seen = []
 
     def loss_fn(params):
@@ -357,7 +361,7 @@ def test_callbacks_run_once_a_forward_pass(perturbation, solver, passes):
         jax.debug.callback(lambda _: seen.append(1), h.sum())
         return heads_of(h, params)
 
-    tx = samo_jax.multitask(solver, perturbation, num_tasks=K, key=0)
+    tx = samo_jax.multitask(combiner, perturbation, num_tasks=K, key=0)
     params = make_params()
     _, grads = samo_jax.mean_value_and_grad(loss_fn)(params)
     jax.jit(partial(tx.update, loss_fn=loss_fn))(grads, tx.init(params), params)
@@ -432,11 +436,13 @@ PERTURBATIONS = {
 }
 
 
-@pytest.mark.parametrize("solver", [samo_jax.mean(), samo_jax.upgrad()])
-@pytest.mark.parametrize("perturbation", PERTURBATIONS)
-def test_a_step_goes_on_without_the_faulty_task(perturbation, solver):
+@pytest.mark.parametrize("combiner", [samo_jax.mean(), samo_jax.upgrad()])
+@pytest.mark.parametrize(
+    "perturbation", mostly_slow(PERTURBATIONS, but={"plain", "shared probe"})
+)
+def test_a_step_goes_on_without_the_faulty_task(perturbation, combiner):
     tx = samo_jax.multitask(
-        solver,
+        combiner,
         PERTURBATIONS[perturbation],
         num_tasks=K,
         key=0,
@@ -503,10 +509,12 @@ def test_a_convolution_under_shard_map_inside_the_loss():
     assert_close(found, jax.jit(jax.jacrev(loss_fn))(kernel))
 
 
-@pytest.mark.parametrize("perturbation", [None, SHARED_PROBE, samo_jax.local_sam()])
-def test_devices_with_a_constant_loss(perturbation):
+@pytest.mark.parametrize(
+    "name", mostly_slow(["plain", "shared probe", "local"], but={"plain"})
+)
+def test_devices_with_a_constant_loss(name):
     tx = samo_jax.multitask(
-        samo_jax.upgrad(), perturbation, num_tasks=K, key=0, axis_name="x"
+        samo_jax.upgrad(), PERTURBATIONS[name], num_tasks=K, key=0, axis_name="x"
     )
 
     def step(params, x):

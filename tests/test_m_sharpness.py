@@ -29,6 +29,7 @@ from sharpness import (
     total_gradient,
     total_loss,
 )
+from tiers import mostly_slow
 
 DEVICES = 8
 assert_close = functools.partial(chex.assert_trees_all_close, rtol=1e-4, atol=1e-5)
@@ -119,7 +120,7 @@ def test_one_task(axes, averaged, groups, check_vma):
 @pytest.mark.parametrize("unroll", [True, False])
 @pytest.mark.parametrize("direction", ["local", "global"])
 def test_tasks_with_heads(direction, unroll):
-    """Every device has K perturbations; solver and heads see averaged gradients."""
+    """Every device has K perturbations; combiner and heads see averaged gradients."""
     tx = samo_jax.multitask(
         samo_jax.constant([0.5, 0.2, 0.3]),
         samo_jax.sam(RADIUS, direction=direction),
@@ -177,29 +178,36 @@ def test_averaged_updates_give_the_unsharded_step(perturbation):
     assert_close(actual, expected)
 
 
-@pytest.mark.parametrize("method", ["friendly_sam", "momentum_sam", "samo", "f_mtl"])
+@pytest.mark.parametrize(
+    "method",
+    mostly_slow(
+        ["friendly_sam", "momentum_sam", "samo", "f_mtl"], but={"momentum_sam", "samo"}
+    ),
+)
 def test_methods_with_state_keep_it_common(method):
     """Each device's own updates in, and yet one state: `out_specs=P()` checks it."""
     kwargs = {"num_tasks": 3, "param_labels": LABELS, "axis_name": "data"}
-    solver = samo_jax.mean()
+    combiner = samo_jax.mean()
     if method == "samo":
-        tx = samo_jax.samo(solver, RADIUS, key=0, **kwargs)
+        tx = samo_jax.samo(combiner, RADIUS, key=0, **kwargs)
     elif method == "f_mtl":
-        tx = samo_jax.f_mtl(solver, RADIUS, **kwargs)
+        tx = samo_jax.f_mtl(combiner, RADIUS, **kwargs)
     else:
-        tx = samo_jax.multitask(solver, getattr(samo_jax, method)(RADIUS), **kwargs)
+        tx = samo_jax.multitask(combiner, getattr(samo_jax, method)(RADIUS), **kwargs)
     mesh = make_mesh(data=8)
     updates = sharded_updates(tx, task_losses, mesh, None, steps=2)
     chex.assert_tree_all_finite(updates)
     if method == "f_mtl":
-        local = samo_jax.multitask(solver, samo_jax.local_sam(RADIUS), **kwargs)
+        local = samo_jax.multitask(combiner, samo_jax.local_sam(RADIUS), **kwargs)
         assert_close(updates, sharded_updates(local, task_losses, mesh, None))
 
 
 @pytest.mark.parametrize(
     "axis_type", [AxisType.Auto, AxisType.Explicit], ids=["auto", "explicit"]
 )
-@pytest.mark.parametrize("method", ["sam", "surrogate_gap_sam", "look_sam"])
+@pytest.mark.parametrize(
+    "method", mostly_slow(["sam", "surrogate_gap_sam", "look_sam"], but={"sam"})
+)
 def test_under_jit_alone_everything_is_global(method, axis_type):
     if method == "look_sam":
         tx = samo_jax.look_sam(one_task(samo_jax.sam(RADIUS), None), every=2)
@@ -239,7 +247,7 @@ SHARDED |= {
 }
 
 
-@pytest.mark.parametrize("name", SHARDED)
+@pytest.mark.parametrize("name", mostly_slow(SHARDED, but={"sam", "momentum_sam"}))
 def test_explicitly_sharded_parameters(name):
     """Nothing is ravelled, and the state keeps its sharding."""
     tx = SHARDED[name]

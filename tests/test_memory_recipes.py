@@ -82,6 +82,7 @@ def direction_and_bytes(losses, perturbation, **options):
     return update(params, batch), update.memory_analysis().temp_size_in_bytes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("perturbation", "losses", "options", "unroll", "share"),
     [

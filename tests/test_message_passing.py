@@ -162,6 +162,7 @@ def test_number_of_parameters(molecules):
     assert counts == expected
 
 
+@pytest.mark.slow
 def test_learns():
     """A hundred steps explain half of the variance of unseen molecules."""
     tasks = ("repulsion", "gyration")

@@ -37,6 +37,7 @@ def test_data():
     assert not np.any(upper[:, 1])
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("few_radii")
 def test_learns_and_reports(tmp_path, capsys):
     out = tmp_path / "out"
@@ -59,6 +60,7 @@ def test_learns_and_reports(tmp_path, capsys):
         assert r["method"] in printed
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("few_radii")
 def test_early_fusion_learns():
     runs = train_all("batch", argparse.Namespace(fusion="early", seeds=1, epochs=8))
@@ -80,6 +82,7 @@ def test_wrong_values_get_one_line(monkeypatch, tmp_path, capsys, args, message)
     assert message in small_runs.last_line(capsys, "modalities", *args)
 
 
+@pytest.mark.slow
 def test_interrupted_and_resumed_as_uninterrupted(monkeypatch, tmp_path):
     calls = []
 

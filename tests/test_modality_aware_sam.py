@@ -10,7 +10,7 @@ import pytest
 
 import samo_jax
 
-from toy import assert_close, assert_finite, types
+from three_heads import assert_close, assert_finite, types
 
 M = 2
 RHO = 0.3

@@ -165,7 +165,11 @@ def test_linen_two_heads_learn(linen_variables, batch):
 
 @pytest.mark.parametrize(
     ("perturbation", "unroll"),
-    [("global_sam", True), ("global_sam", False), ("local_sam", True)],
+    [
+        pytest.param("global_sam", True, marks=pytest.mark.slow),
+        pytest.param("global_sam", False, marks=pytest.mark.slow),
+        ("local_sam", True),
+    ],
     ids=["global", "global-looped", "local"],
 )
 def test_linen_head_takes_its_own_perturbed_gradient(
@@ -215,6 +219,7 @@ def test_linen_head_takes_its_own_perturbed_gradient(
         )
 
 
+@pytest.mark.slow
 def test_linen_train_state_recipe(linen_variables, batch):
     params, stats = linen_variables
     state = TrainState.create(
@@ -346,7 +351,9 @@ def nnx_probe_case(_linen_variables, batch):
 
 
 @pytest.mark.parametrize(
-    "case", [linen_probe_case, nnx_probe_case], ids=["linen", "nnx"]
+    "case",
+    [linen_probe_case, pytest.param(nnx_probe_case, marks=pytest.mark.slow)],
+    ids=["linen", "nnx"],
 )
 def test_probes_run_in_evaluation_mode(linen_variables, batch, case):
     params, loss_fn = case(linen_variables, batch)
@@ -447,6 +454,7 @@ class EquinoxBatchNormModel(eqx.Module):
         return self.head(jax.nn.relu(x)), state
 
 
+@pytest.mark.slow
 def test_equinox_batch_statistics_equal_those_of_a_plain_step(key, batch):
     model, state = eqx.nn.make_with_state(EquinoxBatchNormModel)(key)
     params, static = eqx.partition(model, eqx.is_inexact_array)
@@ -533,7 +541,11 @@ def global_sam_mgda_step(body, heads, batches, rho, heads_are_shared):
 
 @pytest.mark.parametrize(
     ("labels", "unroll"),
-    [(None, True), (head_labels, True), (head_labels, False)],
+    [
+        (None, True),
+        pytest.param(head_labels, True, marks=pytest.mark.slow),
+        (head_labels, False),
+    ],
     ids=["all-shared", "heads", "heads-looped"],
 )
 def test_tasks_with_their_own_batches_match_numpy(labels, unroll):
@@ -605,7 +617,10 @@ def optax_microbatched_loss_fn(params, batch):
 
 @pytest.mark.parametrize(
     "microbatched",
-    [scanned_loss_fn, optax_microbatched_loss_fn],
+    [
+        scanned_loss_fn,
+        pytest.param(optax_microbatched_loss_fn, marks=pytest.mark.slow),
+    ],
     ids=["scan", "optax.microbatching"],
 )
 def test_microbatches_give_the_full_batch_step(batch, microbatched):

@@ -38,6 +38,7 @@ def test_committed_outputs(path):
     assert path.stat().st_size < MAX_BYTES
 
 
+@pytest.mark.slow
 @all_notebooks
 def test_runs(path, tmp_path):
     output = tmp_path / "executed.ipynb"

@@ -9,12 +9,12 @@ import pytest
 
 import samo_jax
 
-from toy import (
+from three_heads import (
+    COMBINERS,
     HEADS,
     MEAN,
     NUM_TASKS,
     PERTURBATIONS,
-    SOLVERS,
     assert_close,
     assert_finite,
     average,
@@ -157,14 +157,14 @@ def test_conditionally_transform_runs_samo_every_second_step():
 K = NUM_TASKS
 
 
-def count_traces(solver, perturbation, unroll):
+def count_traces(combiner, perturbation, unroll):
     calls = []
 
     def loss_fn(params):
         calls.append(params)
         return losses_on(batch(0))(params)
 
-    tx = multitask(solver, perturbation, unroll=unroll)
+    tx = multitask(combiner, perturbation, unroll=unroll)
     params = initial_params()
     jax.eval_shape(
         lambda p, s: tx.update(p, s, p, loss_fn=loss_fn), params, tx.init(params)
@@ -186,15 +186,15 @@ def count_traces(solver, perturbation, unroll):
     ],
 )
 def test_number_of_traces(name, unroll, expected):
-    assert count_traces(SOLVERS["mgda"], PERTURBATIONS[name], unroll) == expected
+    assert count_traces(COMBINERS["mgda"], PERTURBATIONS[name], unroll) == expected
 
 
 @pytest.mark.parametrize("unroll", [True, False])
 @pytest.mark.parametrize("name", ["plain", "global_sam"])
-def test_linear_solvers_trace_the_loss_once(name, unroll):
+def test_linear_combiners_trace_the_loss_once(name, unroll):
     assert count_traces(MEAN, PERTURBATIONS[name], unroll) == 1 + 1
 
 
-@pytest.mark.parametrize("solver", SOLVERS.values(), ids=SOLVERS)
-def test_solver_does_not_trace_the_loss(solver):
-    assert count_traces(solver, PERTURBATIONS["joint_sam"], True) == 1 + 3 * K
+@pytest.mark.parametrize("combiner", COMBINERS.values(), ids=COMBINERS)
+def test_combiner_does_not_trace_the_loss(combiner):
+    assert count_traces(combiner, PERTURBATIONS["joint_sam"], True) == 1 + 3 * K

@@ -13,14 +13,12 @@ from jax import lax
 
 import samo_jax
 
-from toy import (
-    DTYPES,
+from three_heads import (
+    COMBINERS,
     HEADS,
     MEAN,
-    METHODS,
     NUM_TASKS,
     PERTURBATIONS,
-    SOLVERS,
     assert_close,
     assert_finite,
     batch,
@@ -33,18 +31,9 @@ from toy import (
     reference_direction,
     reference_update,
     samo,
+    train_step,
     types,
 )
-
-
-def train_step(tx, data):
-    def step(params, state):
-        updates, state = tx.update(
-            mean_grad(params, data), state, params, loss_fn=losses_on(data)
-        )
-        return optax.apply_updates(params, updates), state
-
-    return step
 
 
 def test_chain_runs_eagerly_as_under_jit():
@@ -54,7 +43,7 @@ def test_chain_runs_eagerly_as_under_jit():
 
 
 def test_hundred_steps_compile_once_and_equal_scan():
-    tx = optax.chain(samo(SOLVERS["fairgrad"], 0.05), optax.adam(1e-2))
+    tx = optax.chain(samo(COMBINERS["fairgrad"], 0.05), optax.adam(1e-2))
     params, data = initial_params(), batch(0)
     step: Any = jax.jit(chex.assert_max_traces(train_step(tx, data), n=1))
     carry = (params, tx.init(params))
@@ -74,50 +63,8 @@ def test_hundred_steps_compile_once_and_equal_scan():
     assert after < 0.5 * before
 
 
-# State types are a fixed point of update, also under strict promotion. (Optax's own
-# optimisers fail the latter, so the transformation runs alone.)
-
-
-def abstract_update(tx, dtype):
-    """Shapes, dtypes and weak types of (params, state) and of (updates, new state)."""
-    params, data = initial_params(dtype), batch(0, dtype)
-    state = tx.init(params)
-    after = jax.eval_shape(
-        lambda params, state: tx.update(
-            mean_grad(params, data), state, params, loss_fn=losses_on(data)
-        ),
-        params,
-        state,
-    )
-    return jax.eval_shape(lambda: (params, state)), after
-
-
-@pytest.mark.parametrize(("x64", "dtype"), DTYPES)
-@pytest.mark.parametrize(("solver", "perturbation"), METHODS)
-def test_types_are_a_fixed_point(solver, perturbation, x64, dtype):
-    with jax.enable_x64(x64):
-        tx = multitask(solver, perturbation, param_labels=HEADS)
-        before, after = abstract_update(tx, dtype)
-        assert after == before
-        assert after[1].weights.dtype == (jnp.float64 if x64 else jnp.float32)
-
-
-@pytest.mark.parametrize(("x64", "dtype"), DTYPES)
-@pytest.mark.parametrize("perturbation", PERTURBATIONS.values(), ids=PERTURBATIONS)
-@pytest.mark.parametrize(
-    ("solver", "unroll"),
-    [("mean", True), ("mean", 2), ("mgda", False), ("fairgrad", False)],
-)
-@pytest.mark.usefixtures("strict")
-def test_strict_promotion(solver, unroll, perturbation, x64, dtype):
-    with jax.enable_x64(x64):
-        tx = multitask(SOLVERS[solver], perturbation, unroll=unroll)
-        before, after = abstract_update(tx, dtype)
-        assert after == before
-
-
 def test_bfloat16_state_passes_through_cond():
-    tx = optax.chain(samo(SOLVERS["fairgrad"]), optax.adam(1e-2))
+    tx = optax.chain(samo(COMBINERS["fairgrad"]), optax.adam(1e-2))
     params, data = initial_params("bfloat16"), batch(0, "bfloat16")
     state = tx.init(params)
 
@@ -132,15 +79,15 @@ def test_bfloat16_state_passes_through_cond():
 
 
 @pytest.mark.parametrize(
-    ("solver", "perturbation"),
+    ("combiner", "perturbation"),
     [
-        *((solver, PERTURBATIONS["joint_sam"]) for solver in SOLVERS.values()),
+        *((combiner, PERTURBATIONS["joint_sam"]) for combiner in COMBINERS.values()),
         *((MEAN, PERTURBATIONS[name]) for name in ("plain", "global_sam", "local_sam")),
     ],
     ids=["mean-joint", "mgda-joint", "fairgrad-joint", "plain", "global", "local"],
 )
-def test_zero_gradient_gives_zero_and_no_nan(solver, perturbation):
-    tx = multitask(solver, perturbation)
+def test_zero_gradient_gives_zero_and_no_nan(combiner, perturbation):
+    tx = multitask(combiner, perturbation)
     params = jnp.ones(4)
     state = tx.init(params)
     updates, new_state = jax.jit(

@@ -13,13 +13,14 @@ from jax.sharding import PartitionSpec as P
 
 import samo_jax
 
-from toy import NUM_TASKS, assert_finite, batch, distance, initial_params, types
+from three_heads import NUM_TASKS, assert_finite, batch, distance, initial_params, types
+from tiers import mostly_slow
 
 NAMES = ("left", "right", "up")
 
 
 def losses_in(dtype, data, loss_scale=None):
-    """The toy's losses computed in `dtype` from masters, their means in float32."""
+    """The losses computed in `dtype` from masters, their means in float32."""
     x, y = (part.astype(dtype) for part in data)
 
     def loss_fn(params):
@@ -96,7 +97,7 @@ METHODS = {
 TOLERANCE = {"bfloat16": 3e-2, "float16": 4e-3}
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", mostly_slow(METHODS, but={"combiner"}))
 def test_half_precision_steps_are_close_to_float32s(name):
     """With the same types of directions and states. In float32 no scale changes any.
 
@@ -279,6 +280,7 @@ def sharded_step(params, x, axis_name=None, gather=lambda w: w):
     return tx.update(grads, tx.init(params), params, loss_fn=loss_fn)[0]
 
 
+@pytest.mark.slow
 def test_shardings():
     """Examples over eight devices: by `jax.shard_map`, or explicit, as parameters."""
     rng = np.random.default_rng(0)

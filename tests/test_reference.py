@@ -43,6 +43,7 @@ def documented(site):
     return [line.split()[0] for line in lines if " py:" in line]
 
 
+@pytest.mark.slow
 def test_every_public_name_is_described_once(site):
     """A second description would be a warning."""
     public = {f"samo_jax.{name}" for name in samo_jax.__all__} - {
@@ -55,6 +56,7 @@ def test_every_public_name_is_described_once(site):
     assert not [name for name in names if "._" in name]
 
 
+@pytest.mark.slow
 def test_every_experiment_has_its_help(site, capsys):
     with pytest.raises(SystemExit):
         main(["--help"])
@@ -64,6 +66,7 @@ def test_every_experiment_has_its_help(site, capsys):
     assert set(re.findall(r"samo_jax\.experiments (\w+) \[-h\]", page)) == set(commands)
 
 
+@pytest.mark.slow
 def test_faults_are_found(tmp_path):
     shutil.copy(DOCS / "conf.py", tmp_path)
     (tmp_path / "index.rst").write_text("\n\n".join(["Faults\n======", *FAULTS]))

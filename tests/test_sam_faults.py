@@ -19,6 +19,7 @@ from sharpness import (
     initial_params,
     single_task,
 )
+from tiers import mostly_slow
 
 TREE = {"w": jnp.array([1.0, -2.0, 3.0]), "b": jnp.array([0.5])}
 SAM = single_task(samo_jax.sam(RADIUS))
@@ -142,7 +143,9 @@ MEMORY = {
 }
 
 
-@pytest.mark.parametrize("name", PERTURBATIONS)
+@pytest.mark.parametrize(
+    "name", mostly_slow(PERTURBATIONS, but={"sam", "joint", "memory"})
+)
 def test_parameters_are_not_stored(name):
     """And what memory there is is float32, unless its dtype is a setting."""
     params = initial_params("bfloat16")

@@ -110,6 +110,7 @@ def small(request, monkeypatch):
     return net, {"params": params, "batch_stats": stats}, images
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("small", [SegNetMTAN], indirect=True)
 def test_gradient_and_batch_statistics(small):
     """A loss reaches its task's own part and the shared ones; all statistics change.

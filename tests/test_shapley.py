@@ -9,6 +9,8 @@ import pytest
 
 import samo_jax
 
+from tiers import mostly_slow
+
 
 def game(num_modalities, seed=0, shape=()):
     """A random value for every coalition, as a table and as a function of the mask."""
@@ -34,7 +36,7 @@ def by_orders(table, num_modalities):
     return phi / len(orders)
 
 
-@pytest.mark.parametrize("num_modalities", range(1, 7))
+@pytest.mark.parametrize("num_modalities", mostly_slow(range(1, 7), but={1, 3}))
 def test_definition(num_modalities):
     table, value_fn = game(num_modalities, shape=(3, 2))
     phi = samo_jax.shapley_values(value_fn, num_modalities)

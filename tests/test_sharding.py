@@ -65,10 +65,10 @@ def make_step(tx, gather):
     return step
 
 
-def make_tx(solver, unroll):
+def make_tx(combiner, unroll):
     return optax.chain(
         samo_jax.samo(
-            solver, rho=0.05, num_tasks=2, key=0, param_labels=LABELS, unroll=unroll
+            combiner, rho=0.05, num_tasks=2, key=0, param_labels=LABELS, unroll=unroll
         ),
         optax.adam(1e-2, eps=1e-4),
     )
@@ -81,10 +81,14 @@ CASES = {
 }
 
 
+FAIRGRAD = ["fairgrad-float32", "fairgrad-bfloat16"]
+FULLY = ["fully sharded"]
+
+
 @functools.cache
 def single_device_step(name):
-    solver, unroll, dtype = CASES[name]
-    tx = make_tx(solver, unroll)
+    combiner, unroll, dtype = CASES[name]
+    tx = make_tx(combiner, unroll)
     params, batch = make_problem(dtype)
     return jax.device_get(make_step(tx, lambda p: p)(params, tx.init(params), batch))
 
@@ -92,13 +96,20 @@ def single_device_step(name):
 @pytest.mark.parametrize(
     ("name", "axis_type", "layout"),
     [
-        *product(CASES, (AxisType.Auto, AxisType.Explicit), ["fully sharded"]),
-        # With Auto axes: test_collectives.
-        *product(["fairgrad-float32"], [AxisType.Explicit], ["data", "tensor"]),
+        ("mgda-float32-looped", AxisType.Explicit, "fully sharded"),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in (
+                *product(FAIRGRAD, [AxisType.Auto, AxisType.Explicit], FULLY),
+                *product(["mgda-float32-looped"], [AxisType.Auto], FULLY),
+                # With Auto axes: test_collectives.
+                *product(["fairgrad-float32"], [AxisType.Explicit], ["data", "tensor"]),
+            )
+        ),
     ],
 )
 def test_a_sharded_step_is_the_single_device_step(name, axis_type, layout):
-    solver, unroll, dtype = CASES[name]
+    combiner, unroll, dtype = CASES[name]
     params, batch = make_problem(dtype)
     expected_params, expected_state, expected_losses = single_device_step(name)
     mesh = jax.make_mesh((8,), ("x",), axis_types=(axis_type,))
@@ -110,7 +121,7 @@ def test_a_sharded_step_is_the_single_device_step(name, axis_type, layout):
             return params
         return jax.tree.map(lambda p: jax.sharding.reshard(p, P()), params)
 
-    tx = make_tx(solver, unroll)
+    tx = make_tx(combiner, unroll)
     with jax.set_mesh(mesh):
         params = jax.tree.map(
             lambda p, spec: jax.device_put(p, NamedSharding(mesh, spec)), params, specs

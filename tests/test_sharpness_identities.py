@@ -19,6 +19,7 @@ from sharpness import (
     multitask,
     single_task,
 )
+from tiers import mostly_slow
 
 assert_close = functools.partial(chex.assert_trees_all_close, rtol=2e-5, atol=2e-6)
 NOWHERE = dict.fromkeys(LABELS, False)
@@ -129,20 +130,21 @@ def test_layerwise_with_one_leaf_is_sam():
     )
 
 
-SOLVERS = {"mgda": MGDA, "upgrad": samo_jax.upgrad(), "imtl_g": samo_jax.imtl_g()}
+COMBINERS = {"mgda": MGDA, "upgrad": samo_jax.upgrad(), "imtl_g": samo_jax.imtl_g()}
 
 
-@pytest.mark.parametrize("solver", SOLVERS.values(), ids=SOLVERS)
+@pytest.mark.parametrize("combiner", mostly_slow(COMBINERS, but={"mgda"}))
 @pytest.mark.parametrize("name", PERTURBATIONS)
-def test_one_task_with_any_solver_is_single_task(name, solver):
-    tx = samo_jax.multitask(solver, PERTURBATIONS[name](), num_tasks=1, key=0)
+def test_one_task_with_any_combiner_is_single_task(name, combiner):
+    combiner = COMBINERS[combiner]
+    tx = samo_jax.multitask(combiner, PERTURBATIONS[name](), num_tasks=1, key=0)
     assert_close(descend_on_total(tx), one_task(name))
 
 
 @pytest.mark.parametrize(
     ("f_mtl", "name"),
     [
-        (samo_jax.f_mtl(SOLVERS["mgda"], RADIUS, num_tasks=1), "sam"),
+        (samo_jax.f_mtl(COMBINERS["mgda"], RADIUS, num_tasks=1), "sam"),
         (samo_jax.f_mtl(MEAN, RADIUS, num_tasks=1, direction="global"), "sam"),
     ],
     ids=["local", "global"],
@@ -189,7 +191,11 @@ def test_a_float_is_a_constant_schedule(method, name):
     assert_close(descend(constant), descend(multitask(with_value(method, name, 0.2))))
 
 
-@pytest.mark.parametrize("injected", [schedule, RADIUS], ids=["schedule", "float"])
+@pytest.mark.parametrize(
+    "injected",
+    [schedule, pytest.param(RADIUS, marks=pytest.mark.slow)],
+    ids=["schedule", "float"],
+)
 @pytest.mark.parametrize(("method", "name"), HYPERPARAMETERS)
 def test_hyperparameters_can_be_injected(method, name, injected):
     @optax.inject_hyperparams

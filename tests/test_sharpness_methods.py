@@ -182,7 +182,11 @@ def mean_of(rows):
 
 @pytest.mark.parametrize(
     ("name", "unroll"),
-    [*((name, True) for name in SEVERAL), ("global", False), ("local-joint", 2)],
+    [
+        *((name, True) for name in SEVERAL),
+        pytest.param("global", False, marks=pytest.mark.slow),
+        pytest.param("local-joint", 2, marks=pytest.mark.slow),
+    ],
 )
 def test_several_tasks(name, unroll):
     perturbation, rule, direction, kind = SEVERAL[name]

@@ -13,6 +13,8 @@ import samo_jax
 from samo_jax._labels import label_leaves
 from samo_jax._tasks import task_names
 
+from tiers import mostly_slow
+
 
 def losses(params):
     w = params["w"]
@@ -39,7 +41,7 @@ def nested(params):
 FORMS = {"dict": losses, "list": as_list, "array": as_array, "nested": nested}
 
 
-@pytest.mark.parametrize("unroll", [True, False, 1, 2, 3, 5])
+@pytest.mark.parametrize("unroll", mostly_slow([False, 1, 2, 3, 5], but={False, 2}))
 @pytest.mark.parametrize("form", FORMS)
 def test_task_gradients(form, unroll):
     grads = samo_jax.task_gradients(FORMS[form], PARAMS, unroll=unroll)

@@ -10,6 +10,8 @@ import pytest
 
 import samo_jax
 
+from tiers import mostly_slow
+
 J_BASE = np.array([[-4.0, 1, 1], [6, 1, 1]])
 J_KRUM = np.array([[1.0, 1, 1], [1, 0, 1], [75, -666, 23], [1, 2, 3], [2, 0, 1]])
 J_TRIMMED_MEAN = np.array([[1e11, 3], [1, -1e11], [-1e10, 1e10], [2, 2]])
@@ -57,7 +59,7 @@ RECORDED = {
 }
 
 
-@pytest.fixture(params=["float32", "float64"])
+@pytest.fixture(params=mostly_slow(["float32", "float64"], but={"float64"}))
 def dtype(request):
     with jax.enable_x64(request.param == "float64"):
         yield request.param

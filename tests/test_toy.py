@@ -39,6 +39,7 @@ def test_plain_mean_is_adam_on_the_mean_loss():
         np.testing.assert_allclose(paths[-1, step], params, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_sharpness_aware_methods_leave_the_sharp_valley():
     is_flat = LANDSCAPES["valleys"].is_flat
     share = {
@@ -81,6 +82,7 @@ def test_sharpness_is_the_largest_eigenvalue():
     np.testing.assert_allclose(values, [20, 1], atol=1e-4)
 
 
+@pytest.mark.slow
 def test_reports(tmp_path, capsys):
     out = tmp_path / "out"
     words = ["--combiners", "mean", "--sharpness", "plain", "local", "--out", str(out)]

@@ -286,7 +286,7 @@ _ENTRIES = (
             "gradients"
         ),
         cost="O(K³)",
-        promises={"N": "", "S": "K = 2"},
+        promises={"N": "K = 2", "S": "K = 2"},
         needs=("Gramian",),
         call="imtl_g()",
     ),
@@ -299,7 +299,7 @@ _ENTRIES = (
             "losses"
         ),
         cost="O(K³)",
-        promises={"N": "", "S": "", "L": ""},
+        promises={"N": "independent gradients", "S": "", "L": ""},
         needs=("Gramian",),
         call="conflict_free_inverse()",
     ),
@@ -544,7 +544,11 @@ _ENTRIES = (
             "losses](https://arxiv.org/abs/2507.07883)"
         ),
         cost="the weighting's",
-        promises={"N": "", "+": "the weighting's", "S": "if it needs no losses"},
+        promises={
+            "N": "the weighting's",
+            "+": "the weighting's",
+            "S": "if it needs no losses",
+        },
         needs=("the weighting's", "losses"),
         call="log_losses(weighting)",
         arguments=_of_mgda,
@@ -554,7 +558,7 @@ _ENTRIES = (
         "gradients",
         about="other weights for each layer or group",
         cost="the weighting's per group",
-        promises={"N": "", "+": "the weighting's"},
+        promises={"N": "the weighting's", "+": "the weighting's"},
         needs=("gradients",),
         call="grouped(weighting, groups)",
         arguments=_of_mgda,

@@ -17,7 +17,7 @@ HEADS = {"trunk": "shared", "left": "left", "right": "right", "up": "up"}
 # The loop compiles faster than unrolled passes.
 DEFAULTS: dict[str, Any] = {"num_tasks": NUM_TASKS, "key": 0, "unroll": False}
 MEAN = samo_jax.mean()
-SOLVERS = {"mean": MEAN, "mgda": samo_jax.mgda(), "fairgrad": samo_jax.fairgrad()}
+COMBINERS = {"mean": MEAN, "mgda": samo_jax.mgda(), "fairgrad": samo_jax.fairgrad()}
 PERTURBATIONS = {
     "plain": None,
     "global_sam": samo_jax.global_sam(0.3),
@@ -27,9 +27,9 @@ PERTURBATIONS = {
     "memory_sam": samo_jax.memory_sam(0.3, "adaptive", clean_pass=False),
 }
 METHODS = [
-    pytest.param(solver, perturbation, id=f"{solver_name}-{name}")
-    for (solver_name, solver), (name, perturbation) in itertools.product(
-        SOLVERS.items(), PERTURBATIONS.items()
+    pytest.param(combiner, perturbation, id=f"{combiner_name}-{name}")
+    for (combiner_name, combiner), (name, perturbation) in itertools.product(
+        COMBINERS.items(), PERTURBATIONS.items()
     )
 ]
 DTYPES = [
@@ -73,12 +73,12 @@ def mean_grad(params, data):
     return samo_jax.mean_value_and_grad(losses_on(data))(params)[1]
 
 
-def multitask(solver, perturbation, **kwargs):
-    return samo_jax.multitask(solver, perturbation, **DEFAULTS | kwargs)
+def multitask(combiner, perturbation, **kwargs):
+    return samo_jax.multitask(combiner, perturbation, **DEFAULTS | kwargs)
 
 
-def samo(solver=MEAN, rho=0.3, **kwargs):
-    return samo_jax.samo(solver, rho, **DEFAULTS | {"param_labels": HEADS} | kwargs)
+def samo(combiner=MEAN, rho=0.3, **kwargs):
+    return samo_jax.samo(combiner, rho, **DEFAULTS | {"param_labels": HEADS} | kwargs)
 
 
 def jitted_update(tx, **extra_args) -> Any:
@@ -93,6 +93,30 @@ def jitted_update(tx, **extra_args) -> Any:
 def first_direction(tx):
     params, data = initial_params(), batch(0)
     return jitted_update(tx)(params, tx.init(params), mean_grad(params, data), data)[0]
+
+
+def train_step(tx, data):
+    def step(params, state):
+        updates, state = tx.update(
+            mean_grad(params, data), state, params, loss_fn=losses_on(data)
+        )
+        return optax.apply_updates(params, updates), state
+
+    return step
+
+
+def abstract_update(tx, dtype):
+    """Shapes, dtypes and weak types of (params, state) and of (updates, new state)."""
+    params, data = initial_params(dtype), batch(0, dtype)
+    state = tx.init(params)
+    after = jax.eval_shape(
+        lambda params, state: tx.update(
+            mean_grad(params, data), state, params, loss_fn=losses_on(data)
+        ),
+        params,
+        state,
+    )
+    return jax.eval_shape(lambda: (params, state)), after
 
 
 @jax.jit

@@ -10,28 +10,21 @@ from jax import lax
 
 import samo_jax
 
-from toy import (
-    HEADS,
+from three_heads import (
     NUM_TASKS,
     assert_finite,
-    batch,
-    initial_params,
-    jitted_update,
-    mean_grad,
-    multitask,
-    types,
 )
 
 PREFERENCE = np.array([0.2, 0.5, 0.3])
 POINT = np.array([0.1, 0.0, 0.2])
-LOG_METHODS = {
+LOGARITHMIC = {
     "geometric_mean": samo_jax.geometric_mean(),
     "uncertainty": samo_jax.uncertainty(),
     "imtl_l": samo_jax.imtl_l(),
     "famo": samo_jax.famo(),
     "log_losses": samo_jax.log_losses(samo_jax.mgda()),
 }
-SOLVERS = LOG_METHODS | {
+WEIGHTINGS = LOGARITHMIC | {
     "stch": samo_jax.stch(0.3, PREFERENCE, POINT),
     "pbi": samo_jax.pbi(2.0, PREFERENCE, POINT),
     "cosmos": samo_jax.cosmos(PREFERENCE, 1.5),
@@ -62,8 +55,12 @@ PUBLISHED = {
         / (np.linalg.norm(PREFERENCE) * np.linalg.norm(losses))
     ),
 }
-all_solvers = pytest.mark.parametrize("solver", SOLVERS.values(), ids=SOLVERS)
-log_solvers = pytest.mark.parametrize("solver", LOG_METHODS.values(), ids=LOG_METHODS)
+all_weightings = pytest.mark.parametrize(
+    "weighting", WEIGHTINGS.values(), ids=WEIGHTINGS
+)
+log_weightings = pytest.mark.parametrize(
+    "weighting", LOGARITHMIC.values(), ids=LOGARITHMIC
+)
 
 
 def _pbi(offset, ray):
@@ -76,24 +73,24 @@ def positive_losses(steps, num_tasks=NUM_TASKS, seed=0):
     return np.exp(rng.normal(size=(steps, num_tasks)))
 
 
-def run(solver, sequence, gramian=None, **extra_args):
+def run(weighting, sequence, gramian=None, **extra_args):
     """Weights of every step, shape (steps, K), and the last state, by one scan."""
     num_tasks = sequence.shape[1]
     gramian = jnp.eye(num_tasks) if gramian is None else gramian
 
     def step(state, losses):
-        weights, state = solver.update(gramian, state, losses=losses, **extra_args)
+        weights, state = weighting.update(gramian, state, losses=losses, **extra_args)
         return state, weights
 
     scan = jax.jit(lambda state: lax.scan(step, state, jnp.asarray(sequence, float)))
-    state, weights = scan(solver.init(num_tasks))
+    state, weights = scan(weighting.init(num_tasks))
     return np.asarray(weights), state
 
 
 @pytest.mark.parametrize("name", SCALARS)
 def test_weights_are_the_gradient_of_the_scalar(name):
     losses = positive_losses(1)[0]
-    weights = run(SOLVERS[name], losses[None])[0][0]
+    weights = run(WEIGHTINGS[name], losses[None])[0][0]
     expected = jax.grad(SCALARS[name])(jnp.asarray(losses, float))
     np.testing.assert_allclose(weights, expected, rtol=1e-6)
     np.testing.assert_allclose(SCALARS[name](losses), PUBLISHED[name](losses), 2e-5)
@@ -107,14 +104,14 @@ def test_weights_are_the_gradient_of_the_scalar(name):
 
 @pytest.mark.parametrize("name", SCALARS)
 def test_scalars_take_dicts_and_give_task_gradients_their_weights(name):
-    """Plain gradient descent on the scalar is the solver on exact gradients."""
+    """Plain gradient descent on the scalar is the weighting on exact gradients."""
 
     def loss_fn(x):
         return {"a": jnp.sum((x - 1) ** 2) + 1, "b": jnp.sum(x**4) + 1, "c": x[0] + 5}
 
     x = jnp.array([0.5, -0.7])
     losses = jnp.stack(list(loss_fn(x).values()))
-    weights = run(SOLVERS[name], losses[None])[0][0]
+    weights = run(WEIGHTINGS[name], losses[None])[0][0]
     direction = samo_jax.combine(weights, samo_jax.task_gradients(loss_fn, x))
     np.testing.assert_allclose(
         jax.grad(lambda x: SCALARS[name](loss_fn(x)))(x), direction, rtol=1e-5
@@ -191,8 +188,8 @@ def test_famo_recurrence():
 
 def test_famo_with_the_same_batch_after_the_step():
     sequence, after = positive_losses(8), positive_losses(8, seed=1)
-    solver = samo_jax.famo(0.1, 0.01)
-    state, update = solver.init(NUM_TASKS), jax.jit(solver.update)
+    weighting = samo_jax.famo(0.1, 0.01)
+    state, update = weighting.init(NUM_TASKS), jax.jit(weighting.update)
     expected = famo_weights(sequence, after, 0.1, 0.01)
     before = np.ones(NUM_TASKS)  # ignored: there is no step yet
     for t, wanted in enumerate(expected):
@@ -222,16 +219,16 @@ def test_dwa_survives_zero_and_overflowing_ratios():
     assert_finite(state)
 
 
-def test_log_losses_is_the_solver_on_gradients_of_logarithms(key):
+def test_log_losses_is_the_weighting_on_gradients_of_logarithms(key):
     losses = jnp.array([0.3, 2.0, 5.0])
     task_grads = jax.random.normal(key, (3, 6))
     logs = task_grads / losses[:, None]
-    for solver in (samo_jax.mean(), samo_jax.mgda(), samo_jax.fairgrad(2.0)):
-        wanted, _ = solver.update(
-            samo_jax.gramian(logs), solver.init(3), losses=jnp.log(losses)
+    for weighting in (samo_jax.mean(), samo_jax.mgda(), samo_jax.fairgrad(2.0)):
+        wanted, _ = weighting.update(
+            samo_jax.gramian(logs), weighting.init(3), losses=jnp.log(losses)
         )
         weights = run(
-            samo_jax.log_losses(solver), losses[None], samo_jax.gramian(task_grads)
+            samo_jax.log_losses(weighting), losses[None], samo_jax.gramian(task_grads)
         )[0][0]
         np.testing.assert_allclose(
             weights @ task_grads, wanted @ logs, rtol=1e-4, atol=1e-5
@@ -247,16 +244,16 @@ def test_log_losses_of_the_mean_points_along_the_geometric_mean():
     )
 
 
-def test_log_losses_carries_the_solvers_state_and_extra_arguments(key):
+def test_log_losses_carries_the_weightings_state_and_extra_arguments(key):
     drawing = samo_jax.Weighting(
         lambda _num_tasks: {"key": key, "seen": jnp.zeros(())},
         lambda _, state, *, losses, offset: (losses, state | {"seen": offset}),
     )
-    solver = samo_jax.log_losses(drawing)
-    weights, state = run(solver, np.array([[1.0, np.e]]), offset=jnp.ones(()))
+    weighting = samo_jax.log_losses(drawing)
+    weights, state = run(weighting, np.array([[1.0, np.e]]), offset=jnp.ones(()))
     np.testing.assert_allclose(weights, [[0, 1 / np.e]], rtol=1e-6)
     assert state.method_state["seen"] == 1
-    _, state = run(solver, np.array([[1.0, -1.0]]), offset=jnp.ones(()))
+    _, state = run(weighting, np.array([[1.0, -1.0]]), offset=jnp.ones(()))
     assert state.method_state["seen"] == 0
 
 
@@ -266,8 +263,8 @@ def test_log_losses_carries_the_solvers_state_and_extra_arguments(key):
 def test_permutation_equivariance(name):
     sequence, order = positive_losses(7), np.array([2, 0, 1])
     np.testing.assert_allclose(
-        run(SOLVERS[name], sequence[:, order])[0],
-        run(SOLVERS[name], sequence)[0][:, order],
+        run(WEIGHTINGS[name], sequence[:, order])[0],
+        run(WEIGHTINGS[name], sequence)[0][:, order],
         rtol=1e-5,
     )
 
@@ -292,12 +289,12 @@ def test_scales():
     row = np.array([1e-15, 1.0, 1e15])
     for scale in (1e-12, 1e12):
         for name in ("dwa", "famo", "geometric_mean"):  # of all losses: no change
-            weights = run(SOLVERS[name], losses)[0]
-            scaled = run(SOLVERS[name], losses * scale)[0]
+            weights = run(WEIGHTINGS[name], losses)[0]
+            scaled = run(WEIGHTINGS[name], losses * scale)[0]
             np.testing.assert_allclose(scaled, weights, rtol=2e-4)
     for name in ("famo", "geometric_mean"):  # of one loss: w_i L_i in proportion
-        products = run(SOLVERS[name], losses)[0] * losses
-        scaled = run(SOLVERS[name], losses * row)[0] * losses * row
+        products = run(WEIGHTINGS[name], losses)[0] * losses
+        scaled = run(WEIGHTINGS[name], losses * row)[0] * losses * row
         np.testing.assert_allclose(
             scaled / scaled.sum(1, keepdims=True),
             products / products.sum(1, keepdims=True),
@@ -307,8 +304,8 @@ def test_scales():
 
 @pytest.mark.parametrize("name", ["stch", "geometric_mean", "dwa"])
 def test_equal_losses_give_mean_like_weights(name):
-    solver = samo_jax.stch(0.1) if name == "stch" else SOLVERS[name]
-    weights = run(solver, np.full((3, 4), 2.5))[0]
+    weighting = samo_jax.stch(0.1) if name == "stch" else WEIGHTINGS[name]
+    weights = run(weighting, np.full((3, 4), 2.5))[0]
     np.testing.assert_allclose(weights, 0.25, rtol=1e-6)
 
 
@@ -326,105 +323,35 @@ def test_losses_on_the_ray_and_at_the_origin_have_finite_weights():
     np.testing.assert_allclose(at_origin, 0.5)
 
 
-@all_solvers
-def test_losses_that_are_not_finite_change_nothing(solver):
+@all_weightings
+def test_losses_that_are_not_finite_change_nothing(weighting):
     sequence = positive_losses(5)
     sequence[0, 1], sequence[3, 0] = np.nan, np.inf
-    weights, state = run(solver, sequence)
+    weights, state = run(weighting, sequence)
     np.testing.assert_allclose(weights[0], 1 / NUM_TASKS)
     np.testing.assert_array_equal(weights[3], weights[2])
-    wanted, clean = run(solver, sequence[[1, 2, 4]])
+    wanted, clean = run(weighting, sequence[[1, 2, 4]])
     np.testing.assert_allclose(weights[4], wanted[-1], rtol=1e-5)
     np.testing.assert_array_equal(state.unusable, [1, 1, 0])
     state = state._replace(unusable=clean.unusable)
     chex.assert_trees_all_close(state, clean, rtol=1e-5, atol=1e-6)
 
 
-@log_solvers
+@log_weightings
 @pytest.mark.parametrize("bad", [0.0, -1.0])
-def test_losses_without_a_logarithm_change_nothing(solver, bad):
+def test_losses_without_a_logarithm_change_nothing(weighting, bad):
     sequence = positive_losses(3)
     sequence[2, 1] = bad
-    weights, state = run(solver, sequence)
+    weights, state = run(weighting, sequence)
     np.testing.assert_array_equal(weights[2], weights[1])
     np.testing.assert_array_equal(state.unusable, [0, 1, 0])
-    _, clean = run(solver, sequence[:2])
+    _, clean = run(weighting, sequence[:2])
     state = state._replace(unusable=clean.unusable)
     chex.assert_trees_all_close(state, clean, rtol=1e-6)
-    assert_finite(run(solver, np.full((2, 3), bad)))
+    assert_finite(run(weighting, np.full((2, 3), bad)))
 
 
-@all_solvers
-def test_extreme_losses_leave_a_finite_state(solver):
+@all_weightings
+def test_extreme_losses_leave_a_finite_state(weighting):
     sequence = np.array([[1e-37, 1.0, 1e37]] * 4 + [[1e37, 1.0, 1e-37]] * 4)
-    assert_finite(run(solver, sequence))
-
-
-@all_solvers
-@pytest.mark.usefixtures("strict")
-def test_state_types_are_a_fixed_point(solver):
-    state = solver.init(NUM_TASKS)
-    update = jax.eval_shape(solver.update, jnp.eye(3), state, losses=jnp.ones(3))
-    chex.assert_trees_all_equal(types(update[1]), types(state))
-    assert jax.tree.leaves(types(update[0])) == [jax.typeof(jnp.ones(3))]
-
-
-@all_solvers
-@pytest.mark.usefixtures("x64")
-def test_float64(solver):
-    state = solver.init(NUM_TASKS)
-    weights, new = solver.update(jnp.eye(3), state, losses=jnp.ones(3, jnp.float32))
-    assert weights.dtype == jnp.float64
-    chex.assert_trees_all_equal(types(new), types(state))
-
-
-@all_solvers
-def test_inside_multitask(solver):
-    tx = multitask(solver, samo_jax.global_sam(0.1), param_labels=HEADS)
-    params = initial_params()
-    state = tx.init(params)
-    update = jitted_update(tx)
-    for seed in range(3):
-        data = batch(seed)
-        before = types(state)
-        direction, state = update(params, state, mean_grad(params, data), data)
-        chex.assert_trees_all_equal(types(state), before)
-        params = optax.apply_updates(params, optax.tree.scale(-0.05, direction))
-    assert_finite((params, state))
-    assert update._cache_size() == 1
-    assert jnp.any(state.weights != 1 / NUM_TASKS)
-
-
-@pytest.mark.parametrize(
-    ("call", "message"),
-    [
-        (lambda: samo_jax.uncertainty(0), "`learning_rate` must be positive"),
-        (lambda: samo_jax.imtl_l(-1), "`learning_rate` must be positive"),
-        (lambda: samo_jax.famo(float("nan")), "`learning_rate` must be positive"),
-        (lambda: samo_jax.famo(0.1, -1), "`weight_decay` must be non-negative"),
-        (lambda: samo_jax.dwa(0, window=1), "`temperature` must be positive"),
-        (lambda: samo_jax.dwa(window=0), "`window` must be a positive int, got 0"),
-        (lambda: samo_jax.dwa(window=2.0), "`window` must be a positive int"),
-        (lambda: samo_jax.stch(0), "`mu` must be positive and finite, got 0"),
-        (lambda: samo_jax.stch(1, [1, -1]), "`preference` must be finite and non-n"),
-        (lambda: samo_jax.pbi(-1, [1, 1]), "`theta` must be non-negative"),
-        (lambda: samo_jax.pbi(1, [0, 0]), "`preference` must be .* positive entry"),
-        (lambda: samo_jax.cosmos([1, 1], -1), "`lam` must be non-negative"),
-        (lambda: samo_jax.log_losses(samo_jax.mgda), "Call the factory"),
-        (
-            lambda: samo_jax.stch_loss([1.0, 2.0], mu=1, preference=[1, 1, 1]),
-            r"`preference` must be one number per task, shape \(2,\), got shape \(3,\)",
-        ),
-        (
-            lambda: run(samo_jax.pbi(1, [1, 1]), np.ones((1, 3))),
-            "`preference` must be one number per task",
-        ),
-        (
-            lambda: samo_jax.uncertainty_loss([1.0, 2.0], [1, 1, 1]),
-            "`log_variances` must be one number per task",
-        ),
-    ],
-)
-def test_wrong_arguments(call, message):
-    with pytest.raises(ValueError, match=message):
-        call()
+    assert_finite(run(weighting, sequence))

@@ -9,8 +9,9 @@ import samo_jax
 
 from passes import NUM_TASKS, operations
 from sharpness import PERTURBATIONS, descend, multitask
+from tiers import mostly_slow
 
-FEW = [
+SHARED = [
     name
     for name, make in PERTURBATIONS.items()
     if make().shared_perturbations is not None and make().loss is None
@@ -26,9 +27,9 @@ LINEAR = {
 }
 
 
-def test_methods_along_one_direction_have_few_points():
-    assert {"global", "sam", "monge", "momentum", "joint-shared"} <= set(FEW)
-    assert not {"local", "joint", "memory", "efficient", "sam-local"} & set(FEW)
+def test_methods_along_one_direction_share_points():
+    assert {"global", "sam", "monge", "momentum", "joint-shared"} <= set(SHARED)
+    assert not {"local", "joint", "memory", "efficient", "sam-local"} & set(SHARED)
 
 
 @functools.cache
@@ -38,9 +39,9 @@ def own_points(name):
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("unroll", [True, False, 2])
-@pytest.mark.parametrize("name", FEW)
-def test_few_points_are_the_tasks_own(name, unroll):
+@pytest.mark.parametrize("unroll", mostly_slow([True, False, 2], but={False}))
+@pytest.mark.parametrize("name", SHARED)
+def test_shared_points_are_those_of_each_task(name, unroll):
     tx = multitask(PERTURBATIONS[name](), samo_jax.fairgrad(), unroll=unroll)
     chex.assert_trees_all_close(
         descend(tx, "float64", steps=2), own_points(name), rtol=1e-9
@@ -55,20 +56,20 @@ def test_few_points_are_the_tasks_own(name, unroll):
         *(("random", perturbation) for perturbation in (None, "global", "friendly")),
     ],
 )
-def test_linear_solvers_need_no_task_gradients(name, perturbation):
-    solver = LINEAR[name]
-    assert not solver.needs_gramian
+def test_linear_combiners_need_no_task_gradients(name, perturbation):
+    combiner = LINEAR[name]
+    assert not combiner.needs_gramian
     made = PERTURBATIONS[perturbation]() if perturbation else None
     run = functools.partial(descend, dtype="float64", steps=2)
     chex.assert_trees_all_close(
-        run(multitask(made, solver)),
-        run(multitask(made, solver._replace(needs_gramian=True))),
+        run(multitask(made, combiner)),
+        run(multitask(made, combiner._replace(needs_gramian=True))),
         rtol=1e-9,
         atol=1e-12,
     )
 
 
-def test_solvers_of_the_gramian_are_not_linear():
+def test_combiners_of_the_gramian_are_not_linear():
     for make in (samo_jax.mgda, samo_jax.fairgrad, samo_jax.upgrad, samo_jax.gradnorm):
         assert make().needs_gramian
     assert samo_jax.smoothed(samo_jax.mgda()).needs_gramian
@@ -105,14 +106,14 @@ LINEAR_PASSES = {
 
 
 @pytest.mark.parametrize(
-    ("solver", "perturbation", "clean_pass", "forward", "backward"),
+    ("combiner", "perturbation", "clean_pass", "forward", "backward"),
     [
         *((samo_jax.fairgrad(), *passes) for passes in PASSES.values()),
         *((samo_jax.mean(), *passes) for passes in LINEAR_PASSES.values()),
     ],
     ids=[*PASSES, *(f"mean {name}" for name in LINEAR_PASSES)],
 )
-def test_passes(solver, perturbation, clean_pass, forward, backward):
-    tx = samo_jax.multitask(solver, perturbation, num_tasks=NUM_TASKS, key=0)
+def test_passes(combiner, perturbation, clean_pass, forward, backward):
+    tx = samo_jax.multitask(combiner, perturbation, num_tasks=NUM_TASKS, key=0)
     # Random numbers, norms and the Gramian are the rest.
     assert 1 <= operations(tx, clean_pass, forward, backward) < 1.18

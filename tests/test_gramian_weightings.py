@@ -33,7 +33,6 @@ from samo_jax import (
 )
 
 J_BASE = np.array([[-4.0, 1, 1], [6, 1, 1]])
-SCALES = [1e-10, 1.0, 1e10]
 KEY = 7
 
 
@@ -57,7 +56,7 @@ METHODS = {
     "krum": lambda g: krum_weights(g, 0 if len(g) < 4 else 1, min(2, len(g))),
     "db_mtl": lambda g: db_mtl_weights(g, _losses(len(g))),
 }
-SOLVERS = {
+WEIGHTINGS = {
     "total": total(),
     "constant": constant([0.2, 0.3, 0.5]),
     "random_weights": random_weights(KEY),
@@ -71,18 +70,6 @@ SOLVERS = {
     "gradnorm": gradnorm(),
     "smoothed": smoothed(mean()),
 }
-FALLBACK = ["pcgrad", "gradvac", "imtl_g", "aligned_mtl", "conflict_free_inverse"]
-FALLBACK += ["krum", "db_mtl"]
-
-
-@pytest.fixture(params=METHODS)
-def method(request):
-    return METHODS[request.param]
-
-
-@pytest.fixture(params=SOLVERS)
-def solver(request):
-    return SOLVERS[request.param]
 
 
 def random_jacobian(num_tasks, size=None, spread=10.0, seed=0):
@@ -202,16 +189,16 @@ def test_directions_against_full_gradients(name, x64):  # noqa: ARG001
         )
 
 
-@pytest.mark.parametrize("scale", SCALES)
 @pytest.mark.parametrize("name", METHODS)
-def test_float32_at_all_scales(name, scale):
+def test_float32_at_all_scales(name):
     """Weights do not change with the scale, and float32 is close to float64."""
     jacobian = random_jacobian(6, spread=20)
-    weights = METHODS[name](single(scale * jacobian))
-    assert weights.dtype == np.float32
     expected = ORACLES[name](jacobian)
-    error = np.linalg.norm(weights @ jacobian - expected)
-    assert error <= 1e-4 * np.linalg.norm(expected)
+    for scale in (1e-10, 1.0, 1e10):
+        weights = METHODS[name](single(scale * jacobian))
+        assert weights.dtype == np.float32
+        error = np.linalg.norm(weights @ jacobian - expected)
+        assert error <= 1e-4 * np.linalg.norm(expected)
 
 
 @pytest.mark.parametrize("correlation", [-0.99, -0.3, 0.0, 0.8])
@@ -268,8 +255,8 @@ def test_imtl_g_reports_ascent():
         y = np.linalg.solve(units @ units.T, np.ones(3))
         if np.sum(y / np.linalg.norm(jacobian, axis=1)) < 0:
             break
-    solver = imtl_g()
-    weights, state = solver.update(single(jacobian), solver.init(3))
+    weighting = imtl_g()
+    weights, state = weighting.update(single(jacobian), weighting.init(3))
     assert np.all(jacobian @ (weights @ jacobian) < 0)
     np.testing.assert_allclose(weights.sum(), 1, rtol=1e-5)
     np.testing.assert_allclose(state.info.residual, 2, atol=1e-3)
@@ -287,16 +274,6 @@ DEGENERATE = {
     "all zero": np.zeros((3, 3)),
     "many": np.random.default_rng(0).normal(size=(6, 3)),
 }
-
-
-@pytest.mark.parametrize("scale", SCALES)
-@pytest.mark.parametrize("name", DEGENERATE)
-def test_degenerate_gramians_are_finite(method, name, scale):
-    jacobian = scale * np.asarray(DEGENERATE[name], np.float32)
-    weights = method(jacobian @ jacobian.T)
-    assert np.all(np.isfinite(weights))
-    lengths = np.linalg.norm(jacobian, axis=1)
-    assert np.linalg.norm(weights @ jacobian) <= 100 * np.max(lengths)
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -320,36 +297,17 @@ def test_opposite_gradients_cancel():
             np.testing.assert_allclose(direction, 0, atol=1e-4)
 
 
-@pytest.mark.parametrize("bad", [np.nan, np.inf])
-@pytest.mark.parametrize("name", FALLBACK)
-def test_non_finite_gramian_falls_back(name, bad):
-    solver, losses = SOLVERS[name], np.ones(3, np.float32)
-    broken = np.eye(3, dtype=np.float32)
-    broken[0, 1] = broken[1, 0] = bad
-    update = jax.jit(solver.update)
-
-    weights, state = update(broken, solver.init(3), losses=losses)
-    np.testing.assert_allclose(weights, [1 / 3] * 3, rtol=1e-6)
-    good, state = update(single(random_jacobian(3)), state, losses=losses)
-    weights, state = update(broken, state, losses=losses)
-    np.testing.assert_array_equal(weights, good)
-    info = getattr(state, "memory", state)
-    info = getattr(info, "solver_state", info).info
-    assert not info.finite
-    assert not info.converged
-
-
 def test_db_mtl_needs_positive_losses():
-    solver = db_mtl()
+    weighting = db_mtl()
     gramian = single(random_jacobian(3))
-    weights, state = solver.update(gramian, solver.init(3), losses=jnp.ones(3))
+    weights, state = weighting.update(gramian, weighting.init(3), losses=jnp.ones(3))
     for losses in ([1.0, -1, 1], [1.0, 0, 1], [1.0, np.nan, 1]):
-        kept, after = solver.update(gramian, state, losses=jnp.array(losses))
+        kept, after = weighting.update(gramian, state, losses=jnp.array(losses))
         np.testing.assert_array_equal(kept, weights)
         assert not after.info.finite
     # A task without gradient has no need of a loss.
     gramian[1, :] = gramian[:, 1] = 0
-    _, after = solver.update(gramian, state, losses=jnp.array([1.0, 0, 1]))
+    _, after = weighting.update(gramian, state, losses=jnp.array([1.0, 0, 1]))
     assert after.info.finite
 
 
@@ -365,8 +323,8 @@ def test_krum_leaves_outliers_out():
 def test_gradvac_averages_cosines(x64):  # noqa: ARG001
     jacobian = random_jacobian(4)
     gramian = jacobian @ jacobian.T
-    solver = gradvac(KEY, beta=0.3)
-    state = solver.init(4)
+    weighting = gradvac(KEY, beta=0.3)
+    state = weighting.init(4)
     targets = np.zeros((4, 4))
     for step in range(3):
         cosines = np.zeros((4, 4))
@@ -375,16 +333,16 @@ def test_gradvac_averages_cosines(x64):  # noqa: ARG001
             key_orders = orders(drawn, 4)
             patch.setitem(globals(), "orders", lambda *_, o=key_orders: o)
             expected = oracle_gradvac(jacobian, targets, cosines)
-        weights, state = solver.update(gramian, state)
+        weights, state = weighting.update(gramian, state)
         np.testing.assert_allclose(weights @ jacobian, expected, rtol=1e-9)
         targets = 0.7 * targets + 0.3 * cosines
         np.testing.assert_allclose(state.memory.targets, targets, atol=1e-12)
 
 
 def test_gradvac_stays_finite_on_duplicates():
-    solver = gradvac(KEY)
-    update = jax.jit(solver.update)
-    state = solver.init(3)
+    weighting = gradvac(KEY)
+    update = jax.jit(weighting.update)
+    state = weighting.init(3)
     gramian = single(np.asarray(DEGENERATE["duplicates"], float))
     for _ in range(60):
         weights, state = update(gramian, state)
@@ -397,9 +355,9 @@ def test_gradnorm_against_autodiff(x64):  # noqa: ARG001
     """The step is the gradient of the published objective, in units of its mean."""
     jacobian = random_jacobian(4)
     norms = np.linalg.norm(jacobian, axis=1)
-    solver = gradnorm(alpha=1.5, learning_rate=0.2)
-    update = jax.jit(solver.update)
-    state = solver.init(4)
+    weighting = gradnorm(alpha=1.5, learning_rate=0.2)
+    update = jax.jit(weighting.update)
+    state = weighting.init(4)
     initial = _losses(4)
     logits = jnp.zeros(4)
     for step in range(4):
@@ -417,10 +375,10 @@ def test_gradnorm_against_autodiff(x64):  # noqa: ARG001
 
 @pytest.mark.parametrize("bad", ["gramian", "loss", "first loss"])
 def test_gradnorm_keeps_its_state_on_bad_input(bad):
-    solver = SOLVERS["gradnorm"]
-    update = jax.jit(solver.update)
+    weighting = WEIGHTINGS["gradnorm"]
+    update = jax.jit(weighting.update)
     gramian, losses = single(random_jacobian(3)), jnp.ones(3)
-    state = solver.init(3)
+    state = weighting.init(3)
     if bad != "first loss":
         _, state = update(gramian, state, losses=losses)
     if bad == "gramian":
@@ -433,142 +391,50 @@ def test_gradnorm_keeps_its_state_on_bad_input(bad):
 
 
 def test_smoothed_is_a_moving_average():
-    solver = smoothed(mgda(), decay=0.75)
-    state = solver.init(3)
+    weighting = smoothed(mgda(), decay=0.75)
+    state = weighting.init(3)
     average = None
     for seed in range(4):
         gramian = single(random_jacobian(3, seed=seed))
         inner, _ = mgda().update(gramian, mgda().init(3))
         inner = np.asarray(inner, float)
         average = inner if average is None else 0.75 * average + 0.25 * inner
-        weights, state = solver.update(gramian, state, losses=jnp.ones(3))
+        weights, state = weighting.update(gramian, state, losses=jnp.ones(3))
         np.testing.assert_allclose(weights, average, rtol=1e-5)
 
 
 def test_smoothed_ignores_non_finite_weights():
     bad = Weighting(lambda _: (), lambda g, s, **_: (g[0], s))
-    solver = smoothed(bad)
-    first, state = solver.update(jnp.eye(3), solver.init(3))
-    weights, _ = solver.update(jnp.full((3, 3), jnp.nan), state)
+    weighting = smoothed(bad)
+    first, state = weighting.update(jnp.eye(3), weighting.init(3))
+    weights, _ = weighting.update(jnp.full((3, 3), jnp.nan), state)
     np.testing.assert_array_equal(weights, first)
 
 
 @pytest.mark.parametrize("name", ["random_weights", "pcgrad", "gradvac"])
 def test_draws_depend_on_key_and_step(name):
-    solver = SOLVERS[name]
+    weighting = WEIGHTINGS[name]
     gramian = single(random_jacobian(3, size=2, seed=5))
     runs = []
     for _ in range(2):
-        state, seen = solver.init(3), []
+        state, seen = weighting.init(3), []
         for _ in range(8):
-            weights, state = solver.update(gramian, state)
+            weights, state = weighting.update(gramian, state)
             seen.append(np.asarray(weights))
         runs.append(np.stack(seen))
     np.testing.assert_array_equal(runs[0], runs[1])
     assert len(np.unique(runs[0], axis=0)) > 1
     assert state.draws == 8
-    assert jnp.array_equal(state.draw_key, solver.init(3).draw_key)
+    assert jnp.array_equal(state.draw_key, weighting.init(3).draw_key)
 
 
 def test_fixed_and_random_weights():
     gramian = jnp.eye(3)
     np.testing.assert_array_equal(total().update(gramian, ())[0], [1, 1, 1])
-    weights, _ = SOLVERS["constant"].update(gramian, ())
+    weights, _ = WEIGHTINGS["constant"].update(gramian, ())
     np.testing.assert_allclose(weights, [0.2, 0.3, 0.5])
-    weights, _ = SOLVERS["random_weights"].update(
-        gramian, SOLVERS["random_weights"].init(3)
+    weights, _ = WEIGHTINGS["random_weights"].update(
+        gramian, WEIGHTINGS["random_weights"].init(3)
     )
     assert np.all(weights > 0)
     np.testing.assert_allclose(weights.sum(), 1, rtol=1e-6)
-
-
-@pytest.mark.parametrize("x64_enabled", [False, True])
-def test_solver_contract(solver, x64_enabled, strict):  # noqa: ARG001
-    """Jittable under strict promotion; the state is a fixed point of its type."""
-    with jax.enable_x64(x64_enabled):
-        dtype = jnp.result_type(float)
-        gramian = jnp.asarray(single(random_jacobian(3)), dtype)
-        state = solver.init(3)
-        # A function of its own: jit's cache is shared between equal ones.
-        update = jax.jit(lambda *args, **kwargs: solver.update(*args, **kwargs))
-        losses = jnp.ones(3, dtype)
-        weights, after = update(gramian, state, losses=losses, unknown=None)
-        assert weights.dtype == dtype
-        assert weights.shape == (3,)
-        assert jax.tree.map(jax.typeof, after) == jax.tree.map(jax.typeof, state)
-        update(gramian, after, losses=losses, unknown=None)
-        assert update._cache_size() == 1
-
-
-def test_vmap_equals_loop(method):
-    gramians = np.stack([single(random_jacobian(3, seed=seed)) for seed in range(3)])
-    np.testing.assert_allclose(
-        jax.vmap(method)(gramians), [method(g) for g in gramians], rtol=1e-4, atol=1e-6
-    )
-
-
-@pytest.mark.parametrize("name", METHODS)
-def test_one_task(name):
-    expected = {"db_mtl": 2.0}.get(name, 1.0)
-    np.testing.assert_allclose(METHODS[name](np.array([[4.0]])), [expected], rtol=1e-6)
-
-
-@pytest.mark.parametrize("name", sorted(set(METHODS) - {"gradvac", "db_mtl"}))
-def test_wrong_shape(name):
-    for shape in [(3,), (2, 3), (2, 2, 2)]:
-        with pytest.raises(ValueError, match=r"`gramian` must have shape \(K, K\)"):
-            METHODS[name](np.ones(shape))
-
-
-@pytest.mark.parametrize(
-    ("call", "message"),
-    [
-        (lambda: constant([1.0, np.nan]), "`weights` must be a vector of K finite"),
-        (lambda: constant(1.0), "`weights` must be a vector of K finite"),
-        (lambda: constant([1.0, 2]).init(3), "`weights` must be one number per task"),
-        (lambda: random_weights(None), "`key` is required"),
-        (lambda: pcgrad(None), "`key` is required"),
-        (lambda: gradvac(0, beta=1.5), r"`beta` must be in \[0, 1\], got 1.5"),
-        (lambda: gradvac(None), "`key` is required"),
-        (
-            lambda: gradvac_weights(np.eye(2), np.eye(3), jax.random.key(0)),
-            "`targets` must have the shape of `gramian`",
-        ),
-        (lambda: aligned_mtl("max"), "`scale_mode` must be one of .*'median'"),
-        (
-            lambda: aligned_mtl(preference=[-1.0, 1]),
-            "`preference` must be finite and non-negative",
-        ),
-        (
-            lambda: conflict_free_inverse_weights(np.eye(2), np.ones(3)),
-            "`preference` must be one number per task",
-        ),
-        (lambda: krum(-1), "`num_byzantine` must be a non-negative int"),
-        (lambda: krum(1, 0), "`num_selected` must be a positive int"),
-        (
-            lambda: krum(1).init(3),
-            r"`num_byzantine` must be at most max\(K - 3, 0\)",
-        ),
-        (lambda: krum_weights(np.eye(4), 1, 5), "`num_selected` must be at most K"),
-        (lambda: gradnorm(alpha=-1.0), "`alpha` must be non-negative"),
-        (lambda: gradnorm(learning_rate=0.0), "`learning_rate` must be positive"),
-        (lambda: smoothed(mean), "`weighting` must be a samo_jax.Weighting"),
-        (lambda: smoothed(mean(), decay=1.0), r"`decay` must be in \[0, 1\)"),
-        (lambda: db_mtl_weights(np.eye(2), None), r"`losses` is required by db_mtl"),
-        (
-            lambda: db_mtl_weights(np.eye(2), np.ones(3)),
-            "`losses` must be one number per task",
-        ),
-        (
-            lambda: db_mtl().update(np.eye(2), db_mtl().init(2)),
-            r"`losses` is required by db_mtl\(\), got None",
-        ),
-        (
-            lambda: gradnorm().update(np.eye(2), gradnorm().init(2), losses=None),
-            r"`losses` is required by gradnorm\(\), got None",
-        ),
-    ],
-)
-def test_bad_arguments(call, message):
-    with pytest.raises(ValueError, match=message):
-        call()

@@ -4,22 +4,14 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 from jax import lax
 
 import samo_jax
 
-from toy import (
-    HEADS,
+from three_heads import (
     NUM_TASKS,
     assert_finite,
-    batch,
-    initial_params,
-    jitted_update,
-    mean_grad,
-    multitask,
-    types,
 )
 
 COMBINERS = {
@@ -281,71 +273,3 @@ def test_db_mtl_needs_positive_losses(bad):
     assert state.step == 1
     np.testing.assert_array_equal(directions[0], 0)
     np.testing.assert_array_equal(directions[2], directions[1])
-
-
-@all_combiners
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-@pytest.mark.usefixtures("strict")
-def test_types(combiner, dtype):
-    task_grads = {"a": jnp.ones((3, 2, 2), dtype), "head": None}
-    state = combiner.init(jax.tree.map(lambda leaf: leaf[0], task_grads), 3)
-    direction, weights, new = jax.eval_shape(
-        combiner.update, task_grads, state, losses=jnp.ones(3)
-    )
-    assert direction["a"].dtype == dtype
-    assert direction["a"].shape == (2, 2)
-    assert direction["head"] is None
-    assert (weights.shape, weights.dtype) == ((3,), jnp.float32)
-    chex.assert_trees_all_equal(types(new), types(state))
-
-
-@all_combiners
-def test_without_shared_leaves(combiner):
-    state = combiner.init({"head": None}, 3)
-    direction, weights, _ = combiner.update(
-        {"head": None}, state, losses=jnp.ones(3), unknown=1
-    )
-    assert direction == {"head": None}
-    assert_finite(weights)
-
-
-@all_combiners
-def test_inside_multitask(combiner):
-    tx = multitask(combiner, samo_jax.global_sam(0.1), param_labels=HEADS)
-    params = initial_params("bfloat16")
-    state = tx.init(params)
-    update = jitted_update(tx)
-    for seed in range(3):
-        data = batch(seed, "bfloat16")
-        before = types(state)
-        direction, state = update(params, state, mean_grad(params, data), data)
-        chex.assert_trees_all_equal(types(state), before)
-        assert {leaf.dtype.name for leaf in direction.values()} == {"bfloat16"}
-        params = optax.apply_updates(params, optax.tree.scale(-0.05, direction))
-    assert_finite((params, state))
-    assert update._cache_size() == 1
-
-
-@pytest.mark.parametrize(
-    ("call", "message"),
-    [
-        (lambda: samo_jax.graddrop(0, 1.5), r"`leak` must be in \[0, 1\], got 1.5"),
-        (lambda: run(samo_jax.graddrop(0, [0, 1]), *sequences(1)), "`leak` must be o"),
-        (lambda: samo_jax.trimmed_mean(-1), "`trim` must be a non-negative int, got"),
-        (lambda: samo_jax.trimmed_mean(0.5), "`trim` must be a non-negative int"),
-        (
-            lambda: samo_jax.trimmed_mean(2).init(PARAMS, 4),
-            "`trim` must leave a task, got 2 at each end of 4 tasks. Choose at most 1",
-        ),
-        (lambda: samo_jax.moco(1.5), r"`beta` must be in \[0, 1\], got 1.5"),
-        (lambda: samo_jax.moco(gamma=-1), "`gamma` must be non-negative"),
-        (lambda: samo_jax.moco(rho=-1), "`rho` must be non-negative"),
-        (lambda: samo_jax.moco(decay=-1), "`decay` must be non-negative"),
-        (lambda: samo_jax.excess_mtl(-1), "`eta` must be non-negative and finite"),
-        (lambda: samo_jax.db_mtl_momentum(2), r"`decay` must be in \[0, 1\], got 2"),
-        (lambda: samo_jax.db_mtl_momentum(power=-1), "`power` must be non-negative"),
-    ],
-)
-def test_wrong_arguments(call, message):
-    with pytest.raises(ValueError, match=message):
-        call()
