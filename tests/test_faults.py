@@ -12,7 +12,6 @@ from jax.sharding import PartitionSpec as P
 
 import samo_jax
 from samo_jax._combiners._types import combiner_update
-from samo_jax.experiments.benchmarks.methods import COMBINERS, Setting
 
 from toy import without_keys
 
@@ -128,7 +127,8 @@ def test_a_zero_gradient_changes_no_direction(combiner):
     absent = np.where(np.arange(4)[:, None] == 2, 0, grads)
 
     def direction(grads, losses):
-        solver = COMBINERS[combiner](Setting(jax.random.key(0), 1, len(losses)))
+        entry = samo_jax.COMBINERS[combiner]
+        solver = entry.make(len(losses), jax.random.key(0))
         grads, losses = jnp.float32(grads), jnp.float32(losses)
         first = (grads[0],) if isinstance(solver, samo_jax.Aggregator) else ()
         state = solver.init(*first, len(losses))

@@ -14,7 +14,6 @@ from hypothesis.extra.numpy import arrays
 import samo_jax
 from samo_jax._labels import label_leaves
 from samo_jax._tasks import loss_leaves
-from samo_jax.experiments.benchmarks.methods import COMBINERS, Setting
 
 import sharpness
 from test_properties import METHODS, solve
@@ -110,9 +109,9 @@ def transformation(model, combiner, perturbation, unroll):
     # `lax.map` with a batch size fails on arrays of size 0.
     empty = any(leaf.size == 0 for leaf in jax.tree.leaves(model.params))
     assume(not (empty and type(unroll) is int))
-    setting = Setting(jax.random.key(0), 2, model.num_tasks)
+    entry = samo_jax.COMBINERS[combiner]
     return samo_jax.multitask(
-        COMBINERS[combiner](setting),
+        entry.make(model.num_tasks, jax.random.key(0)),
         PERTURBATIONS[perturbation](),
         num_tasks=model.num_tasks,
         key=0,
@@ -145,7 +144,7 @@ def types(tree):
 
 pipelines = (
     models(),
-    st.sampled_from(list(COMBINERS)),
+    st.sampled_from(list(samo_jax.COMBINERS)),
     st.sampled_from(list(PERTURBATIONS)),
     st.sampled_from([None, True, False, 1, 2]),
 )

@@ -1,1 +1,0 @@
-"""What SAMO's parameters do, and how sharp the minima are that it finds."""
