@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 from step_models import build, cnn
 
-from samo_jax.experiments.machine import machine
+from samo_jax.experiments.reports.machine import machine
 
 OUTPUT = Path(__file__).parents[1] / "docs" / "growth_benchmark.md"
 TASKS = [1, 4, 16, 64]

@@ -22,18 +22,19 @@ from rich.console import Console
 from rich.progress import Progress
 
 import samo_jax
-from samo_jax.experiments.benchmarks.benchmark import Benchmark, Examples
-from samo_jax.experiments.benchmarks.generated import digits
-from samo_jax.experiments.benchmarks.methods import benchmark_optimizer
-from samo_jax.experiments.machine import machine
-from samo_jax.experiments.tables import markdown_table, spread, terminal_table
+from samo_jax.experiments.problems.benchmark import Benchmark, Examples
+from samo_jax.experiments.problems.generated import digits
+from samo_jax.experiments.reports.machine import machine
+from samo_jax.experiments.reports.tables import markdown_table, spread, terminal_table
+from samo_jax.experiments.training.methods import method_of
+from samo_jax.experiments.training.optimizers import make_optimizer
 
 OUTPUT = Path(__file__).parents[1] / "docs" / "precision_benchmark.md"
 HALF = (jnp.bfloat16, jnp.float16)
 RADII = (0.01, 0.05, 0.2)
 STEPS = (1e-4, 1e-3, 1e-2, 1e-1)
 DEVICES = (8, 64, 512, 4096)
-METHODS = ("fairgrad", "fairgrad+global", "fairgrad+samo")
+METHODS = ("fairgrad", "fairgrad+global_sam", "fairgrad+samo")
 START_SCALE, PERIOD = 2.0**15, 100
 
 INTRODUCTION = """\
@@ -132,7 +133,7 @@ class Trainer:
     def __init__(self, benchmark: Benchmark, method: str, storage: Storage):
         """Hold what all seeds share."""
         self.benchmark, self.storage = benchmark, storage
-        self.make_tx = partial(benchmark_optimizer, benchmark, method)
+        self.make_tx = partial(make_optimizer, method_of(method), benchmark)
         self.tx = self.make_tx(0)
         self.step = jax.jit(self._step)
         self.predict = jax.jit(self._predict)

@@ -24,7 +24,7 @@ from rich.table import Table
 from scale_costs import METHODS, Method
 
 import samo_jax
-from samo_jax.experiments.machine import machine
+from samo_jax.experiments.reports.machine import machine
 
 OUTPUT = Path(__file__).parents[1] / "docs" / "scale_benchmark.md"
 TASKS = [16, 64]

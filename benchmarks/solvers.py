@@ -22,7 +22,7 @@ from scipy.optimize import least_squares, minimize
 from torchjd import aggregation as tj
 
 import samo_jax
-from samo_jax.experiments.machine import machine
+from samo_jax.experiments.reports.machine import machine
 
 OUTPUT = Path(__file__).parents[1] / "docs" / "solver_benchmark.md"
 TASKS = [2, 3, 10, 40, 100, 300, 1000]

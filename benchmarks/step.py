@@ -24,7 +24,7 @@ from step_methods import ALPHA, METHODS, MU, RHO, Method, make_step
 from step_models import MODELS, Model
 
 import samo_jax
-from samo_jax.experiments.machine import machine
+from samo_jax.experiments.reports.machine import machine
 
 OUTPUT = Path(__file__).parents[1] / "docs" / "step_benchmark.md"
 ROUNDS = 15

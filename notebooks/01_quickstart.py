@@ -29,9 +29,9 @@ import optax
 from IPython.display import Markdown
 
 import samo_jax
-from samo_jax.experiments.benchmarks.benchmark import Examples
 from samo_jax.experiments.data.digits import TASKS, multi_digits
-from samo_jax.experiments.tables import markdown_table
+from samo_jax.experiments.problems.benchmark import Examples
+from samo_jax.experiments.reports.tables import markdown_table
 
 QUICK = "QUICK" in os.environ  # QUICK=1: one epoch, the first and the last method
 EPOCHS = 1 if QUICK else 30

@@ -20,7 +20,6 @@
 import io
 import os
 from functools import partial
-from itertools import product
 
 import jax
 import jax.numpy as jnp
@@ -31,34 +30,33 @@ from IPython.display import Markdown
 from PIL import Image
 
 import samo_jax
-from samo_jax.experiments.analysis.plots import plot_slices, plot_spectra
-from samo_jax.experiments.analysis.sharpness import (
+from samo_jax.experiments.problems.generated import digits
+from samo_jax.experiments.reports.sharpness import (
     hessian_eigenvalues,
     loss_slice,
     random_directions,
     sharpness,
 )
-from samo_jax.experiments.benchmarks.generated import digits
-from samo_jax.experiments.benchmarks.methods import extra_args, make_optimizer
-from samo_jax.experiments.benchmarks.training import (
-    Trainer,
-    make_train_step,
-    task_losses,
-)
-from samo_jax.experiments.tables import markdown_table
-from samo_jax.experiments.toy.experiment import descend, ends_of
-from samo_jax.experiments.toy.landscapes import (
+from samo_jax.experiments.reports.sharpness_plots import plot_slices, plot_spectra
+from samo_jax.experiments.reports.tables import markdown_table
+from samo_jax.experiments.studies.toy.descent import descend, ends_of
+from samo_jax.experiments.studies.toy.landscapes import (
     LANDSCAPES,
     distance_to_front,
     grid,
     pareto_front,
     stacked_losses,
 )
-from samo_jax.experiments.toy.plots import COLORS, plot
+from samo_jax.experiments.studies.toy.plots import COLORS, plot
+from samo_jax.experiments.training.methods import method_of
+from samo_jax.experiments.training.optimizers import make_optimizer
+from samo_jax.experiments.training.train_step import make_train_step, task_losses
+from samo_jax.experiments.training.trainer import Trainer
 
 plt.rcParams["axes.prop_cycle"] = plt.cycler(
     color=[
-        COLORS[name] for name in ("plain", "global", "samo", "local", "memory", "f-mtl")
+        COLORS[name]
+        for name in ("plain", "global_sam", "samo", "local_sam", "memory_sam", "f_mtl")
     ]
 )
 QUICK = "QUICK" in os.environ  # QUICK=1: least data, the first and the last method
@@ -194,9 +192,13 @@ plt.show()
 # %%
 cagrad = LANDSCAPES["cagrad"]
 front = pareto_front(cagrad)
-variants = list(product(("mean", "fairgrad"), ("plain", "global", "samo")))
-paths = {variant: descend("cagrad", *variant, seed=0) for variant in chosen(variants)}
-ends = {variant: ends_of(path) for variant, path in paths.items()}
+texts = [
+    combiner + perturbation
+    for combiner in ("mean", "fairgrad")
+    for perturbation in ("", "+global_sam", "+samo")
+]
+paths = {text: descend("cagrad", text, seed=0) for text in chosen(texts)}
+ends = {text: ends_of(path) for text, path in paths.items()}
 picture(plot, cagrad, front, paths, ends)
 
 # %% [markdown]
@@ -212,8 +214,8 @@ def steps_to_front(path):
 
 
 starts = [f"({x:g}, {y:g})" for x, y in cagrad.starts]
-rows = [["combiner, perturbation", *starts]]
-rows += [[", ".join(name), *steps_to_front(path)] for name, path in paths.items()]
+rows = [["method", *starts]]
+rows += [[text, *steps_to_front(path)] for text, path in paths.items()]
 Markdown(markdown_table(rows))
 
 # %% [markdown]
@@ -259,17 +261,10 @@ def shared_gramian(params, batch):
     return samo_jax.gramian(split(grads)[0])
 
 
-def train(method):
+def train(text):
     """The parameters, and a Gramian every five steps, shape (epochs, 4, 2, 2)."""
-    tx = make_optimizer(
-        method,
-        tasks,
-        rho=benchmark.rho,
-        alpha=0.5,
-        seed=0,
-        steps_per_epoch=benchmark.steps_per_epoch,
-    )
-    step = make_train_step(train_losses, tx, extra_args(method))
+    tx = make_optimizer(method_of(text), benchmark, seed=0)
+    step = make_train_step(train_losses, tx)
     params = jax.jit(net.init)(jax.random.key(0), benchmark.train.inputs[:1])["params"]
     state, rng, gramians = tx.init(params), np.random.default_rng(0), []
     for _ in range(EPOCHS):
@@ -281,7 +276,7 @@ def train(method):
     return params, np.reshape(gramians, (EPOCHS, -1, 2, 2))
 
 
-VARIANTS = {"plain": "mean", "global": "mean+global", "samo": "mean+samo"}
+VARIANTS = {"plain": "mean", "global_sam": "mean+global_sam", "samo": "mean+samo"}
 trained = {name: train(VARIANTS[name]) for name in chosen(VARIANTS)}
 
 # %%
@@ -309,7 +304,7 @@ plt.show()
 # %%
 seen = benchmark.train.take(slice(PICTURES))
 mean_loss = jax.jit(lambda params, batch: sum(losses(params, batch).values()) / 2)
-evaluate = Trainer(benchmark, lambda _: optax.identity(), extra_args("mean")).evaluate
+evaluate = Trainer(benchmark, method_of("mean")).evaluate
 
 
 def loss_of_shared(params):

@@ -31,19 +31,17 @@ from IPython.display import Markdown
 from matplotlib.patches import Patch
 
 import samo_jax
-from samo_jax.experiments.benchmarks.benchmark import Benchmark, Examples
-from samo_jax.experiments.benchmarks.dense_tasks import DEPTH, NORMALS, SEGMENTATION
-from samo_jax.experiments.benchmarks.report import summarize
-from samo_jax.experiments.benchmarks.training import (
-    Run,
-    Trainer,
-    make_train_step,
-    task_losses,
-)
 from samo_jax.experiments.data.rooms import CLASSES
 from samo_jax.experiments.data.scenes import draw_scenes
 from samo_jax.experiments.networks.encoder_decoder import EncoderDecoder
-from samo_jax.experiments.tables import markdown_table
+from samo_jax.experiments.problems.benchmark import Benchmark, Examples
+from samo_jax.experiments.problems.dense_tasks import DEPTH, NORMALS, SEGMENTATION
+from samo_jax.experiments.reports.benchmark_page import summarize
+from samo_jax.experiments.reports.tables import markdown_table
+from samo_jax.experiments.training.methods import method_of
+from samo_jax.experiments.training.runs import Run
+from samo_jax.experiments.training.train_step import make_train_step, task_losses
+from samo_jax.experiments.training.trainer import Trainer
 
 QUICK = "QUICK" in os.environ  # QUICK=1: little data, the first and the last method
 EPOCHS, PICTURES = (1, 16) if QUICK else (7, 128)
@@ -126,7 +124,7 @@ COMBINERS = {
 METHODS = chosen([*COMBINERS, *(f"{combiner}+samo" for combiner in COMBINERS)])
 net = benchmark.net(TASKS)
 losses_of = partial(task_losses, benchmark, net)
-evaluate = Trainer(benchmark, lambda _: optax.identity(), lambda _: {}).evaluate
+evaluate = Trainer(benchmark, method_of("mean")).evaluate
 
 
 def labels(params):
@@ -153,8 +151,7 @@ def optimizer(combiner, samo):
 
 
 STEPS = {
-    samo: make_train_step(losses_of, optimizer("mean", samo), lambda _: {})
-    for samo in ("", "samo")
+    samo: make_train_step(losses_of, optimizer("mean", samo)) for samo in ("", "samo")
 }
 
 

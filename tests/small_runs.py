@@ -1,24 +1,19 @@
 """Short runs: `digits` with few examples and a small network; a benchmark in memory."""
 
 import sys
-from functools import partial
 
 import flax.linen as nn
 import numpy as np
 import pytest
 
 from samo_jax.experiments import __main__
-from samo_jax.experiments.benchmarks import experiment
-from samo_jax.experiments.benchmarks.benchmark import Benchmark, Examples
-from samo_jax.experiments.benchmarks.generated import digits
-from samo_jax.experiments.benchmarks.methods import (
-    benchmark_optimizer,
-    extra_args,
-    needs_second_batch,
-)
-from samo_jax.experiments.benchmarks.tasks import CLASSIFICATION
-from samo_jax.experiments.benchmarks.training import Trainer
 from samo_jax.experiments.networks.multitask_net import MultitaskNet
+from samo_jax.experiments.problems.benchmark import Benchmark, Examples
+from samo_jax.experiments.problems.generated import digits
+from samo_jax.experiments.problems.tasks import CLASSIFICATION
+from samo_jax.experiments.studies import benchmark as study
+from samo_jax.experiments.training.methods import method_of
+from samo_jax.experiments.training.trainer import Trainer
 
 
 def small_digits(split):
@@ -33,7 +28,7 @@ def small_digits(split):
 def main(*args):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["experiments", *map(str, args)])
-        patch.setitem(experiment.BENCHMARKS, "digits", small_digits)
+        patch.setitem(study.BENCHMARKS, "digits", small_digits)
         return __main__.main()
 
 
@@ -68,9 +63,8 @@ def normalised_benchmark():
     )
 
 
-def trainer(benchmark, method):
-    make_tx = partial(benchmark_optimizer, benchmark, method)
-    return Trainer(benchmark, make_tx, extra_args(method), needs_second_batch(method))
+def trainer(benchmark, text):
+    return Trainer(benchmark, method_of(text))
 
 
 if __name__ == "__main__":

@@ -13,16 +13,24 @@ from jax.flatten_util import ravel_pytree
 
 import samo_jax
 from samo_jax.experiments.__main__ import main
-from samo_jax.experiments.ablation import report, study
-from samo_jax.experiments.ablation.experiment import ALPHAS, MUS, RADII
-from samo_jax.experiments.ablation.methods import METHODS, Setting, make_optimizer
-from samo_jax.experiments.ablation.minima import POINTS, Minimum, look
-from samo_jax.experiments.ablation.results import Results
-from samo_jax.experiments.benchmarks import methods as benchmarks
-from samo_jax.experiments.benchmarks.benchmark import Benchmark, Examples
-from samo_jax.experiments.benchmarks.tasks import CLASSIFICATION
-from samo_jax.experiments.benchmarks.training import Run, Trainer, evaluated_epochs
 from samo_jax.experiments.networks.multitask_net import MultitaskNet
+from samo_jax.experiments.problems.benchmark import Benchmark, Examples
+from samo_jax.experiments.problems.tasks import CLASSIFICATION
+from samo_jax.experiments.studies.ablation import report, study
+from samo_jax.experiments.studies.ablation.command import ALPHAS, MUS, RADII
+from samo_jax.experiments.studies.ablation.minima import POINTS, Minimum, minimum_at
+from samo_jax.experiments.studies.ablation.results import Results
+from samo_jax.experiments.studies.ablation.settings import (
+    GLOBAL,
+    LABELS,
+    PLAIN,
+    SAMO,
+    Setting,
+)
+from samo_jax.experiments.training.methods import method_of
+from samo_jax.experiments.training.optimizers import make_optimizer
+from samo_jax.experiments.training.runs import Run, evaluated_epochs
+from samo_jax.experiments.training.trainer import Trainer
 
 TASKS = ("left", "right")
 
@@ -66,20 +74,15 @@ def train_step(tx):
 
 
 @pytest.mark.slow
-def test_samo_is_the_benchmarks():
+def test_swept_parameters_are_in_the_state():
     """Another's update, which takes radius, alpha and seed from the state."""
-    expected = benchmarks.make_optimizer(
-        "fairgrad+samo",
-        TASKS,
-        rho=0.3,
-        alpha=0.2,
-        seed=7,
-        steps_per_epoch=1,
-        learning_rate=0.1,
-    )
-    state = make_optimizer("SAMO", TASKS, 0.1, 7, rho=0.3, alpha=0.2).init(PARAMS)
+    method, benchmark = method_of(SAMO), tiny("test")._replace(learning_rate=0.1)
+    expected = make_optimizer(method, benchmark._replace(rho=0.3, alpha=0.2), 7)
+    swept = {"rho": 0.3, "alpha": 0.2}
+    state = make_optimizer(method, benchmark, 7, swept).init(PARAMS)
     params, expected_params, expected_state = PARAMS, PARAMS, expected.init(PARAMS)
-    other_step = train_step(make_optimizer("SAMO", TASKS, 0.1, 0))
+    other = {"rho": 0.0, "alpha": 0.5}
+    other_step = train_step(make_optimizer(method, benchmark, 0, other))
     expected_step = train_step(expected)
     for _ in range(3):
         params, state = other_step(params, state)
@@ -93,7 +96,7 @@ def test_a_minimum():
     benchmark = tiny("test")
     net = benchmark.net(TASKS)
     params = jax.jit(net.init)(jax.random.key(0), benchmark.train.inputs)["params"]
-    found = look(benchmark, params)
+    found = minimum_at(benchmark, params)
     shared, unravel = ravel_pytree({"Dense_0": params["Dense_0"]})
 
     def task_losses_of(shared, batch):
@@ -130,23 +133,23 @@ def results():
     return Results(
         dict.fromkeys(TASKS, CLASSIFICATION),
         sweeps={
-            Setting("plain"): {0: finished(80, 40), 1: finished(80, 60)},
-            Setting("global", 0.2): {0: finished(80, 60), 1: finished(88, 50)},
-            Setting("global", 0.1): {0: finished(80, 50), 1: finished(80, 50)},
-            Setting("SAMO", 0.1): {0: finished(80, 55), 1: finished(80, 55)},
-            Setting("SAMO", 0.2): {0: finished(80, 50), 1: finished(80, 50)},
-            Setting("SAMO", 0.1, 1.0): {0: finished(40, 50), 1: finished(80, 25)},
-            Setting("SAMO", 0.1, 0.5, 1.0): {0: finished(80, 50), 1: finished(80, 60)},
+            Setting(PLAIN): {0: finished(80, 40), 1: finished(80, 60)},
+            Setting(GLOBAL, 0.2): {0: finished(80, 60), 1: finished(88, 50)},
+            Setting(GLOBAL, 0.1): {0: finished(80, 50), 1: finished(80, 50)},
+            Setting(SAMO, 0.1): {0: finished(80, 55), 1: finished(80, 55)},
+            Setting(SAMO, 0.2): {0: finished(80, 50), 1: finished(80, 50)},
+            Setting(SAMO, 0.1, 1.0): {0: finished(40, 50), 1: finished(80, 25)},
+            Setting(SAMO, 0.1, 0.5, 1.0): {0: finished(80, 50), 1: finished(80, 60)},
         },
-        rhos={"plain": 0.0, "global": 0.2, "SAMO": 0.1},
+        rhos={PLAIN: 0.0, GLOBAL: 0.2, SAMO: 0.1},
         finals={
-            "plain": {0: finished(80, 50), 1: finished(80, 50)},
-            "global": {0: finished(88, 50, 0.2), 1: finished(80, 50, 0.2)},
-            "SAMO": {0: finished(96, 50, 0.3, 0.1), 1: finished(80, 60, 0.3, 0.3)},
+            PLAIN: {0: finished(80, 50), 1: finished(80, 50)},
+            GLOBAL: {0: finished(88, 50, 0.2), 1: finished(80, 50, 0.2)},
+            SAMO: {0: finished(96, 50, 0.3, 0.1), 1: finished(80, 60, 0.3, 0.3)},
         },
         minima={
-            "plain": {0: Minimum(0.5, 0.0, [8.0, 5, 4, 3, 2], [[1.0, 2], [3, 4]])},
-            "SAMO": {
+            PLAIN: {0: Minimum(0.5, 0.0, [8.0, 5, 4, 3, 2], [[1.0, 2], [3, 4]])},
+            SAMO: {
                 0: Minimum(0.25, 0.5, [3.0, 2, 2, 2, 1], [[1.0, 2], [3, 4]]),
                 1: Minimum(0.75, 0.25, [5.0, 2, 2, 2, 1], [[1.0, 2], [3, 4]]),
             },
@@ -155,16 +158,16 @@ def results():
 
 
 def test_best_radius():
-    assert results().best_rho("plain") == 0
-    assert results().best_rho("global") == 0.2
-    assert results().best_rho("SAMO") == 0.1
+    assert results().best_rho(PLAIN) == 0
+    assert results().best_rho(GLOBAL) == 0.2
+    assert results().best_rho(SAMO) == 0.1
 
 
 def test_tables():
     assert report.comparison(results()) == [
         [
-            *("method", "rho", "left accuracy", "right accuracy"),
-            *("Δm %", "to global", "time"),
+            *("method", "rho", "left accuracy [%]", "right accuracy [%]"),
+            *("Δm [%]", "to global", "time"),
         ],
         ["plain", "0", "80.0 ± 0.0", "50.0 ± 0.0", "0.0 ± 0.0", "2.5 ± 3.5", "1.00"],
         [
@@ -187,7 +190,7 @@ def test_tables():
         ],
     ]
     assert report.sharpness(results()) == [
-        ["method", "training loss", "λ1", "λ1 / λ5", "cosine", "conflicts %"],
+        ["method", "training loss", "λ1", "λ1 / λ5", "cosine", "conflicts [%]"],
         ["plain", "0.500 ± 0.000", "8.00", "4.00", "0.500", "0.00"],
         [
             *("SAMO", "0.200 ± 0.141", "4.00 ± 1.41", "4.00 ± 1.41"),
@@ -231,15 +234,15 @@ def test_runs_and_reports(ablation):
     document = json.loads((out / "digits/results.json").read_text())
     config, runs = document["config"], document["runs"]
     assert [(r["method"], r["seed"]) for r in runs] == [
-        (method, seed) for method in METHODS for seed in (0, 1)
+        (method, seed) for method in LABELS for seed in (0, 1)
     ]
     for r in runs:
         assert r["loss_curve"][-1] < r["loss_curve"][0]
-    assert [m["method"] for m in config["minima"]] == list(METHODS)
+    assert [m["method"] for m in config["minima"]] == list(LABELS)
     values = {"rho": set(), "alpha": set(), "mu": set()}
     accuracies = {}
     for entry in config["sweeps"]:
-        if entry["method"] == "SAMO":
+        if entry["method"] == SAMO:
             for parameter, seen in values.items():
                 seen.add(entry[parameter])
         if (entry["alpha"], entry["mu"]) == (0.5, 0.01):
@@ -251,14 +254,18 @@ def test_runs_and_reports(ablation):
         "mu": set(MUS),
     }
     assert len(config["sweeps"]) == 1 + 4 * len(RADII) + len(ALPHAS) + len(MUS) - 2
-    plain = np.array(accuracies["plain"][0.0])
+    plain = np.array(accuracies[PLAIN][0.0])
     for method, by_rho in accuracies.items():
         gains = {rho: np.mean(of / plain) for rho, of in by_rho.items()}
         np.testing.assert_allclose(gains[config["rho"][method]], max(gains.values()))
-    page = (out / "table.md").read_text()
-    assert "over seeds (2)" in page
-    for method in METHODS:
-        assert f"| {method} |" in page
+    page = (out / "report.md").read_text()
+    assert "mean ± standard deviation over 2 seeds" in page
+    for label in LABELS.values():
+        assert f"| {label} |" in page
+    built = config["built"][SAMO]
+    assert f"joint_sam(rho={config['rho'][SAMO]!r})" in built
+    assert built in page
+    assert (out / "report.html").read_text().count("<img") == 3
     pictures = sorted(path.name for path in out.glob("*.png"))
     assert [name for name in pictures if f"({name})" in page] == pictures
     assert len(pictures) == 3
@@ -278,10 +285,10 @@ def test_interrupted_and_resumed_as_uninterrupted(ablation, monkeypatch):
     heights = np.arange(1.0, POINTS**2 + 1).reshape(POINTS, POINTS).tolist()
     minimum = Minimum(0.1, 0.2, [5.0, 4, 3, 2, 1], heights)
     monkeypatch.setattr(Trainer, "train", train)
-    monkeypatch.setattr(study, "look", lambda *_: minimum)
+    monkeypatch.setattr(study, "minimum_at", lambda *_: minimum)
     status, out = ablation()
     assert status == 0
-    results, page = out / "digits/results.json", out / "table.md"
+    results, page = out / "digits/results.json", out / "report.md"
     expected, uninterrupted, wanted = results.read_text(), len(calls), page.read_text()
     shutil.rmtree(out)
 

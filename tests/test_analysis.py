@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from jax.flatten_util import ravel_pytree
 
-from samo_jax.experiments.analysis import plots as analysis_plots
-from samo_jax.experiments.analysis import sharpness as analysis
+from samo_jax.experiments.reports import sharpness as analysis
+from samo_jax.experiments.reports import sharpness_plots as analysis_plots
 
 
 class Net(nn.Module):

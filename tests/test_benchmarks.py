@@ -11,20 +11,21 @@ import time
 import chex
 import jax
 import numpy as np
-import optax
 import pytest
 
 from samo_jax.experiments.__main__ import main
-from samo_jax.experiments.benchmarks import experiment, report, scores
-from samo_jax.experiments.benchmarks.generated import BENCHMARKS
-from samo_jax.experiments.benchmarks.methods import (
-    COMBINERS,
-    METHODS,
-    extra_args,
-)
-from samo_jax.experiments.benchmarks.tasks import CLASSIFICATION
-from samo_jax.experiments.benchmarks.training import Run, Trainer
+from samo_jax.experiments.command import add_methods_argument
 from samo_jax.experiments.data.digits import multi_digits
+from samo_jax.experiments.problems.generated import BENCHMARKS
+from samo_jax.experiments.problems.tasks import CLASSIFICATION
+from samo_jax.experiments.reports import benchmark_page, scores
+from samo_jax.experiments.reports.summary_plot import plot
+from samo_jax.experiments.studies.benchmark import DEFAULT_METHODS
+from samo_jax.experiments.training.columns import columns
+from samo_jax.experiments.training.grammar import COMBINER_NAMES, PERTURBATION_NAMES
+from samo_jax.experiments.training.methods import method_of
+from samo_jax.experiments.training.runs import Run
+from samo_jax.experiments.training.trainer import Trainer
 
 import small_runs
 
@@ -124,7 +125,10 @@ def test_interrupt_keeps_finished_runs(tmp_path):
         (["--alpha", "2"], r"argument --alpha: must be a number in [0, 1], got '2'"),
         (["--seeds", "0"], "argument --seeds: must be a positive integer, got '0'"),
         (["--epochs", "x"], "argument --epochs: must be a positive integer, got 'x'"),
-        (["--methods", "adam"], "argument --methods: invalid choice: 'adam'"),
+        (
+            ["--methods", "adam"],
+            "argument --methods: 'adam': there is no combiner 'adam'",
+        ),
         (["--out", "."], "--out: . exists and is not an empty folder"),
     ],
 )
@@ -134,29 +138,33 @@ def test_wrong_values_get_one_line(monkeypatch, tmp_path, capsys, args, message)
     assert message in small_runs.last_line(capsys, "digits", *args)
 
 
-def test_help_lists_the_combiners(capsys):
+def test_help_lists_the_methods_and_the_real_defaults(capsys):
     with pytest.raises(SystemExit):
         main(["digits", "--help"])
-    words = capsys.readouterr().out.replace(",", " ").split()
-    assert {"single-task", "all", *COMBINERS} <= set(words)
+    printed = capsys.readouterr().out
+    words = set(printed.replace(",", " ").split())
+    assert {"single-task", *COMBINER_NAMES, *PERTURBATION_NAMES} <= words
+    text = " ".join(printed.split())
+    assert f"(default: {' '.join(DEFAULT_METHODS)})" in text
+    assert "--epochs EPOCHS per run (default: 30)" in text
 
 
 def test_default_methods_and_selections():
     parser = argparse.ArgumentParser()
-    experiment.Experiment("digits").add_arguments(parser)
+    add_methods_argument(parser, DEFAULT_METHODS)
 
     def selected(*args):
-        return experiment.selected_methods(parser.parse_args(args).methods)
+        return parser.parse_args(args).methods
 
     assert selected() == [
         "single-task",
-        *("mean", "mean+global", "mean+samo"),
-        *("mgda", "mgda+global", "mgda+samo"),
-        *("fairgrad", "fairgrad+global", "fairgrad+samo"),
+        *("mean", "mean+global_sam", "mean+samo"),
+        *("mgda", "mgda+global_sam", "mgda+samo"),
+        *("fairgrad", "fairgrad+global_sam", "fairgrad+samo"),
     ]
-    once = selected("--methods", "mgda+samo", "mean", "mgda+samo")
+    once = selected("--methods", "mgda + samo", "mean", "mgda+samo")
     assert once == ["mgda+samo", "mean"]
-    assert selected("--methods", "all+samo") == [f"{c}+samo" for c in COMBINERS]
+    assert selected("--methods", "all+samo") == [f"{c}+samo" for c in COMBINER_NAMES]
 
 
 TWO_TASKS = dict.fromkeys(("left", "right"), CLASSIFICATION)
@@ -172,31 +180,38 @@ def test_summary():
         "single-task": {0: finished(80, 50, 0.2), 1: finished(90, 50)},
         "mean": {0: finished(85, 60), 1: finished(68, 50)},
     }
-    header, single, mean = report.summarize(results, TWO_TASKS)
-    assert header == ["method", "left accuracy", "right accuracy", "Δm %", "time"]
+    header, single, mean = benchmark_page.summarize(results, TWO_TASKS)
+    assert header == [
+        *("method", "left accuracy [%]", "right accuracy [%]", "Δm [%]", "time")
+    ]
     assert single[1:3] == ["85.0 ± 7.1", "50.0 ± 0.0"]
     # -(85 - 85) / 85 and -(60 - 50) / 50; -(68 - 85) / 85 and 0
     np.testing.assert_allclose(
-        scores.delta_m(scores.columns(TWO_TASKS), results)["mean"], [-10, 10], rtol=1e-5
+        scores.delta_m(columns(TWO_TASKS), results)["mean"], [-10, 10], rtol=1e-5
     )
     assert mean[3:] == ["0.0 ± 14.1", "1.00"]
     assert single[4] == "1.50"
     del results["single-task"]
-    assert report.summarize(results, TWO_TASKS)[1][3].startswith("0.0")
+    assert benchmark_page.summarize(results, TWO_TASKS)[1][3].startswith("0.0")
 
 
 def test_many_metrics_are_averaged_over_tasks():
     names = [f"task{i}" for i in range(13)]
     metrics = {name: {"accuracy": float(i)} for i, name in enumerate(names)}
     results = {"mean": {0: Run(metrics, [(1, metrics)], [1.0], 0.1)}}
-    table = report.summarize(results, dict.fromkeys(names, CLASSIFICATION))
-    assert table[0] == ["method", "mean accuracy", "Δm %", "time"]
+    table = benchmark_page.summarize(results, dict.fromkeys(names, CLASSIFICATION))
+    assert table[0] == ["method", "mean accuracy [%]", "Δm [%]", "time"]
     assert table[1][1] == "6.00"
 
 
 def test_plot_of_many_methods(tmp_path):
-    results = {method: {0: finished(90, 80)} for method in METHODS}
-    report.plot(results, TWO_TASKS, tmp_path / "summary.png")
+    methods = [
+        f"{combiner}+{perturbation}"
+        for combiner in COMBINER_NAMES
+        for perturbation in PERTURBATION_NAMES[:3]
+    ]
+    results = {method: {0: finished(90, 80)} for method in methods}
+    plot(results, TWO_TASKS, tmp_path / "summary.png")
     assert (tmp_path / "summary.png").stat().st_size > 10_000
 
 
@@ -209,9 +224,11 @@ def test_every_benchmark_learns(name):
         train=benchmark.train.take(slice(20)),
         evaluation=benchmark.evaluation.take(slice(10)),
         batch_size=10,
+        learning_rate=3e-3,
+        clip_norm=None,
     )
     tasks = set(small.tasks)
-    trainer = Trainer(small, lambda _: optax.adam(3e-3), extra_args("mean"))
+    trainer = Trainer(small, method_of("mean"))
     _, finished = trainer.train(0, 8, lambda: None)
     assert finished.loss_curve[-1] < 0.9 * finished.loss_curve[0]
     for task, of in finished.metrics.items():
@@ -229,10 +246,9 @@ def test_every_benchmark_learns(name):
 def test_one_bad_batch_leaves_no_nan_in_a_training_loop():
     """The experiments' own, whose network has batch statistics and dropout."""
     benchmark = small_runs.normalised_benchmark()
-    trainer = small_runs.trainer(benchmark, "mgda+global")
-    params, state = trainer._start(0)
-    opt_state = trainer.make_tx(0).init(params)
-    good = trainer._batch()
+    trainer = small_runs.trainer(benchmark, "mgda+global_sam")
+    params, opt_state, state = trainer.start(0)
+    good = trainer.batch()
     bad = good._replace(inputs=np.nan * good.inputs)
     for batch in (good, bad, good):
         before = state

@@ -18,14 +18,14 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from samo_jax.experiments.benchmarks.checkpoints import (
+from samo_jax.experiments.training.checkpoints import (
     CHECKPOINTS,
     Checkpoint,
     Checkpoints,
     Clock,
 )
-from samo_jax.experiments.benchmarks.methods import METHODS
-from samo_jax.experiments.benchmarks.training import read_record
+from samo_jax.experiments.training.grammar import COMBINER_NAMES, EXAMPLE
+from samo_jax.experiments.training.runs import read_record
 
 import small_runs
 
@@ -239,7 +239,8 @@ def test_a_checkpoint_of_another_network_is_not_taken(saved):
 def past(**others):
     state = np.random.default_rng(0).bit_generator.state
     metrics = {"left": {"accuracy": 1.0}}
-    evaluation = {"epoch": 1, "loss": {"left": 1.0}, "metrics": metrics, "look": None}
+    evaluation = {"epoch": 1, "loss": {"left": 1.0}, "metrics": metrics}
+    evaluation |= {"agreement": None}
     past = {"losses": [1.0], "seconds": [[0.1]], "evaluations": [evaluation]} | others
     return {"rngs": [state, state], "past": past}
 
@@ -282,7 +283,8 @@ def test_nothing_but_arrays_and_json(saved):
 
 def test_methods_are_names_of_files(tmp_path):
     [paths] = {
-        Checkpoints(tmp_path, 0)._run(method, 0).parts[:-2] for method in METHODS
+        Checkpoints(tmp_path, 0)._run(method, 0).parts[:-2]
+        for method in (*COMBINER_NAMES, EXAMPLE)
     }
     assert paths == (tmp_path / CHECKPOINTS).parts
 

@@ -6,14 +6,13 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from samo_jax.experiments.benchmarks import compare
-from samo_jax.experiments.benchmarks.records import Records
-from samo_jax.experiments.benchmarks.scores import Column
-from samo_jax.experiments.benchmarks.tensorboard import no_events
-from samo_jax.experiments.benchmarks.training import Run
-from samo_jax.experiments.tables import half_width, interval
+from samo_jax.experiments.reports import compare
+from samo_jax.experiments.reports.tables import half_width, interval
+from samo_jax.experiments.training.columns import Column
+from samo_jax.experiments.training.records import Records
+from samo_jax.experiments.training.runs import Run
 
-COLUMNS = [Column("left", "accuracy", True), Column("right", "error", False)]
+COLUMNS = [Column("left", "accuracy", True, "%"), Column("right", "error", False)]
 SINGLE = {0: (90.0, 2.0), 1: (94.0, 2.4), 2: (92.0, 2.2)}
 MEAN = {0: (91.0, 2.5), 1: (95.5, 2.4), 2: (91.5, 2.9)}
 SAMO = {1: (93.0, 2.0), 2: (90.0, 2.1), 3: (99.0, 1.0)}
@@ -22,7 +21,7 @@ SAMO = {1: (93.0, 2.0), 2: (90.0, 2.1), 3: (99.0, 1.0)}
 def write(folder, methods, split="test", benchmark="hand-made"):
     folder.mkdir()
     config = {"benchmark": benchmark, "split": split}
-    records = Records(folder, config, COLUMNS, no_events)
+    records = Records(folder, config, COLUMNS, {})
     for method, seeds in methods.items():
         for seed, (left, right) in seeds.items():
             metrics = {"left": {"accuracy": left}, "right": {"error": right}}
@@ -62,14 +61,14 @@ def test_tables(tmp_path, first, capsys):
     second = write(tmp_path / "second", {"mgda+samo": SAMO})
     out = tmp_path / "out"
     assert run(first, second, baseline="mean", out=out) == 0
-    page = (out / "comparison.md").read_text()
+    page = (out / "comparison.md").read_text().replace("\\", "")
     rows = [
         [cell.strip() for cell in line.strip("|\n").split("|")]
         for line in page.splitlines()
         if line.startswith("| ") and "---" not in line
     ]
     header, single, mean, samo, minus, less_single, less_samo = rows
-    columns = ["seeds", "left accuracy", "right error", "Δm %"]
+    columns = ["seeds", "left accuracy [%]", "right error", "Δm [%]"]
     assert header == ["method", *columns]
     assert minus == ["minus mean", *columns]
 

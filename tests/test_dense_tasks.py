@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from samo_jax.experiments.benchmarks.dense_tasks import DEPTH, NORMALS, SEGMENTATION
+from samo_jax.experiments.problems.dense_tasks import DEPTH, NORMALS, SEGMENTATION
 
 SHAPE = (2, 3, 4)
 CLASSES = 3

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from samo_jax.experiments.benchmarks.checkpoints import CHECKPOINTS
-from samo_jax.experiments.benchmarks.devices import everywhere, join, split
-from samo_jax.experiments.benchmarks.rendezvous import at_most, meet
+from samo_jax.experiments.training.checkpoints import CHECKPOINTS
+from samo_jax.experiments.training.devices import everywhere, join, shard
+from samo_jax.experiments.training.rendezvous import at_most, meet
 
 import small_runs
 
@@ -109,7 +109,7 @@ def test_batches_are_split_by_examples():
     """And those that cannot be are on every device."""
     benchmark = small_runs.small_digits("test")._replace(batch_size=96)
     devices = everywhere()
-    spread = split(benchmark, devices)
+    spread = shard(benchmark, devices)
     [*batches], [*expected] = (
         of.train.batches(96, np.random.default_rng(0)) for of in (spread, benchmark)
     )
@@ -125,7 +125,7 @@ def test_batches_are_split_by_examples():
 
 def test_devices_share_equally():
     with pytest.raises(SystemExit, match="8 devices cannot share batches of 100 exam"):
-        split(small_runs.small_digits("test"), everywhere())
+        shard(small_runs.small_digits("test"), everywhere())
 
 
 @pytest.mark.parametrize(

@@ -6,9 +6,9 @@ import numpy as np
 import optax
 import pytest
 
-from samo_jax.experiments.benchmarks.dense_tasks import DEPTH, NORMALS, SEGMENTATION
 from samo_jax.experiments.data.scenes import draw_scenes
 from samo_jax.experiments.networks.encoder_decoder import EncoderDecoder
+from samo_jax.experiments.problems.dense_tasks import DEPTH, NORMALS, SEGMENTATION
 
 OUTPUTS = {"segmentation": 7, "depth": 1, "normals": 3}
 KEY = jax.random.key(0, impl="rbg")  # compiles faster

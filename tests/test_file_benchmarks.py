@@ -11,21 +11,22 @@ import pytest
 from sklearn.metrics import f1_score
 
 from samo_jax.experiments.__main__ import main
-from samo_jax.experiments.benchmarks import files, scores
-from samo_jax.experiments.benchmarks.methods import (
-    extra_args,
-)
-from samo_jax.experiments.benchmarks.on_disk import OnDisk, PerTask
-from samo_jax.experiments.benchmarks.tasks import DETECTION
-from samo_jax.experiments.benchmarks.training import (
-    Run,
+from samo_jax.experiments.data.dense_files import CITYSCAPES, NYU_V2
+from samo_jax.experiments.networks import celeba_net, resnet, segnet
+from samo_jax.experiments.networks.multi_input import MultiInput
+from samo_jax.experiments.problems import files
+from samo_jax.experiments.problems.on_disk import OnDisk, PerTask
+from samo_jax.experiments.problems.tasks import DETECTION
+from samo_jax.experiments.reports import scores
+from samo_jax.experiments.training.columns import columns
+from samo_jax.experiments.training.methods import method_of
+from samo_jax.experiments.training.optimizers import make_optimizer
+from samo_jax.experiments.training.runs import Run
+from samo_jax.experiments.training.train_step import (
     apply_net,
     make_train_step,
     task_losses,
 )
-from samo_jax.experiments.data.dense_files import CITYSCAPES, NYU_V2
-from samo_jax.experiments.networks import celeba_net, resnet, segnet
-from samo_jax.experiments.networks.multi_input import MultiInput
 
 from miniatures import write_celeba, write_dense, write_office, write_qm9
 from small_runs import Normalised, normalised_benchmark, trainer
@@ -81,8 +82,8 @@ def test_trains_and_reports(tmp_path, name, args):
     options = ["--epochs", 2, "--seeds", 1, "--width", 0.03, *args]
     assert run(name, "--data", data, "--out", out, *options) == 0
     document = json.loads((out / "results.json").read_text())
-    assert document["config"]["rho"] == files.OFFICIAL[name]["rho"]
-    assert document["config"]["alpha"] == files.OFFICIAL[name]["alpha"]
+    assert document["config"]["rho"] == files.RECIPES[name]["rho"]
+    assert document["config"]["alpha"] == files.RECIPES[name]["alpha"]
     for finished in document["runs"]:
         metrics = finished["metrics"]
         assert np.all(np.isfinite([v for of in metrics.values() for v in of.values()]))
@@ -121,8 +122,8 @@ def test_clean_pass_alone_changes_batch_statistics(normalised):
     stepped = {}
     for method in ("mean", "fairgrad+samo"):
         one = trainer(normalised, method)
-        params, state = one._start(0)
-        args = params, one.make_tx(0).init(params), batch, batch, batch, state
+        params, opt_state, state = one.start(0)
+        args = params, opt_state, batch, batch, batch, state
         stepped[method] = one.train_step(*args)
     (plain, *_, plain_state), (samo, *_, samo_state) = stepped.values()
     jax.tree.map(
@@ -138,7 +139,7 @@ def test_clean_pass_alone_changes_batch_statistics(normalised):
     np.testing.assert_allclose(statistics["var"], expected, rtol=1e-5)
 
 
-@pytest.mark.parametrize("method", ["mean+global", "mean+samo"])
+@pytest.mark.parametrize("method", ["mean+global_sam", "mean+samo"])
 def test_probes_alone_are_in_evaluation_mode(normalised, method):
     modes = []
 
@@ -147,10 +148,9 @@ def test_probes_alone_are_in_evaluation_mode(normalised, method):
         return task_losses(normalised, one.net, params, batch, state, train)
 
     one = trainer(normalised, method)
-    tx, batch = one.make_tx(0), normalised.train
-    params, state = one._start(0)
-    step = make_train_step(losses, tx, extra_args(method))
-    jax.eval_shape(step, params, tx.init(params), batch, batch, batch, state)
+    step = make_train_step(losses, make_optimizer(method_of(method), normalised, 0))
+    (params, opt_state, state), batch = one.start(0), normalised.train
+    jax.eval_shape(step, params, opt_state, batch, batch, batch, state)
     looked_at_once = 1  # for its tasks
     assert (modes.count(False) > looked_at_once) == (method == "mean+samo")
 
@@ -158,7 +158,7 @@ def test_probes_alone_are_in_evaluation_mode(normalised, method):
 def test_evaluation_uses_running_averages(normalised):
     """Of each example alone, and without dropout."""
     one = trainer(normalised, "mean")
-    params, state = one._start(0)
+    params, _, state = one.start(0)
     moved = jax.tree.map(lambda leaf: leaf + 0.5, state.collections)
     state = state._replace(collections=moved)
     inputs = normalised.train.inputs
@@ -377,8 +377,8 @@ def test_delta_m_against_published_results(tasks):
             for name, task in tasks.items()
         }
         finals[method] = {0: Run(metrics, [(1, metrics)], [1.0], 0.1)}
-    columns = scores.columns(tasks)
-    assert scores.baseline(columns, finals) == scores.PUBLISHED
-    deltas = scores.delta_m(columns, finals)
+    chosen = columns(tasks)
+    assert scores.baseline(chosen, finals) == scores.PUBLISHED
+    deltas = scores.delta_m(chosen, finals)
     np.testing.assert_allclose(deltas["same"], 0, atol=1e-4)
     np.testing.assert_allclose(deltas["worse"], 10, rtol=1e-4)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from samo_jax.experiments.toy.landscapes import (
+from samo_jax.experiments.studies.toy.landscapes import (
     LANDSCAPES,
     cagrad_losses,
     distance_to_front,

@@ -1,4 +1,4 @@
-"""The modalities experiment, end to end at a small size."""
+"""The study of modalities, end to end at a small size."""
 
 import argparse
 import json
@@ -6,14 +6,15 @@ import json
 import numpy as np
 import pytest
 
-from samo_jax.experiments import modalities
 from samo_jax.experiments.__main__ import main
 from samo_jax.experiments.data.halves import half_digits, masked
-from samo_jax.experiments.modalities import METHODS, Run, train_all
+from samo_jax.experiments.studies import modalities
+from samo_jax.experiments.studies.modalities import LABELS, Recognition, train_all
 
 import small_runs
 
 RHOS = (0.02, 0.2)
+BATCH = "mean+modality_aware_sam(decay=0.9)"
 
 
 @pytest.fixture
@@ -47,23 +48,24 @@ def test_learns_and_reports(tmp_path, capsys):
     document = json.loads((out / "results.json").read_text())
     assert document["config"]["epochs"] == 8
     runs = document["runs"]
-    assert {(r["method"], r["seed"]) for r in runs} == {(m, 0) for m in METHODS}
-    table = (out / "table.md").read_text()
+    assert {(r["method"], r["seed"]) for r in runs} == {(m, 0) for m in LABELS}
+    table = (out / "report.md").read_text()
     for r in runs:
         assert r["accuracy"]["both"] > 0.75
         assert r["accuracy"]["both"] > r["accuracy"]["upper"] > r["accuracy"]["lower"]
         scores = r["validation_scores"]
         assert r["rho"] == float(max(scores, key=scores.get))
-        plain = r["method"] in ("plain", "unimodal")
+        label = LABELS[r["method"]]
+        plain = label in ("plain", "unimodal")
         assert len(scores) == (1 if plain else len(RHOS))
-        assert f"| {r['method']} |" in table
-        assert r["method"] in printed
+        assert f"| {label} |" in table
+        assert label in printed
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("few_radii")
 def test_early_fusion_learns():
-    runs = train_all("batch", argparse.Namespace(fusion="early", seeds=1, epochs=8))
+    runs = train_all(BATCH, argparse.Namespace(fusion="early", seeds=1, epochs=8))
     assert runs[0].accuracy["both"] > 0.75
 
 
@@ -91,14 +93,29 @@ def test_interrupted_and_resumed_as_uninterrupted(monkeypatch, tmp_path):
         if len(calls) == 3:
             raise KeyboardInterrupt
         accuracy = {"both": 0.9, "upper": 0.8, "lower": len(method) / 10}
-        run = Run(accuracy, accuracy, 0.1, {"0.1": 0.8})
+        run = Recognition(accuracy, accuracy, 0.1, {"0.1": 0.8})
         return dict.fromkeys(range(args.seeds), run)
 
     monkeypatch.setattr(modalities, "train_all", train)
     with pytest.raises(SystemExit, match="130"):
         main(["modalities", "--out", str(tmp_path / "out")])
     assert main(["modalities", "--resume", str(tmp_path / "out")]) == 0
-    methods = list(METHODS)
+    methods = list(LABELS)
     assert calls == [*methods[:3], *methods[2:]]
-    table = (tmp_path / "out/table.md").read_text().splitlines()
-    assert [line.split(" | ")[0][2:] for line in table[2:9]] == methods
+    page = (tmp_path / "out/report.md").read_text().splitlines()
+    rows = [line.split(" | ")[0][2:] for line in page if line.startswith("| ")]
+    assert rows[2:] == list(LABELS.values())
+
+
+@pytest.mark.usefixtures("few_radii")
+def test_other_methods(tmp_path, capsys):
+    out = tmp_path / "out"
+    methods = ["mean+efficient_sam(rho=0.1)", "mgda+adaptive_sam"]
+    arguments = ["--methods", *methods, "--seeds", "1", "--epochs", "1"]
+    assert main(["modalities", *arguments, "--out", str(out)]) == 0
+    table = (out / "report.md").read_text()
+    assert f"| {methods[0]} | 0 |" in table
+    assert "1 epoch, 1 seed." in " ".join(capsys.readouterr().out.split())
+    with pytest.raises(SystemExit, match="needs a second, independent batch"):
+        main(["modalities", "--methods", "modo", "--out", str(tmp_path / "other")])
+    assert not (tmp_path / "other").exists()

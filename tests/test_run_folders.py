@@ -11,22 +11,21 @@ import numpy as np
 import pytest
 from test_run_records import Page
 
-from samo_jax.experiments import schema
 from samo_jax.experiments.__main__ import main
-from samo_jax.experiments.benchmarks import report
-from samo_jax.experiments.benchmarks.methods import METHODS
-from samo_jax.experiments.benchmarks.records import Records
-from samo_jax.experiments.benchmarks.scores import Column
-from samo_jax.experiments.benchmarks.tasks import CLASSIFICATION
-from samo_jax.experiments.benchmarks.tensorboard import no_events
-from samo_jax.experiments.benchmarks.training import Run
-from samo_jax.experiments.folders import inside, opened
-from samo_jax.experiments.pages import fenced, write_page
-from samo_jax.experiments.tables import literal, markdown_table, spread
+from samo_jax.experiments.problems.tasks import CLASSIFICATION
+from samo_jax.experiments.reports import benchmark_page
+from samo_jax.experiments.reports.pages import fenced, write_page
+from samo_jax.experiments.reports.tables import literal, markdown_table, spread
+from samo_jax.experiments.training import schema
+from samo_jax.experiments.training.columns import Column
+from samo_jax.experiments.training.folders import inside, opened
+from samo_jax.experiments.training.grammar import COMBINER_NAMES, EXAMPLE
+from samo_jax.experiments.training.records import Records
+from samo_jax.experiments.training.runs import Run
 
 import small_runs
 
-COLUMNS = [Column("left", "accuracy", True), Column("right", "accuracy", True)]
+COLUMNS = [Column(task, "accuracy", True, "%") for task in ("left", "right")]
 SETTINGS = {"benchmark": "digits", "split": "test", "seeds": 2, "epochs": 2}
 NAN = float("nan")
 
@@ -34,7 +33,8 @@ NAN = float("nan")
 def fields(left=80.0, right=60.0, **others):
     """Those of a finished run."""
     metrics = {"left": {"accuracy": left}, "right": {"accuracy": right}}
-    look = {"cosine": 0.1, "conflicts": 0.0, "weights": {"left": 0.4, "right": 0.6}}
+    weights = {"left": 0.4, "right": 0.6}
+    agreement = {"cosine": 0.1, "conflicts": 0.0, "weights": weights}
     return {
         "method": "fairgrad",
         "seed": 0,
@@ -42,12 +42,13 @@ def fields(left=80.0, right=60.0, **others):
         "metrics_curve": [[1, metrics], [2, metrics]],
         "loss_curve": [2.0, 1.0],
         "seconds_per_step": 0.1,
-        "looks": [[1, look], [2, look]],
+        "agreement_curve": [[1, agreement], [2, agreement]],
     } | others
 
 
 def document(*runs, **settings):
     config = SETTINGS | {"methods": ["fairgrad", "mean"], "columns": COLUMNS}
+    config |= {"built": {}}
     return {"config": config | settings, "runs": list(runs)}
 
 
@@ -73,7 +74,7 @@ def put(folder, content, name="results.json"):
 def resume(folder):
     """Read the records of a run."""
     config = json.loads((folder / "config.json").read_text())
-    return Records(folder, config, COLUMNS, no_events)
+    return Records(folder, config, COLUMNS, {"fairgrad": "samo_jax.multitask(a)"})
 
 
 def refused(call, *args):
@@ -147,8 +148,28 @@ def test_names_of_paths_are_names(tmp_path, name):
 
 
 def test_methods_are_names_of_paths(tmp_path):
-    for method in METHODS:
+    for method in (*COMBINER_NAMES, EXAMPLE):
         assert inside(tmp_path, method, "seed0") == tmp_path / method / "seed0"
+
+
+def test_runs_of_other_transformations_are_not_gone_on_with(folder):
+    """Of another version, whose defaults were others, or that did not say."""
+    put(folder, document(fields(), built={"fairgrad": "samo_jax.multitask(a)"}))
+    assert set(resume(folder).results) == {"fairgrad"}
+    put(folder, document(fields(), built={"fairgrad": "samo_jax.multitask(b)"}))
+    message = refused(resume, folder)
+    assert "has 'fairgrad' as 'samo_jax.multitask(b)', which is now" in message
+    old = document(fields())
+    del old["config"]["built"]
+    put(folder, old)
+    assert "config lacks 'built'" in refused(resume, folder)
+
+
+def test_old_spellings_are_refused_by_name(folder, capsys):
+    config = json.loads((folder / "config.json").read_text())
+    put(folder, config | {"methods": ["fairgrad+global"]}, "config.json")
+    printed = small_runs.last_line(capsys, "digits", "--resume", str(folder))
+    assert "no perturbation 'global', the nearest is global_sam" in printed
 
 
 FILES = ["metrics.jsonl", "results.json.partial", "summary.png", "report.html"]
@@ -207,12 +228,12 @@ UNFINISHED = {
     "epochs": document(fields(loss_curve=[1.0])),
     "evaluations": document(fields(metrics_curve=[])),
     "ragged evaluations": document(fields(metrics_curve=[[1]])),
-    "looks": document(
-        fields(looks=[[2, {"cosine": 0, "conflicts": 0, "weights": None}]])
+    "diagnoses": document(
+        fields(agreement_curve=[[2, {"cosine": 0, "conflicts": 0, "weights": None}]])
     ),
     "weights": document(
         fields(
-            looks=[
+            agreement_curve=[
                 [e, {"cosine": 0, "conflicts": 0, "weights": {"a": 1}}] for e in (1, 2)
             ]
         )
@@ -232,7 +253,7 @@ def test_damaged_results_get_one_line(folder, damage):
 
 
 @pytest.mark.parametrize(
-    "columns", [None, [], [["left"]], [["left", "accuracy", "yes", None]], "left"]
+    "columns", [None, [], [["left"]], [["left", "accuracy", "yes", "", None]], "left"]
 )
 def test_compare_checks_columns(folder, columns):
     put(folder, document(fields(), columns=columns))
@@ -240,7 +261,7 @@ def test_compare_checks_columns(folder, columns):
 
 
 LINE = {"epoch": 1, "loss": {"left": 1.0}, "metrics": {"left": {"accuracy": NAN}}}
-LINE |= {"look": None, "method": "fairgrad", "seed": 0}
+LINE |= {"agreement": None, "method": "fairgrad", "seed": 0}
 
 
 @pytest.mark.parametrize(
@@ -344,7 +365,7 @@ def test_names_of_no_file_get_one_line(capsys, option, name):
         ["qm9", "--batch-size", "9" * 5000],
         ["modalities", "--seeds", "1000000000"],
         ["modalities", "--epochs", "1000000000"],
-        ["local", "--tuning-seeds", "1000000000"],
+        ["local_parts", "--tuning-seeds", "1000000000"],
         ["ablation", "--sweep-seeds", "1000000000"],
         ["toy", "--seed", "9" * 30],
         ["toy", "--seed", "-1"],
@@ -365,7 +386,7 @@ def test_a_folder_is_for_one_process(folder):
         message = refused(small_runs.main, "digits", "--resume", folder)
         assert message.startswith(f"{folder} is in use by another process")
         put(folder, "{}", "config.json")
-        for study in ("local", "modalities", "ablation"):
+        for study in ("local_parts", "modalities", "ablation"):
             assert message == refused(main, [study, "--resume", str(folder)])
     with opened(folder):
         pass
@@ -374,7 +395,7 @@ def test_a_folder_is_for_one_process(folder):
 def test_a_killed_process_leaves_no_lock(folder):
     script = (
         "import pathlib, sys, time\n"
-        "from samo_jax.experiments.folders import opened\n"
+        "from samo_jax.experiments.training.folders import opened\n"
         "with opened(pathlib.Path(sys.argv[1])):\n"
         "    print('has it', flush=True)\n"
         "    time.sleep(100)\n"
@@ -416,16 +437,19 @@ def test_names_are_text_in_pages(tmp_path):
     for number, method in enumerate(["mean", "fairgrad"]):
         metrics = {name: {"accuracy": 1.0 + number} for name in tasks}
         weights = dict.fromkeys(tasks, 0.5)
-        look = {"cosine": 0.1, "conflicts": 0.0, "weights": weights}
-        results[method] = {0: Run(metrics, [(1, metrics)], [1.0], 0.1, [(1, look)])}
+        agreement = {"cosine": 0.1, "conflicts": 0.0, "weights": weights}
+        curve = [(1, agreement)]
+        results[method] = {0: Run(metrics, [(1, metrics)], [1.0], 0.1, curve)}
     config = {"benchmark": "digits", "data": "a\n```\n![x](/etc/hostname)\n"}
     caption = " ".join(HOSTILE)
-    report.write_report(tmp_path, results, tasks, caption, config, "Summary")
+    records = Records(tmp_path, config, [], {method: "x" for method in results})
+    records.results = results
+    benchmark_page.write_report(records, tasks, caption, "Summary")
     html = (tmp_path / "report.html").read_text()
     assert html.count("<img") == html.count("data:image/png;base64,") == 2
     assert "<script" not in html
     assert "<a " not in html
-    rows = report.summarize(results, tasks)
+    rows = benchmark_page.summarize(results, tasks)
     assert Page(html).cells == [cell for row in rows for cell in row]
 
 
@@ -481,8 +505,8 @@ def test_a_diverged_run_is_a_result(folder, tmp_path, capsys):
     runs = [
         fields(),
         fields(NAN, float("inf"), seed=1, loss_curve=[1.0, NAN]),
-        fields(0.0, 50.0, method="mean", looks=[[1, nan], [2, nan]]),
-        fields(0.0, 60.0, method="mean", seed=1, looks=[[1, nan], [2, nan]]),
+        fields(0.0, 50.0, method="mean", agreement_curve=[[1, nan], [2, nan]]),
+        fields(0.0, 60.0, method="mean", seed=1, agreement_curve=[[1, nan], [2, nan]]),
     ]
     put(folder, document(*runs))
     assert small_runs.main("digits", "--resume", folder) == 0
@@ -528,9 +552,10 @@ def study_folder(tmp_path, **settings):
 
 @pytest.mark.parametrize("damage", [*DAMAGED])
 def test_studies_refuse_damaged_results(tmp_path, damage):
-    """`modalities`, `local` and `ablation` read by the same function."""
+    """`modalities`, `local_parts` and `ablation` read by the same function."""
     content = DAMAGED[damage]
-    settings = {"fusion": "late", "seeds": 2, "epochs": 1}
+    methods = ["fairgrad", "mean"]  # of `DAMAGED`
+    settings = {"fusion": "late", "seeds": 2, "epochs": 1, "methods": methods}
     folder = put(study_folder(tmp_path, **settings), content)
     message = refused(main, ["modalities", "--resume", str(folder)])
     assert message.startswith(f"{folder}/results.json cannot be read: ")
@@ -538,10 +563,10 @@ def test_studies_refuse_damaged_results(tmp_path, damage):
     problem.mkdir()
     put(problem, content)
     (folder / "results.json").unlink()
-    for study, seeds in (("local", "tuning_seeds"), ("ablation", "sweep_seeds")):
+    for study, seeds in (("local_parts", "tuning_seeds"), ("ablation", "sweep_seeds")):
         settings = {"problems": ["digits"], "seeds": 2, seeds: 1, "epochs": 1}
         settings |= {"minima": 1} if study == "ablation" else {}
-        settings |= {"methods": ["plain"]} if study == "local" else {}
+        settings |= {"methods": ["fairgrad"]} if study == "local_parts" else {}
         put(folder, settings, "config.json")
         message = refused(main, [study, "--resume", str(folder)])
         assert message.startswith(f"{problem}/results.json cannot be read: ")

@@ -16,14 +16,14 @@ import pytest
 from tensorboardX.proto.event_pb2 import Event
 
 import samo_jax
-from samo_jax.experiments.benchmarks import experiment, report
-from samo_jax.experiments.benchmarks.looks import make_look
-from samo_jax.experiments.benchmarks.records import Records
-from samo_jax.experiments.benchmarks.tensorboard import no_events
-from samo_jax.experiments.benchmarks.training import Run
-from samo_jax.experiments.benchmarks.training_plot import curves, plot_training
-from samo_jax.experiments.configuration import FileParser, settings
-from samo_jax.experiments.tables import load
+from samo_jax.experiments.reports import benchmark_page
+from samo_jax.experiments.reports.training_plot import curves, plot_training
+from samo_jax.experiments.studies.benchmark import BenchmarkCommand
+from samo_jax.experiments.training.agreement import make_diagnose
+from samo_jax.experiments.training.configuration import FileParser, settings
+from samo_jax.experiments.training.records import Records
+from samo_jax.experiments.training.results import load
+from samo_jax.experiments.training.runs import Run
 
 from small_runs import main, small_digits
 
@@ -41,9 +41,8 @@ def folder(tmp_path_factory):
 
 def parse(*args):
     parser = FileParser(prog="digits")
-    experiment.Experiment("digits").add_arguments(parser)
-    parsed = settings(parser.parse_args(list(map(str, args))))
-    return parsed | {"methods": experiment.selected_methods(parsed["methods"])}
+    BenchmarkCommand("digits").add_arguments(parser)
+    return settings(parser.parse_args(list(map(str, args))))
 
 
 def read(path):
@@ -60,7 +59,7 @@ def test_config_repeats_the_run(folder):
     assert config["rho"] == 0.1
     assert config["alpha"] == 0.5
     assert parse("--config", folder / "config.json") == config
-    command = report.command(config)
+    command = benchmark_page.command(config)
     assert f"{command}\n" in (folder / "report.md").read_text()
     *python, name = shlex.split(command)[:4]
     assert (python, name) == (["python", "-m", "samo_jax.experiments"], "digits")
@@ -81,7 +80,7 @@ def test_the_command_line_overrides_the_file(tmp_path):
         ('{"rho": -1}', "'rho': argument --rho: must be a finite non-negative number"),
         ('{"seeds": "x"}', "'seeds': argument --seeds: must be a positive integer"),
         ('{"seeds": true}', "'seeds': argument --seeds: expected one argument"),
-        ('{"methods": ["mean", "adam"]}', "--methods: invalid choice: 'adam'"),
+        ('{"methods": ["mean", "adam"]}', "--methods: 'adam': there is no combiner"),
         ('{"benchmark": "scenes"}', "invalid choice: 'scenes' (choose from"),
         ('{"rho": 1', "must be a JSON file, or a .toml file: Expecting ',' delimiter"),
         ("[1]", "must hold settings by name, got a list"),
@@ -110,24 +109,27 @@ def test_a_line_an_evaluation(folder):
     for method in METHODS[1:]:
         for seed, run in results[method].items():
             of = found[method, seed]
-            for field, curve in (("metrics", run.metrics_curve), ("look", run.looks)):
+            for field, curve in (
+                ("metrics", run.metrics_curve),
+                ("agreement", run.agreement_curve),
+            ):
                 assert [(line["epoch"], line[field]) for line in of] == curve
             losses = [np.mean(list(line["loss"].values())) for line in of]
             np.testing.assert_allclose(losses, run.loss_curve, rtol=1e-6)
             assert set(of[0]["loss"]) == {"left", "right"}
     alone = found["single-task", 0]
     assert [set(line["metrics"]) for line in alone] == [{"left"}] * 2 + [{"right"}] * 2
-    assert all(line["look"] is None for line in alone)
-    assert results["single-task"][0].looks == []
-    look = results["fairgrad"][0].looks[0][1]
-    assert -1 <= look["cosine"] <= 1
-    assert set(look["weights"]) == {"left", "right"}
-    assert results["mean"][0].looks[0][1]["weights"] is None
+    assert all(line["agreement"] is None for line in alone)
+    assert results["single-task"][0].agreement_curve == []
+    agreement = results["fairgrad"][0].agreement_curve[0][1]
+    assert -1 <= agreement["cosine"] <= 1
+    assert set(agreement["weights"]) == {"left", "right"}
+    assert results["mean"][0].agreement_curve[0][1]["weights"] is None
 
 
 def test_an_interrupt_loses_no_line(tmp_path):
-    records = Records(tmp_path, {}, {}, no_events)
-    evaluation = {"epoch": 1, "loss": {}, "metrics": {}, "look": None}
+    records = Records(tmp_path, {}, [], {})
+    evaluation = {"epoch": 1, "loss": {}, "metrics": {}, "agreement": None}
 
     def interrupted():
         with records.training("mean", 0) as write:
@@ -154,13 +156,13 @@ def test_tensorboard(folder):
     expected = {}
     for line in lines(folder):
         if (line["method"], line["seed"]) == ("fairgrad", 1):
-            epoch, look = line["epoch"], line["look"]
+            epoch, agreement = line["epoch"], line["agreement"]
             for task in ("left", "right"):
                 expected[f"loss/{task}", epoch] = line["loss"][task]
                 expected[f"accuracy/{task}", epoch] = line["metrics"][task]["accuracy"]
-                expected[f"weight/{task}", epoch] = look["weights"][task]
-            expected["gradients/cosine", epoch] = look["cosine"]
-            expected["gradients/conflicts", epoch] = look["conflicts"]
+                expected[f"weight/{task}", epoch] = agreement["weights"][task]
+            expected["gradients/cosine", epoch] = agreement["cosine"]
+            expected["gradients/conflicts", epoch] = agreement["conflicts"]
     assert set(scalars) == set(expected)
     for key, value in expected.items():
         assert scalars[key] == np.float32(value)
@@ -223,7 +225,7 @@ def test_resume_needs_a_run(tmp_path, capsys):
     assert f"{tmp_path} is no folder of a run" in capsys.readouterr().err
 
 
-def test_looks():
+def test_agreement():
     """Against NumPy; heads do not count."""
     params = {"trunk": jnp.array([1.0, -2.0, 0.5]), "b": jnp.array(1.0)}
 
@@ -238,44 +240,48 @@ def test_looks():
     loss_fn = lambda p: losses(p, x)  # noqa: E731
     _, grads = samo_jax.mean_value_and_grad(loss_fn)(params)
     _, state = tx.update(grads, state, params, loss_fn=loss_fn)
-    look_at = make_look(lambda params, x, _: (losses(params, x), {}), x, tasks)
-    look = look_at(params, (state, optax.EmptyState()), None)
+    diagnose = make_diagnose(lambda params, x, _: (losses(params, x), {}), x, tasks)
+    found = diagnose(params, (state, optax.EmptyState()), None)
 
     a, _, c = np.array(x @ params["trunk"])
     rows = np.array([2 * c * x[2], np.cos(a) * x[0], x[1]])
     rows /= np.linalg.norm(rows, axis=1, keepdims=True)
     cosines = (rows @ rows.T)[np.triu_indices(3, 1)]
-    np.testing.assert_allclose(look["cosine"], cosines.mean(), rtol=1e-5)
-    np.testing.assert_allclose(look["conflicts"], np.mean(cosines < 0), rtol=1e-6)
-    assert look["weights"] == pytest.approx({"a": 0.2, "b": 0.3, "c": 0.5})
-    assert look_at(params, (), None)["weights"] is None
-    json.dumps(look)
+    np.testing.assert_allclose(found["cosine"], cosines.mean(), rtol=1e-5)
+    np.testing.assert_allclose(found["conflicts"], np.mean(cosines < 0), rtol=1e-6)
+    assert found["weights"] == pytest.approx({"a": 0.2, "b": 0.3, "c": 0.5})
+    assert diagnose(params, (), None)["weights"] is None
+    json.dumps(found)
 
 
-def seen(num_tasks, weights=True):
+def diagnosed(num_tasks, weights=True):
     rng = np.random.default_rng(0)
-    looks = []
+    curve = []
     for epoch in (2, 4):
         of = {f"task{i:02}": float(rng.normal()) for i in range(num_tasks)}
-        look = {"cosine": 0.1 * epoch, "conflicts": 0.5}
-        looks.append([epoch, look | {"weights": of if weights else None}])
-    return Run({}, [], [], 0.1, looks)
+        agreement = {"cosine": 0.1 * epoch, "conflicts": 0.5}
+        curve.append([epoch, agreement | {"weights": of if weights else None}])
+    return Run({}, [], [], 0.1, curve)
 
 
 def test_curves():
-    one, two = seen(3), seen(3)
-    two.looks[0][1]["weights"] = {"task00": 1.0, "task01": 3.0, "task02": -4.0}
+    one, two = diagnosed(3), diagnosed(3)
+    two.agreement_curve[0][1]["weights"] = {
+        "task00": 1.0,
+        "task01": 3.0,
+        "task02": -4.0,
+    }
     of = curves([one, two])
     np.testing.assert_array_equal(of.epochs, [2, 4])
     np.testing.assert_allclose(of.cosine, [0.2, 0.4])
-    first = np.array(list(one.looks[0][1]["weights"].values()))
+    first = np.array(list(one.agreement_curve[0][1]["weights"].values()))
     expected = (first / np.abs(first).sum() + np.array([1, 3, -4]) / 8) / 2
     np.testing.assert_allclose([share[0] for share in of.weights.values()], expected)
 
 
 def test_plot_of_many_tasks(tmp_path):
-    results = {f"method{i}": {0: seen(40)} for i in range(5)}
-    results |= {"mean": {0: seen(40, weights=False)}}
+    results = {f"method{i}": {0: diagnosed(40)} for i in range(5)}
+    results |= {"mean": {0: diagnosed(40, weights=False)}}
     path = tmp_path / "training.png"
     assert plot_training(results, path)
     assert path.stat().st_size > 10_000
@@ -323,7 +329,7 @@ def test_report_stands_alone(folder):
         data = base64.b64decode(picture.removeprefix(prefix))
         assert data == (folder / name).read_bytes()
     _, results = load(folder, Run)
-    rows = report.summarize(results, small_digits("test").tasks)
+    rows = benchmark_page.summarize(results, small_digits("test").tasks)
     assert page.cells == [cell for row in rows for cell in row]
     text = (folder / "report.md").read_text()
     assert all(f"| {method} |" in text for method in METHODS)

@@ -6,17 +6,16 @@ from collections.abc import Sequence
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Parse the command line (None: this process's) and run one experiment."""
+    """Parse the command line (None: this process's) and run one study."""
     try:
         import matplotlib
 
-        from samo_jax.experiments import modalities
-        from samo_jax.experiments.ablation import experiment as ablation
-        from samo_jax.experiments.benchmarks import compare
-        from samo_jax.experiments.benchmarks import experiment as benchmarks
-        from samo_jax.experiments.configuration import FileParser, Parser
-        from samo_jax.experiments.local import experiment as local
-        from samo_jax.experiments.toy import experiment as toy
+        from samo_jax.experiments.reports import compare
+        from samo_jax.experiments.studies import benchmark, modalities
+        from samo_jax.experiments.studies.ablation import command as ablation
+        from samo_jax.experiments.studies.local_parts import command as local_parts
+        from samo_jax.experiments.studies.toy import command as toy
+        from samo_jax.experiments.training.configuration import FileParser, Parser
     except ModuleNotFoundError as error:
         name, _, _ = str(error.name).partition(".")
         raise SystemExit(
@@ -27,17 +26,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(
         metavar="NAME", required=True, parser_class=FileParser
     )
-    for name, experiment, summary in (
+    for name, study, summary in (
         ("toy", toy, "two losses of two parameters, drawn"),
-        *benchmarks.experiments(),
+        *benchmark.commands(),
         ("compare", compare, "finished runs of a benchmark, compared"),
         ("modalities", modalities, "digits in two halves, two modalities"),
-        ("local", local, "SAMO's local parts compared: 2, 11 and 40 tasks"),
+        ("local_parts", local_parts, "SAMO's local parts compared: 2, 11 and 40 tasks"),
         ("ablation", ablation, "SAMO's parameters, and how sharp its minima are"),
     ):
         command = commands.add_parser(name, help=summary)
-        experiment.add_arguments(command)
-        command.set_defaults(run=experiment.run)
+        study.add_arguments(command)
+        command.set_defaults(run=study.run)
     args = vars(parser.parse_args(arguments))
     return args.pop("run")(argparse.Namespace(**args))
 

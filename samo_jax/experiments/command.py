@@ -1,12 +1,11 @@
-"""Command lines of the experiments: what they share."""
+"""Command lines: the arguments and the terminal that all studies share."""
 
 import argparse
-import os
+import shlex
 import sys
-from collections.abc import Callable
-from datetime import datetime
+from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
+from textwrap import fill, indent
 
 from rich.console import Console
 from rich.progress import (
@@ -18,11 +17,42 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from samo_jax.experiments.schema import shown
+from samo_jax.experiments.training.folders import path
+from samo_jax.experiments.training.grammar import (
+    COMBINER_NAMES,
+    EXAMPLE,
+    PERTURBATION_NAMES,
+    MethodError,
+)
+from samo_jax.experiments.training.methods import ALL, SINGLE_TASK, select, unique
+from samo_jax.experiments.training.schema import shown
+
+
+def _listed(names: Sequence[str]) -> str:
+    return indent(fill(", ".join(names), 78, break_on_hyphens=False), "  ")
+
+
+GRAMMAR = f"""\
+A METHOD is COMBINER or COMBINER+PERTURBATION, each NAME or NAME(key=value, ...) with
+Python literals or other such calls as values, or {SINGLE_TASK}; samo is the paper's.
+COMBINER is {ALL}, for every one that can, or of
+
+{_listed(COMBINER_NAMES)}
+
+PERTURBATION is (samo: short for joint_sam) of
+
+{_listed(PERTURBATION_NAMES)}
+
+Defaults are the library's but for fairgrad(alpha=2.0), cagrad(c=0.4), moco(decay=0.0),
+db_mtl_momentum(decay=0.5) and dwa, whose window is an epoch. For example:
+
+  --methods {SINGLE_TASK} mean+memory_sam {ALL}+samo '{EXAMPLE}'
+  --methods 'mgda(normalization="l2")' 'mean+joint_sam(local=probe(shared=True))'
+"""
 
 
 def positive_int(text: str, most: int = 10**6) -> int:
-    """An argument type."""
+    """Command-line type of a positive integer."""
     if not text.isdecimal() or not text.strip("0"):
         raise argparse.ArgumentTypeError(
             f"must be a positive integer, got {shown(text)}"
@@ -33,7 +63,7 @@ def positive_int(text: str, most: int = 10**6) -> int:
 
 
 def seed(text: str) -> int:
-    """An argument type."""
+    """Command-line type of the seed of random numbers."""
     return int(_number(text, "an integer in [0, 2**32)", 0, 2**32 - 1, int))
 
 
@@ -53,44 +83,64 @@ def _number(
     return value
 
 
-def path(text: str) -> Path:
-    """An argument type: what can be the name of a file or folder."""
-    try:
-        text.encode()
-        os.lstat(text)
-    except (FileNotFoundError, NotADirectoryError, PermissionError):
-        pass  # said where it is opened or made
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise argparse.ArgumentTypeError(
-            f"must be a path, got {shown(text)}: {reason}"
-        ) from None
-    return Path(text)
-
-
 def radius(text: str) -> float:
-    """An argument type."""
+    """Command-line type of a radius."""
     return _number(text, "a finite non-negative number", 0.0, 1e30)
 
 
 def seconds(text: str) -> float:
-    """An argument type."""
+    """Command-line type of a number of seconds."""
     return _number(text, "a non-negative number of seconds", 0.0, float("inf"))
 
 
 def patience(text: str) -> float:
-    """An argument type."""
+    """Command-line type of a number of seconds to wait."""
     return _number(text, "a number of seconds in [1, 1e6]", 1.0, 1e6)
 
 
 def factor(text: str) -> float:
-    """An argument type."""
+    """Command-line type of a factor of sizes."""
     return _number(text, "a number in [0.001, 100]", 1e-3, 100)
 
 
 def share(text: str) -> float:
-    """An argument type."""
+    """Command-line type of a share."""
     return _number(text, "a number in [0, 1]", 0.0, 1.0)
+
+
+class _AppendMethods(argparse.Action):
+    """Action of `--methods`: the texts of the methods, each once."""
+
+    def __call__(self, _parser, namespace, values, _option=None):  # pyrefly: ignore
+        """Set them."""
+        setattr(namespace, self.dest, list(map(str, unique(values))))
+
+
+def methods(text: str) -> tuple:
+    """Command-line type of a method's text, which may be several methods."""
+    try:
+        return select(text)
+    except MethodError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def add_methods_argument(
+    parser: argparse.ArgumentParser,
+    default: Sequence[str],
+    parse: Callable[[str], tuple] = methods,
+) -> None:
+    """Declare `--methods`, whose value is a list of texts, and explain the grammar."""
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.epilog = GRAMMAR
+    parser.add_argument(
+        "--methods",
+        nargs="+",
+        type=parse,
+        action=_AppendMethods,
+        default=list(default),
+        metavar="METHOD",
+        help=f"see below (default: {shlex.join(default)})",
+    )
 
 
 def add_count_argument(
@@ -118,26 +168,8 @@ def add_out_argument(parser: argparse.ArgumentParser, name: str) -> None:
     )
 
 
-def check_folder(args: argparse.Namespace) -> None:
-    """Raise where there are both `--resume` and `--out`."""
-    if args.resume and args.out:
-        raise SystemExit("--out: drop it, a resumed run stays in its folder")
-
-
-def results_folder(out: Path | None, name: str) -> Path:
-    """A new or empty folder; where `out` is None, one named by the time."""
-    folder = out or Path("runs") / f"{name}-{datetime.now():%Y%m%d-%H%M%S}"
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise SystemExit(f"--out: {folder} exists and is not an empty folder")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise SystemExit(f"--out: {error}") from None
-    return folder
-
-
 def make_console(width: int, quiet: bool = False) -> Console:
-    """A console that prints on a terminal, or in some width into a file.
+    """Console that prints on a terminal, or in some width into a file.
 
     Names of methods, tasks and folders are text: nothing in them is markup.
     """

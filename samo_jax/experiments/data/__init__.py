@@ -1,1 +1,4 @@
-"""Data: drawn, bundled with scikit-learn, or read from files."""
+"""Data sets: drawn, bundled, or read from a user's files.
+
+Imports no other package of the experiments.
+"""

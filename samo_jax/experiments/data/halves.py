@@ -1,8 +1,7 @@
-"""Digits in two halves: one modality strong, the other weak; and a network for both."""
+"""Digits in two halves: one modality strong, the other weak."""
 
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,7 +9,6 @@ from jax.typing import ArrayLike
 from sklearn.datasets import load_digits
 
 MODALITIES = ("upper", "lower")
-Fusion: TypeAlias = Literal["late", "early"]
 
 
 class Halves(NamedTuple):
@@ -45,36 +43,3 @@ def half_digits() -> tuple[Halves, Halves, Halves]:
 def masked(halves: ArrayLike, present: ArrayLike) -> jax.Array:
     """The halves, of which absent ones are zeros."""
     return jnp.where(jnp.asarray(present)[:, None], halves, 0)
-
-
-class HalvesNet(nn.Module):
-    """Two dense layers, for each half (late fusion) or both (early), and a linear one.
-
-    Attributes:
-        fusion: "late" or "early".
-    """
-
-    fusion: Fusion
-
-    @nn.compact
-    def __call__(self, halves: jax.Array) -> jax.Array:
-        """Map halves (N, 2, 32) to logits (N, 10)."""
-
-        def encoder(x, width, name):
-            x = nn.relu(nn.Dense(width, name=f"{name}_1")(x))
-            return nn.relu(nn.Dense(width, name=f"{name}_2")(x))
-
-        if self.fusion == "early":
-            x = encoder(halves.reshape(len(halves), -1), 128, "both")
-        else:
-            features = [
-                encoder(halves[:, m], 64, name) for m, name in enumerate(MODALITIES)
-            ]
-            x = jnp.concatenate(features, axis=-1)
-        return nn.Dense(10, name="fusion")(x)
-
-
-def encoder_labels(params: Any) -> dict[str, int]:
-    """The modality whose encoder each layer is in, or -1."""
-    modality = {name: m for m, name in enumerate(MODALITIES)}
-    return {layer: modality.get(layer.split("_")[0], -1) for layer in params}

@@ -1,1 +1,4 @@
-"""Networks with one head per task."""
+"""Networks in Flax, one file for each family.
+
+Imports no other package of the experiments.
+"""

@@ -1,6 +1,7 @@
 """A small network with one head per task."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -37,3 +38,14 @@ def two_digit_net(tasks: Sequence[str]) -> MultitaskNet:
     """The network of the digits benchmarks, for images (N, 12, 12, 1)."""
     outputs = {task: 144 if task == "reconstruction" else 10 for task in tasks}
     return MultitaskNet(outputs, ((16, 1), (32, 2)), (64,))
+
+
+def last_layer(params: Mapping[str, Any]) -> dict[str, bool]:
+    """Mask of the last shared dense layer."""
+    layers = [name for name in params if name.startswith("Dense")]
+    if not layers:
+        raise ValueError(
+            "`last_layer` is of networks with shared dense layers; this one has "
+            f"{', '.join(params)}. Leave `mask` out."
+        )
+    return {name: name == max(layers) for name in params}

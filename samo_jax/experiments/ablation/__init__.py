@@ -1,1 +1,0 @@
-"""The ablation: SAMO's parameters, and the sharpness of its minima."""

@@ -1,1 +1,0 @@
-"""Benchmarks: tasks, networks and data, trained with any method."""

@@ -1,0 +1,1 @@
+"""The toy study: where do methods end on landscapes that can be drawn?"""

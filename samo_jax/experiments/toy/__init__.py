@@ -1,1 +1,0 @@
-"""The toy experiment: landscapes that can be drawn."""
