@@ -12,12 +12,11 @@ import pytest
 from jax import lax
 
 import samo_jax
-from samo_jax import COMBINERS
+from samo_jax._combiners._types import combiner_update, init_combiner
 
 import combiners
-from tiers import mostly_slow
 
-K, STEPS, FEW_STEPS, LEARNING_RATE = 3, 1000, 60, 0.02
+K, STEPS, LEARNING_RATE = 3, 1000, 0.02
 # What changes faster than by default, or weighs losses below one, too.
 SETTINGS = {
     "cosmos": {"lam": 0.1},
@@ -188,52 +187,90 @@ def noises(tasks):
 
 
 @functools.cache
-def traces(name, steps=STEPS):
+def traces(name):
     """By optimiser and scenario; where a task is absent its loss is NaN, or huge."""
     tasks, present = np.arange(K), jnp.asarray(list(SCENARIOS.values()))
-    optimizers = ("SGD", "Adam") if steps == STEPS else ("SGD",)
-    run = functools.partial(train, name, tasks, steps)
+    run = functools.partial(train, name, tasks, STEPS)
     over_scenarios = jax.vmap(run, (0, None, None, 0))
     over_both = jax.jit(jax.vmap(over_scenarios, (None, None, 0, None)))
-    is_nan, is_adam = jnp.arange(len(present)) % 2 == 0, np.array(optimizers) == "Adam"
+    is_nan = jnp.arange(len(present)) % 2 == 0
+    is_adam = jnp.array([False, True])
     found = jax.device_get(over_both(present, noises(tasks), is_adam, is_nan))
     return {
         (optimizer, scenario): Trace(*(leaf[i, j] for leaf in found))
-        for i, optimizer in enumerate(optimizers)
+        for i, optimizer in enumerate(("SGD", "Adam"))
         for j, scenario in enumerate(SCENARIOS)
     }
 
 
-def assert_steps_of_the_present_tasks(name, others):
+@functools.cache
+def jitted_update(name, tasks):
+    """The combiner of some tasks: (direction, weights, state) after a step."""
+    case = CASES[name]
+    update = combiner_update(case.make(list(tasks)))
+
+    def run(gradients, losses, state, present):
+        gradients = jnp.where(present[:, None], gradients, 0)
+        second = {"sample_grads": [2 * gradients]} if case.needs_second_batch else {}
+        losses = jnp.where(present, losses, jnp.nan)
+        return update(gradients, state, losses=losses, present=present, **second)
+
+    return jax.jit(run)
+
+
+def steps_of(name, tasks, present, state=None):
+    """Five steps of K tasks' gradients, of which some are there."""
+    rng = np.random.default_rng(0)
+    if state is None:
+        combiner = CASES[name].make(list(tasks))
+        state = init_combiner(combiner, jnp.zeros(4), len(tasks))
+    for _ in range(5):
+        gradients, losses = rng.normal(size=(K, 4)), rng.uniform(0.5, 2, size=K)
+        given = (np.float32(each)[list(tasks)] for each in (gradients, losses))
+        direction, weights, state = jitted_update(name, tasks)(*given, state, present)
+        yield direction, weights, state
+
+
+ALL_TASKS, OTHERS = (0, 1, 2), (0, 1)
+
+
+@all_cases
+def test_steps_are_those_of_the_combiner_of_the_present_tasks(name):
+    present = np.array([True, True, False])
+    found = steps_of(name, ALL_TASKS, present)
+    expected = steps_of(name, OTHERS, np.ones(2, bool))
+    for (direction, weights, _), (wanted, others, _) in zip(
+        found, expected, strict=True
+    ):
+        assert weights[2] == 0
+        if name not in DRAWN:
+            np.testing.assert_allclose(direction, wanted, rtol=1e-3, atol=1e-4)
+            np.testing.assert_allclose(weights[:2], others, rtol=1e-3, atol=1e-5)
+
+
+@all_cases
+def test_what_is_remembered_of_absent_tasks_waits(name):
+    *_, (_, _, before) = steps_of(name, ALL_TASKS, np.ones(K, bool))
+    present = np.array([True, False, True])
+    for _, weights, after in steps_of(name, ALL_TASKS, present, before):
+        assert waits(before, after, present)
+        assert weights[1] == 0
+        before = after
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("others", [[2], [0, 1]], ids=str)
+@pytest.mark.parametrize("name", [name for name in CASES if name not in DRAWN])
+def test_training_is_that_of_the_combiner_of_the_present_tasks(name, others):
     run = jax.jit(functools.partial(train, name, np.array(others), 20))
     expected = run(jnp.ones((20, len(others)), bool), noises(others), False, False)
-    trace = traces(name, FEW_STEPS)["SGD", f"{np.array(others)} alone"]
+    trace = traces(name)["SGD", f"{np.array(others)} alone"]
     np.testing.assert_allclose(
         trace.direction[:20], expected.direction, rtol=1e-3, atol=1e-4
     )
     np.testing.assert_allclose(
         trace.weights[:20, others], expected.weights, rtol=1e-3, atol=1e-5
     )
-
-
-@pytest.mark.parametrize(
-    "name", mostly_slow(sorted(CASES.keys() - DRAWN), but=COMBINERS.keys() - DRAWN)
-)
-def test_steps_are_those_of_the_combiner_of_the_present_tasks(name):
-    assert_steps_of_the_present_tasks(name, [0, 1])
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name in CASES if name not in DRAWN])
-def test_steps_are_those_of_the_combiner_of_the_present_task(name):
-    assert_steps_of_the_present_tasks(name, [2])
-
-
-@pytest.mark.parametrize("name", mostly_slow(CASES, but=COMBINERS))
-def test_absent_tasks_wait_and_weigh_nothing(name):
-    for (_, scenario), trace in traces(name, FEW_STEPS).items():
-        assert trace.waits.all(), scenario
-        assert not trace.weights[~SCENARIOS[scenario][:FEW_STEPS]].any(), scenario
 
 
 @pytest.mark.slow
@@ -288,10 +325,11 @@ def test_a_task_missed_for_a_step_is_weighed_as_before(name, scenario):
         assert np.abs(found - expected).max() < 0.1 * clean.max(), optimizer
 
 
+@pytest.mark.slow
 def test_random_weights_are_the_softmax_of_the_present_tasks():
-    drawn = traces("random_weights", FEW_STEPS)["SGD", ALL].weights
+    drawn = traces("random_weights")["SGD", ALL].weights
     for scenario, present in FIXED.items():
         there = drawn * present
         expected = there / there.sum(axis=1, keepdims=True)
-        found = traces("random_weights", FEW_STEPS)["SGD", scenario].weights
+        found = traces("random_weights")["SGD", scenario].weights
         np.testing.assert_allclose(found, expected, rtol=1e-4)

@@ -325,6 +325,7 @@ def test_shared_points_are_the_tasks_own(name):
     assert_close(*run(make_params()), rtol=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_tasks", mostly_slow([2, K], but={2}))
 def test_steps_without_jit(num_tasks):
     def loss_fn(params):
