@@ -177,7 +177,9 @@ def test_repr_is_the_call():
         assert repr(perturbation).startswith(f"samo_jax.{name}(")
 
 
-@pytest.mark.parametrize(("entry", "perturbation"), ENTRIES, ids=str)
+@pytest.mark.parametrize(
+    ("entry", "perturbation"), ENTRIES, ids=[entry.call for entry, _ in ENTRIES]
+)
 def test_what_the_registry_says_is_remembered(entry, perturbation):
     state = multitask(perturbation).init(initial_params())
     held = jax.tree.leaves(state.perturbation_state)
