@@ -15,6 +15,9 @@ if jaxlib.version.__version_info__ < (0, 11):
 # Before matplotlib, which not all environments have: pictures go into files.
 os.environ["MPLBACKEND"] = "Agg"
 
+# Helpers' assertions explain themselves, too.
+pytest.register_assert_rewrite("properties", "sharpness", "three_heads")
+
 # tests/test_sharding.py needs eight devices.
 jax.config.update("jax_num_cpu_devices", 8)
 

@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 from scipy.optimize import linprog
 
+import samo_jax
+
 import samplers
 from properties import (
     NUM_TASKS,
@@ -32,6 +34,12 @@ scopes = pytest.mark.parametrize(
     ids=str,
 )
 methods = pytest.mark.parametrize("name", METHODS)
+
+
+def test_every_combiner_has_its_properties():
+    """But those of a second batch, and of several groups of parameters."""
+    named = {name.partition("-")[0] for name in METHODS}
+    assert set(samo_jax.COMBINERS) - named == {"grouped", "modo", "sdmgrad"}
 
 
 @pytest.mark.parametrize("num_tasks", [4, 9, 20])
