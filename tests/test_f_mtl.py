@@ -100,9 +100,12 @@ def by_hand(weights_of, rho, *, adaptive=False, direction="local", kind="separat
         ({}, {}),
         ({"direction": "global"}, {"direction": "global"}),
         ({"rho": 2.0, "adaptive": True}, {"rho": 2.0, "adaptive": True}),
-        ({"norm": "together"}, {"kind": "joint"}),
+        ({"norm": "together"}, {"kind": "together"}),
         ({"norm": "layerwise"}, {"kind": "layerwise"}),
-        ({"adaptive": True, "norm": "together"}, {"adaptive": True, "kind": "joint"}),
+        (
+            {"adaptive": True, "norm": "together"},
+            {"adaptive": True, "kind": "together"},
+        ),
     ],
 )
 def test_loss_and_flat_parts_are_combined_separately(arguments, expected):
