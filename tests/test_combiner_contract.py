@@ -195,10 +195,14 @@ def test_promises_of_the_registry(case, num_tasks):
 @gramian_cases
 def test_a_single_task_goes_along_its_gradient(case):
     problems = random_problems(1)
-    found = first_updates(case, problems).directions
-    for d, (gradient,) in zip(found, problems.gradients, strict=True):
+    found = first_updates(case, problems)
+    for d, (gradient,) in zip(found.directions, problems.gradients, strict=True):
         cosine = d @ gradient / norms(d) / norms(gradient)
         assert cosine == pytest.approx(1, abs=1e-5)
+    if case.name == "db_mtl":
+        np.testing.assert_allclose(found.weights, 1 / problems.losses, rtol=1e-5)
+    elif case.name not in {"fairgrad", "nash_mtl", "cagrad"}:
+        np.testing.assert_allclose(found.weights, 1, rtol=1e-5)
 
 
 @all_cases

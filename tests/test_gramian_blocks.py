@@ -105,6 +105,7 @@ def test_holds_few_gradients():
     assert gradients_held(gramian_block=1) < 2
 
 
+@pytest.mark.slow
 def test_devices_have_the_gramian_of_the_whole_batch():
     params, _ = problem()
     inputs = jnp.asarray(np.random.default_rng(1).normal(size=(8, 5)), jnp.float32)

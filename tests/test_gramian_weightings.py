@@ -9,9 +9,7 @@ import pytest
 
 from samo_jax import (
     Weighting,
-    aligned_mtl,
     aligned_mtl_weights,
-    conflict_free_inverse,
     conflict_free_inverse_weights,
     constant,
     db_mtl,
@@ -21,9 +19,7 @@ from samo_jax import (
     gradvac_weights,
     imtl_g,
     imtl_g_weights,
-    krum,
     krum_weights,
-    mean,
     mgda,
     pcgrad,
     pcgrad_weights,
@@ -32,7 +28,6 @@ from samo_jax import (
     total,
 )
 
-J_BASE = np.array([[-4.0, 1, 1], [6, 1, 1]])
 KEY = 7
 
 
@@ -57,18 +52,11 @@ METHODS = {
     "db_mtl": lambda g: db_mtl_weights(g, _losses(len(g))),
 }
 WEIGHTINGS = {
-    "total": total(),
     "constant": constant([0.2, 0.3, 0.5]),
     "random_weights": random_weights(KEY),
     "pcgrad": pcgrad(KEY),
     "gradvac": gradvac(KEY),
-    "imtl_g": imtl_g(),
-    "aligned_mtl": aligned_mtl(),
-    "conflict_free_inverse": conflict_free_inverse(),
-    "krum": krum(0),
-    "db_mtl": db_mtl(),
     "gradnorm": gradnorm(),
-    "smoothed": smoothed(mean()),
 }
 
 

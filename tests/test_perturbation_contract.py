@@ -24,6 +24,7 @@ from sharpness import (
     update,
 )
 from three_heads import types
+from tiers import mostly_slow
 
 RADIUS = 0.3
 REQUIRED = {"modality_aware_sam": {"num_modalities": 3}}
@@ -43,9 +44,9 @@ def rising(step):
 
 
 ENTRIES = list(of_the_registry())
-METHODS = {repr(perturbation): perturbation for _, perturbation in ENTRIES}
+OF_THE_REGISTRY = {repr(perturbation): perturbation for _, perturbation in ENTRIES}
 # Other code: norms, masks, probes, memories, and schedules of every hyperparameter.
-METHODS |= {
+METHODS = OF_THE_REGISTRY | {
     "together": samo_jax.sam(RADIUS, norm="together"),
     "masked": samo_jax.sam(RADIUS, mask=dict.fromkeys(LABELS, True) | {"bias": False}),
     "one-sided probes": samo_jax.joint_sam(
@@ -137,7 +138,10 @@ def test_types_of_one_task_are_a_fixed_point(name):
             assert_types_are_a_fixed_point(tx, dtype, total_examples)
 
 
-@pytest.mark.parametrize("name", METHODS | TRANSFORMED)
+@pytest.mark.parametrize(
+    "name",
+    mostly_slow(METHODS | TRANSFORMED, but={*OF_THE_REGISTRY, *TRANSFORMED}),
+)
 def test_a_scan_equals_single_steps(name):
     """Also, one is a loop over the tasks under jit, the others are not."""
     looped = single = TRANSFORMED.get(name)

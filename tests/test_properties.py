@@ -83,6 +83,8 @@ def test_degree(name, scope):
 @pytest.mark.parametrize("quality", PROPERTIES)
 @methods
 def test_property(name, quality, scope):
+    if (name, quality) == ("graddrop", "LUS") and scope.num_tasks == (4,):
+        pytest.skip("its counterexamples have more tasks")
     check_property(METHODS[name], quality, scope)
 
 
