@@ -34,7 +34,7 @@ class OnDisk(NamedTuple):
         return len(self.source)
 
     def only(self, tasks: Sequence[str]) -> "OnDisk":
-        """With the labels of these tasks alone."""
+        """The examples with the labels of these tasks alone."""
         return self._replace(tasks=tasks)
 
     def batches(
@@ -81,7 +81,7 @@ class PerTask(NamedTuple):
         return max(part.num_examples for part in self.parts.values())
 
     def only(self, tasks: Sequence[str]) -> "PerTask":
-        """Of these tasks alone."""
+        """The examples of these tasks alone."""
         return PerTask({task: self.parts[task] for task in tasks})
 
     def batches(

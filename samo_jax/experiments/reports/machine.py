@@ -1,4 +1,4 @@
-"""What measured numbers depend on."""
+"""The machine and the versions that measured numbers depend on."""
 
 import os
 import platform

@@ -26,7 +26,7 @@ _LAST = 50  # steps whose mean is the end of a trajectory
 
 
 class Training(NamedTuple):
-    """How a landscape is descended.
+    """Training on a landscape.
 
     Attributes:
         optimizer: after the multi-task transformation.
@@ -48,7 +48,7 @@ TRAININGS = {
 
 
 def setup_on(name: str, key: Any, combiner_key: Any) -> Setup:
-    """What a method is told on a landscape."""
+    """The setup of a method on a landscape."""
     _, steps, rho = TRAININGS[name]
     return Setup(2, steps, key, combiner_key, {"rho": rho})
 
@@ -96,7 +96,7 @@ def descend(name: str, text: str, seed: int) -> np.ndarray:
 
 
 class End(NamedTuple):
-    """Where a method ends on a landscape, mean over starts.
+    """End of a method on a landscape, mean over starts.
 
     Attributes:
         losses: of each task.

@@ -157,7 +157,7 @@ def grid(landscape: Landscape, points: int) -> np.ndarray:
 
 
 def non_dominated(losses: ArrayLike, decimals: int = 5) -> np.ndarray:
-    """Which points no other is better than in one loss and as good in the other.
+    """The points that no other betters in one loss and equals in the other.
 
     Args:
         losses: shape (N, 2).
