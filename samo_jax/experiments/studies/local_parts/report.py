@@ -181,6 +181,9 @@ def _plot_cosines(axes: Axes, outcome: Outcome, colors: Mapping[str, tuple]) -> 
             local = cosines[..., DIRECTIONS.index("local")].mean(axis=0)
             marker = "" if len(epochs) > 1 else "o"  # of one epoch there is no line
             axes.plot(epochs, local, marker=marker, color=colors[name])
+    if not axes.has_data():  # of methods that perturb nothing
+        axes.set_axis_off()
+        return
     axes.set_yscale("symlog", linthresh=0.01)
     mark_epochs(axes)
     axes.grid(alpha=0.3)
