@@ -153,7 +153,7 @@ def test_other_data_have_their_own_metrics():
     trainer = Trainer(test, method_of(PLAIN))
     params, *_ = trainer.start(0)
     there = Trainer(validation, method_of(PLAIN)).evaluate(params)
-    assert trainer.on(validation).evaluate(params) == there
+    assert trainer.with_data(validation).evaluate(params) == there
     assert trainer.evaluate(params) != there
 
 

@@ -108,7 +108,7 @@ def share(text: str) -> float:
     return _number(text, "a number in [0, 1]", 0.0, 1.0)
 
 
-class _AppendMethods(argparse.Action):
+class _SetMethods(argparse.Action):
     """Action of `--methods`: the texts of the methods, each once."""
 
     def __call__(self, _parser, namespace, values, _option=None):  # pyrefly: ignore
@@ -136,7 +136,7 @@ def add_methods_argument(
         "--methods",
         nargs="+",
         type=parse,
-        action=_AppendMethods,
+        action=_SetMethods,
         default=list(default),
         metavar="METHOD",
         help=f"see below (default: {shlex.join(default)})",
@@ -184,7 +184,7 @@ def make_console(width: int, quiet: bool = False) -> Console:
 def epochs_progress(console: Console, width: int) -> Progress:
     """A bar that counts epochs, with room for descriptions of some width."""
     return Progress(
-        TextColumn(f"{{task.description:<{width}}}", markup=False),
+        TextColumn(f"{{task.description:<{min(width, 60)}}}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TextColumn("epochs"),

@@ -100,7 +100,7 @@ def finite_number(text: str) -> float:
 
 
 def without_repetition(path: Path, what: str, values: Iterable, remedy: str) -> None:
-    """Nothing, if each of the values is there once.
+    """Check that each of the values is there once.
 
     Raises:
         MalformedFileError: the first that is there again.

@@ -28,7 +28,7 @@ _REMEDY = "give the layout of this data set, or unpack it again"
 
 
 class Layout(NamedTuple):
-    """The folders of a data set, and what they hold.
+    """Content of a data set's folders.
 
     Attributes:
         size: height and width of the images.

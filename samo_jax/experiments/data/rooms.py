@@ -47,7 +47,7 @@ class Room(NamedTuple):
 
 
 class Hits(NamedTuple):
-    """The first hits of R rays.
+    """Surfaces that R rays meet first.
 
     Attributes:
         scale: (R,); the point met is `origin + scale * direction`.
@@ -178,7 +178,7 @@ def scales(room: Room, origins: np.ndarray, directions: np.ndarray) -> np.ndarra
 
 
 def cast(room: Room, origins: np.ndarray, directions: np.ndarray) -> Hits:
-    """The first hit of each ray; arguments as of `scales`."""
+    """The surface that each ray meets first; arguments as of `scales`."""
     candidates = scales(room, origins, directions)
     things = candidates.argmin(0)
     scale = candidates.min(0)

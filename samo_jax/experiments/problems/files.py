@@ -290,7 +290,7 @@ def load(
     batch_size: int | None = None,
     **network: Any,
 ) -> Benchmark:
-    """One of `BENCHMARKS`, of whose data an example has been read.
+    """The benchmark of a name, of whose data an example has been read.
 
     Args:
         name: name of the benchmark.

@@ -16,7 +16,7 @@ EPOCHS = {"digits": 20, "targets": 100, "attributes": 100}
 
 
 def digits(split: Split) -> Benchmark:
-    """Two overlaid digits, with a CNN."""
+    """Overlaid digits, of which two are to be told: CNN."""
     return generated.digits(split)._replace(epochs=EPOCHS["digits"], clip_norm=None)
 
 

@@ -32,7 +32,7 @@ def finals(columns: list[Column], runs: Mapping[int, Run]) -> np.ndarray:
 
 
 def baseline(columns: list[Column], results: Results) -> str:
-    """The baseline that Delta m is relative to.
+    """The baseline, which Delta m is relative to.
 
     Published single-task results, else single-task training, else the first method.
     """
@@ -48,7 +48,7 @@ def delta_m(columns: list[Column], results: Results) -> dict[str, np.ndarray]:
 
 
 def delta_m_caption(columns: list[Column], results: Results) -> str:
-    """The baseline of Delta m, and the columns that it leaves out."""
+    """The caption that says Delta m's baseline, and the columns that it leaves out."""
     caption = f"Δm: against {baseline(columns, results)}, lower is better."
     out = [
         f"{column.task} {column.name()}"

@@ -18,7 +18,7 @@ Loss: TypeAlias = Callable[[PyTree], jax.Array]
 
 
 class Sharpness(NamedTuple):
-    """Increase of a loss at a distance.
+    """Sharpness: how much a loss increases at a distance.
 
     Attributes:
         ascent: `l(theta + rho g / ||g||) - l(theta)`, of the step that SAM takes.
@@ -85,7 +85,7 @@ def hessian_eigenvalues(
 
 
 def eigenvalue_ratio(eigenvalues: ArrayLike, index: int = 5) -> float:
-    """Prominence of the sharpest direction, `lambda_1 / lambda_index`.
+    """The ratio by which the sharpest direction stands out: `lambda_1 / lambda_index`.
 
     Args:
         eigenvalues: descending, at least `index` of them.
@@ -179,7 +179,7 @@ def loss_slice(
 def sharpness(
     loss_fn: Loss, params: PyTree, rho: float, *, key: jax.Array, draws: int = 16
 ) -> Sharpness:
-    """Increase of the loss at a distance of rho.
+    """Sharpness of a loss: how much it increases at a distance of rho.
 
     Args:
         loss_fn: l, a scalar function of the parameters.

@@ -7,9 +7,9 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
-from matplotlib.ticker import MaxNLocator
 
 from samo_jax.experiments.problems.tasks import Task
+from samo_jax.experiments.reports.axes import mark_epochs
 from samo_jax.experiments.reports.scores import baseline, delta_m
 from samo_jax.experiments.training.columns import columns
 from samo_jax.experiments.training.methods import PLAIN, method_of
@@ -48,14 +48,14 @@ def plot(results: Results, tasks: dict[str, Task], path: Path) -> None:
         final.scatter(delta, [position] * len(delta), color=color, alpha=0.4)
         final.plot(delta.mean(), position, "|", color=color, ms=12, mew=3)
     scale = "log" if drawable else "linear"  # of nothing, where all diverged
-    curves.set(xlabel="epoch", ylabel="mean training loss", yscale=scale)
-    curves.xaxis.set_major_locator(MaxNLocator(integer=True))
+    curves.set(ylabel="mean training loss", yscale=scale)
+    mark_epochs(curves)
     for sharpness in perturbed:
         curves.plot([], [], ls=lines[sharpness], color="grey", label=sharpness)
     curves.legend()
     final.axvline(0, color="grey", lw=0.8)
     final.set(
-        xlabel=f"Δm against {baseline(chosen, results)} [%], lower is better "
+        xlabel=f"Δm against {baseline(chosen, results)} [%], lower is better\n"
         "(dots: seeds, bars: means)"
     )
     final.set_yticks(range(len(results)), list(results))

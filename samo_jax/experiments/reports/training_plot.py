@@ -10,8 +10,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
-from matplotlib.ticker import MaxNLocator
 
+from samo_jax.experiments.reports.axes import mark_epochs
 from samo_jax.experiments.training.runs import Results, Run
 
 _MOST_IN_A_ROW = 5
@@ -100,9 +100,8 @@ def plot_training(results: Results, path: Path) -> bool:
         if colored:
             lower.tick_params(axis="y", labelsize=5)
     for lower in lowers:
-        lower.set_xlabel("epoch")
         lower.tick_params(labelbottom=True)
-        lower.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        mark_epochs(lower, 5)
     if colored:
         figure.colorbar(ScalarMappable(norm), ax=list(lowers))
     labels = {

@@ -46,7 +46,7 @@ from samo_jax.experiments.training.methods import (
     method_of,
 )
 from samo_jax.experiments.training.optimizers import Setup, make_transformation
-from samo_jax.experiments.training.results import load, save
+from samo_jax.experiments.training.results import Built, check_built, load, save
 
 DESCRIPTION = """\
 Recognise handwritten digits from two modalities, their upper halves and their noisy
@@ -205,9 +205,11 @@ def run(args: argparse.Namespace) -> int:
     texts = [text for text in args.methods if late or _ENCODERS not in text]
     _built(texts, args.fusion, {})
     with resumable(args, "modalities") as folder:
-        _, results = load(
-            folder, Recognition, texts, args.seeds, lambda _, of: _fault(of)
+        saved, results = load(
+            folder, Recognition, texts, args.seeds, lambda _, of: _fault(of), Built
         )
+        if saved:
+            check_built(folder, saved.built, _built(texts, args.fusion, results))
         new = [text for text in texts if len(results.get(text, {})) < args.seeds]
         for text in track(new, "methods", console=console):
             results[text] = train_all(text, args)
@@ -285,7 +287,7 @@ def _extra_args(method: Method, batch: Batch, params: Any) -> dict[str, Any]:
 
 
 def _fault(recognition: Recognition) -> str | None:
-    """The fault in a network that a file says to have finished."""
+    """The fault of a network in a file, None if there is none."""
     for accuracy in (recognition.accuracy, recognition.validation_accuracy):
         if accuracy.keys() != PRESENT.keys():
             return f"its accuracies are not those with {', '.join(PRESENT)}"

@@ -29,7 +29,7 @@ class Checkpoint:
     """Checkpoint of one network in training: only the last complete one is kept."""
 
     def __init__(self, folder: Path, clock: "Clock", keeps_end: bool = False):
-        """Nothing is written yet.
+        """Prepare to write; nothing is written yet.
 
         Args:
             folder: folder of this network alone.
@@ -128,7 +128,7 @@ class Checkpoints:
     """Checkpoints of a run folder: of the runs that have not finished."""
 
     def __init__(self, folder: Path, every: float):
-        """Nothing is written yet.
+        """Prepare to write; nothing is written yet.
 
         Args:
             folder: folder of the run.

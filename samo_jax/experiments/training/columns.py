@@ -65,7 +65,7 @@ def columns(tasks: Mapping[str, Task]) -> list[Column]:
 
 
 def fault(columns: list[Column], run: Run, epochs: int | None = None) -> str | None:
-    """The fault in a run that a file says to have finished, or None.
+    """The fault of a run that a file says to have finished, None if there is none.
 
     Args:
         columns: the metrics of all tasks.

@@ -67,7 +67,7 @@ class FileParser(Parser):
         return values
 
     def _setting(self, key: str, value: Any) -> argparse.Namespace:
-        """A setting as the command line has it."""
+        """The arguments that the command line makes of a setting."""
         items = value if isinstance(value, list) else [value]
         for item in items:
             if not isinstance(item, str | int | float):

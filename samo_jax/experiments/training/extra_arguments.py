@@ -16,7 +16,7 @@ from samo_jax.experiments.training.methods import (
 
 
 class Step(NamedTuple):
-    """The data that a training step can offer its method, beyond `loss_fn`.
+    """Step of training, with what it can offer its method beyond `loss_fn`.
 
     Attributes:
         params: parameters before the step.
@@ -40,7 +40,7 @@ ExtraArgs = Callable[[Step], dict[str, Any]]
 
 
 def extra_args(method: Method) -> ExtraArgs:
-    """The arguments of a method's `update` beyond `loss_fn`, by the step."""
+    """The arguments of a method's `update` beyond `loss_fn`, from the step."""
     offers = [of for need, of in _OFFERS.items() if need in method.needs]
 
     def of_step(step: Step) -> dict[str, Any]:

@@ -169,7 +169,7 @@ def _unknown(kind: str, name: str, names: Collection[str]) -> str:
 
 
 def _no_method(text: str, combiners: Collection[str] = COMBINER_NAMES) -> str:
-    """The fault in a text that is no sum of calls, such as "mgda-l2"."""
+    """The error of a text that is no sum of calls, such as "mgda-l2"."""
     words = re.match(r"\s*([\w.-]*)(?:\(.*\))?\s*\+?\s*([\w.-]*)", text)
     kinds = ("combiner", combiners), ("perturbation", PERTURBATION_NAMES)
     for word, (kind, names) in zip(

@@ -73,7 +73,7 @@ class Method(NamedTuple):
 
     @property
     def needs(self) -> set[str]:
-        """The arguments that `update` must be given beyond `loss_fn`."""
+        """The arguments that `update` needs beyond `loss_fn`."""
         entries = samo_jax.COMBINERS | samo_jax.PERTURBATIONS
         names = [call.name for part in self if part for call in part.calls()]
         needs = [

@@ -21,7 +21,7 @@ from samo_jax.experiments.training.methods import Method
 
 
 class Setup(NamedTuple):
-    """The arguments of a method that its text does not say.
+    """Setup of a method: what it is told that its text does not say.
 
     Attributes:
         num_tasks: number K of tasks.
@@ -84,7 +84,7 @@ def make_transformation(
 
 
 def filled(call: Call, arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments that a perturbation has, and its text does not set."""
+    """The arguments that a perturbation has and its text does not set."""
     free = parameters(call.name).keys() - call.arguments.keys()
     if call.name not in MIXED:
         free.discard("alpha")

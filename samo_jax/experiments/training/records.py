@@ -9,14 +9,20 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, TypeAlias
 
 from samo_jax.experiments.training.checkpoints import Checkpoints
 from samo_jax.experiments.training.columns import Column, fault
 from samo_jax.experiments.training.configuration import goes_on
 from samo_jax.experiments.training.devices import is_chief
 from samo_jax.experiments.training.folders import inside
-from samo_jax.experiments.training.results import check_built, load, replace, save
+from samo_jax.experiments.training.results import (
+    Built,
+    check_built,
+    load,
+    replace,
+    save,
+)
 from samo_jax.experiments.training.runs import Evaluation, Results, Run
 from samo_jax.experiments.training.schema import conform, parse
 
@@ -41,12 +47,6 @@ class Line(Evaluation):
 def no_events(_: Path) -> AbstractContextManager[Write]:
     """Events where nobody has asked for them."""
     return nullcontext(lambda _: None)
-
-
-class _Saved(NamedTuple):
-    """Settings in `results.json` that are not in `config.json`."""
-
-    built: dict[str, Any]
 
 
 class Records:
@@ -94,7 +94,7 @@ class Records:
             config["methods"],
             config["seeds"],
             lambda _, run: fault(columns, run, config["epochs"]),
-            _Saved,
+            Built,
         )
         if saved:
             check_built(folder, saved.built, self.built)

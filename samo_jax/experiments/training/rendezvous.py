@@ -83,7 +83,7 @@ def _gather(port: int, count: int, deadline: float) -> str:
 
 
 def _ask(host: str, port: int, process: int, deadline: float, timeout: float) -> str:
-    """The processes that process 0 has waited for in vain, itself included."""
+    """The processes that were waited for in vain, process 0 included."""
     reason: Exception | str = "no answer"
     while (left := deadline - time.monotonic()) > 0:
         try:
@@ -129,7 +129,7 @@ def _number(connection: socket.socket) -> int:
 
 
 def _named(processes: list[int]) -> str:
-    """The names in a list, the first few of many.
+    """The processes of a list in words, the first few of many.
 
     >>> _named([]), _named([3]), _named([1, 2])
     ('', 'process 3', 'processes 1, 2')

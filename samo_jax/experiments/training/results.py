@@ -86,6 +86,16 @@ def load(
     return config, results
 
 
+class Built(NamedTuple):
+    """Calls of methods' transformations in a file of results.
+
+    Attributes:
+        built: calls that the methods' texts have made, by text.
+    """
+
+    built: dict[str, Any]
+
+
 def check_built(
     folder: Path, saved: Mapping[str, Any], built: Mapping[str, str]
 ) -> None:

@@ -12,7 +12,7 @@ Metrics: TypeAlias = dict[str, dict[str, float]]  # by task, by metric
 
 
 class Evaluation(TypedDict):
-    """Results of a run after some epochs.
+    """Evaluation of a run after some epochs.
 
     Attributes:
         epoch: the number of epochs.

@@ -76,7 +76,7 @@ class Trainer:
         self._init = jax.jit(partial(self.net.init, **modes))
         self._observe = self._make_observe()
 
-    def on(self, benchmark: Benchmark) -> "Trainer":
+    def with_data(self, benchmark: Benchmark) -> "Trainer":
         """The trainer on other data, of tasks with the same losses: compiled once."""
         other = copy.copy(self)
         other.benchmark = benchmark

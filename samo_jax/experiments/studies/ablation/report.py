@@ -59,7 +59,7 @@ _COLORS = {method: f"C{index}" for index, method in enumerate(LABELS)}
 
 
 def comparison(results: Results) -> Table:
-    """Results of each method on test examples, header first, a row a method."""
+    """Table of results on test examples, header first, a row a method."""
     chosen = columns(results.tasks)
     titles = [column.title() for column in chosen]
     table = [["method", "rho", *titles, "Δm [%]", "to global", "time"]]
@@ -79,7 +79,7 @@ def comparison(results: Results) -> Table:
 
 
 def sharpness(results: Results) -> Table:
-    """Sharpness of each method's minima, header first, a row a method."""
+    """Table of the minima's sharpness, header first, a row a method."""
     table = [["method", "training loss", "λ1", "λ1 / λ5", "cosine", "conflicts [%]"]]
     for method, minima in results.minima.items():
         runs = results.finals[method].values()

@@ -85,7 +85,7 @@ class Study:
         total = len(runs) * self.epochs
         bar = self.progress.add_task(f"{self.name}: {stage}", total=total)
         for setting, seed in runs:
-            trainer = self.trainer(setting.method).on(benchmark)
+            trainer = self.trainer(setting.method).with_data(benchmark)
             params, run = trainer.train(
                 seed, self.epochs, lambda: self.progress.advance(bar), **setting.swept()
             )

@@ -12,7 +12,7 @@ from samo_jax.experiments.command import (
 )
 from samo_jax.experiments.problems.small import EPOCHS, PROBLEMS
 from samo_jax.experiments.reports.tables import counted, terminal_table
-from samo_jax.experiments.studies.local_parts.methods import METHODS
+from samo_jax.experiments.studies.local_parts.methods import METHODS, label_of
 from samo_jax.experiments.studies.local_parts.report import (
     Outcome,
     summarize,
@@ -67,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
     for name, problem in problems.items():
         built_methods(methods, problem.test, name)
     outcomes: dict[str, Outcome] = {}
-    width = max(map(len, methods)) + 20
+    width = max(map(len, map(label_of, methods))) + 20
     with resumable(args, "local_parts") as folder:
         for name, problem in problems.items():
             title = f"{name}, {len(problem.test.tasks)} tasks"
@@ -79,7 +79,7 @@ def run(args: argparse.Namespace) -> int:
             if not study.is_complete():
                 with epochs_progress(console, width) as progress:
                     study.run(progress)
-            outcomes[title] = study.outcome(name)
+            outcomes[title] = study.outcome()
             write_report(folder, outcomes, _caption(args))
             console.print(terminal_table(summarize(outcomes[title]), title))
     console.print(_caption(args))

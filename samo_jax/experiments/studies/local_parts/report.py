@@ -11,6 +11,7 @@ from matplotlib.ticker import ScalarFormatter
 
 import samo_jax
 from samo_jax.experiments.problems.tasks import Task
+from samo_jax.experiments.reports.axes import mark_epochs
 from samo_jax.experiments.reports.machine import machine
 from samo_jax.experiments.reports.pages import built_block, write_page
 from samo_jax.experiments.reports.tables import literal, markdown_table, spread
@@ -180,6 +181,9 @@ def _plot_cosines(axes: Axes, outcome: Outcome, colors: Mapping[str, tuple]) -> 
             local = cosines[..., DIRECTIONS.index("local")].mean(axis=0)
             marker = "" if len(epochs) > 1 else "o"  # of one epoch there is no line
             axes.plot(epochs, local, marker=marker, color=colors[name])
+    if not axes.has_data():  # of methods that perturb nothing
+        axes.set_axis_off()
+        return
     axes.set_yscale("symlog", linthresh=0.01)
-    axes.set(xlabel="epoch")
+    mark_epochs(axes)
     axes.grid(alpha=0.3)

@@ -16,11 +16,12 @@ from samo_jax.experiments.studies.local_parts.directions import (
     DIRECTIONS,
     diagnose_directions,
 )
+from samo_jax.experiments.studies.local_parts.methods import label_of
 from samo_jax.experiments.studies.local_parts.report import Outcome, task_errors
 from samo_jax.experiments.training.built import built_methods
 from samo_jax.experiments.training.columns import columns, fault
 from samo_jax.experiments.training.methods import SINGLE_TASK, method_of
-from samo_jax.experiments.training.results import load, save
+from samo_jax.experiments.training.results import check_built, load, save
 from samo_jax.experiments.training.runs import Run, merged
 from samo_jax.experiments.training.trainer import Trainer, trainers_of
 
@@ -47,10 +48,12 @@ class Measured(NamedTuple):
 
     Attributes:
         validation_error: validation error by method, radius and tuning seed.
+        built: the calls of the methods that runs have finished with.
         costs: costs by method; they are measured when all runs have finished.
     """
 
     validation_error: dict[str, dict[str, list[float]]]
+    built: dict[str, Any]
     costs: Mapping[str, Cost] = MappingProxyType({})
 
 
@@ -86,6 +89,11 @@ class Study:
         saved, self.runs = load(folder, Run, methods, seeds, fault_of, Measured)
         self.errors = saved.validation_error if saved else {}
         self.costs = saved.costs if saved else {}
+        self.built: dict[str, str] = {}
+        if saved:
+            named = [text for text in methods if text in saved.built]
+            self.built |= {text: self._call(text) for text in named}
+            check_built(folder, saved.built, self.built)
 
     def is_complete(self) -> bool:
         """Whether nothing is left to do."""
@@ -102,14 +110,15 @@ class Study:
         bar = progress.add_task("", total=count * self.problem.test.epochs)
         trainers: dict[str, Trainer] = {}
         for text in self.methods:
-            progress.update(bar, description=f"{text}, compiling")
+            label = label_of(text)
+            progress.update(bar, description=f"{label}, compiling")
             networks = self._networks(text)
             if text != SINGLE_TASK:
                 [trainers[text]] = networks
 
-            def train(problem, seed, networks=networks, text=text, **swept):
+            def train(problem, seed, networks=networks, label=label, **swept):
                 values = "".join(f", {name} {of:g}" for name, of in swept.items())
-                progress.update(bar, description=f"{text}{values}, seed {seed}")
+                progress.update(bar, description=f"{label}{values}, seed {seed}")
                 part = 1 / len(networks)
                 return _train(
                     networks, problem, seed, lambda: progress.advance(bar, part), swept
@@ -117,24 +126,21 @@ class Study:
 
             if text in tuned:
                 self._tune(text, train)
+            self.built[text] = self._call(text)
             self._finish(text, train)
         progress.update(bar, description="timing")
         self._measure(trainers)
 
-    def outcome(self, name: str) -> Outcome:
-        """The results of all methods.
+    def outcome(self) -> Outcome:
+        """The outcome of all methods."""
+        tasks = self.problem.test.tasks
+        return Outcome(tasks, self.runs, self.costs, self._rhos(), self.built)
 
-        Args:
-            name: name of the problem.
-        """
-        test, rhos = self.problem.test, self._rhos()
-        built = {
-            text: call
-            for method in self.methods
-            for at in [test._replace(rho=rhos.get(method, test.rho))]
-            for text, call in built_methods([method], at, name).items()
-        }
-        return Outcome(test.tasks, self.runs, self.costs, rhos, built)
+    def _call(self, text: str) -> str:
+        """The call of a method, with the best radius where there is one to choose."""
+        test = self.problem.test
+        best = test._replace(rho=self._rhos().get(text, test.rho))
+        return built_methods([text], best, self.config["problem"])[text]
 
     def _networks(self, text: str) -> list[Trainer]:
         method, test = method_of(text), self.problem.test
@@ -175,15 +181,21 @@ class Study:
 
     def _rhos(self) -> dict[str, float]:
         """The best radius of each method that has been tuned."""
-        return {
-            text: best_radius({float(rho): of for rho, of in by_rho.items()})
+        found = {
+            text: {rho: by_rho.get(str(rho), []) for rho in RHOS}
             for text, by_rho in self.errors.items()
+        }
+        return {
+            text: best_radius(by_rho)
+            for text, by_rho in found.items()
+            if all(len(of) >= self.tuning_seeds for of in by_rho.values())
         }
 
     def _save(self) -> None:
         measured = {
             "rhos": RHOS,
             "validation_error": self.errors,
+            "built": self.built,
             "costs": {text: cost._asdict() for text, cost in self.costs.items()},
         }
         save(self.folder, self.config | measured, self.runs)
@@ -200,12 +212,14 @@ def _train(
     runs = []
     for trainer in networks:
         part = problem.only(list(trainer.benchmark.tasks))
-        runs.append(trainer.on(part).train(seed, part.epochs, on_epoch, **swept)[1])
+        runs.append(
+            trainer.with_data(part).train(seed, part.epochs, on_epoch, **swept)[1]
+        )
     return merged(runs)
 
 
 def _directions_fault(run: Run) -> str | None:
-    """The fault in the directions of a run that a file says to have finished."""
+    """The fault of the directions in a run of a file, None if there is none."""
     for _, agreement in run.agreement_curve:
         if agreement.get("directions", {}).keys() != set(DIRECTIONS):
             return f"its directions are not {', '.join(DIRECTIONS)}"

@@ -26,7 +26,7 @@ _LAST = 50  # steps whose mean is the end of a trajectory
 
 
 class Training(NamedTuple):
-    """Settings of the descent of a landscape.
+    """Training on a landscape.
 
     Attributes:
         optimizer: optimiser after the multi-task transformation.
@@ -96,7 +96,7 @@ def descend(name: str, text: str, seed: int) -> np.ndarray:
 
 
 class End(NamedTuple):
-    """The end of a method on a landscape, mean over starts.
+    """End of a method on a landscape, mean over starts.
 
     Attributes:
         losses: losses of each task.

@@ -157,7 +157,7 @@ def grid(landscape: Landscape, points: int) -> np.ndarray:
 
 
 def non_dominated(losses: ArrayLike, decimals: int = 5) -> np.ndarray:
-    """Whether no other point is better in one loss and as good in the other.
+    """The points that no other betters in one loss and equals in the other.
 
     Args:
         losses: losses of N points, shape (N, 2).
