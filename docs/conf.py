@@ -40,7 +40,7 @@ class CommandHelp(SphinxDirective):
     def run(self) -> list[nodes.Node]:
         """One literal block, then a section for every command."""
         overview = _help()
-        commands = re.findall(r"^    (\w+) ", overview, re.MULTILINE)
+        commands = re.findall(r"^    (\w+)(?: |$)", overview, re.MULTILINE)
         return [_literal(overview), *map(_section, commands)]
 
 

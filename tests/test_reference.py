@@ -60,7 +60,7 @@ def test_every_public_name_is_described_once(site):
 def test_every_experiment_has_its_help(site, capsys):
     with pytest.raises(SystemExit):
         main(["--help"])
-    commands = re.findall(r"^    (\w+) ", capsys.readouterr().out, re.MULTILINE)
+    commands = re.findall(r"^    (\w+)(?: |$)", capsys.readouterr().out, re.MULTILINE)
     page = (site / "reference" / "experiments.html").read_text()
     assert "toy" in commands
     assert set(re.findall(r"samo_jax\.experiments (\w+) \[-h\]", page)) == set(commands)
