@@ -87,6 +87,7 @@ def transformation(text, tasks):
     "label",
     ["global", "F-MTL", "SAMO", "exact local part", "memory, adaptive"],
 )
+@pytest.mark.slow
 def test_directions(label):
     method = method_of(TEXTS[label])
     tx = transformation(TEXTS[label], TASKS)
@@ -121,6 +122,7 @@ def test_directions(label):
 @pytest.mark.parametrize(
     "label", ["L-SAM", "F-MTL", "exact local part", "8 shared Rademacher"]
 )
+@pytest.mark.slow
 def test_passes(label):
     """Operations of the compiled step, against the passes that the table claims."""
     tasks = tuple(map(str, range(NUM_TASKS)))
@@ -129,6 +131,7 @@ def test_passes(label):
     assert 0.97 <= operations(tx, True, *passes) < 1.25
 
 
+@pytest.mark.slow
 def test_a_radius_needs_no_new_compilation():
     problem = PROBLEMS["targets"]("validation")
     method = method_of("fairgrad+global_sam")
@@ -157,6 +160,7 @@ def test_other_data_have_their_own_metrics():
     assert trainer.evaluate(params) != there
 
 
+@pytest.mark.slow
 def test_learns_and_reports(monkeypatch, tmp_path):
     monkeypatch.setattr(study, "RHOS", (0.03, 0.3))
     out = tmp_path / "out"
@@ -185,6 +189,7 @@ def test_learns_and_reports(monkeypatch, tmp_path):
     assert (out / "report.html").read_text().count("<img") == 1
 
 
+@pytest.mark.slow
 def test_interrupted_and_resumed_as_uninterrupted(monkeypatch, tmp_path):
     """Radii already tried and runs that had finished are not trained again."""
     calls, interrupts = [], []
