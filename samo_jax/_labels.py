@@ -11,7 +11,7 @@ from jax.tree_util import keystr, tree_leaves_with_path
 
 from samo_jax._checks import check_function
 from samo_jax._jaxprs import Use, dependencies
-from samo_jax._tree import PyTree
+from samo_jax._tree import PyTree, zero_unless
 
 SHARED = "shared"
 
@@ -104,7 +104,7 @@ def mask_other_heads(
     def mask(leaf, label):
         if label == SHARED:
             return leaf
-        return jnp.where(tasks.index(label) == i, leaf, jnp.zeros_like(leaf))
+        return zero_unless(tasks.index(label) == i, leaf)
 
     return jax.tree.map(mask, eps, labels)
 
