@@ -10,6 +10,7 @@ from samo_jax._diagnostics import conflict_rate, delta_m, gradient_cosines
 from samo_jax._f_mtl import f_mtl
 from samo_jax._gradients import mean_value_and_grad, task_gradients
 from samo_jax._gramian import combine, gramian
+from samo_jax._label_uses import infer_labels
 from samo_jax._look_sam import look_sam
 from samo_jax._multitask import MultitaskState, multitask
 from samo_jax._perturbations import _registry as _perturbation_registry
@@ -37,6 +38,7 @@ __all__ = [
     "f_mtl",
     "gradient_cosines",
     "gramian",
+    "infer_labels",
     "keep_finite",
     "look_sam",
     "mean_value_and_grad",

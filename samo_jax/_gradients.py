@@ -7,14 +7,26 @@ import jax
 import jax.numpy as jnp
 
 from samo_jax._checks import check_params, explained
+from samo_jax._label_uses import inferred
+from samo_jax._labels import ParamLabels, only_trained, with_frozen, zeros_where_frozen
 from samo_jax._shared_points import at_points
 from samo_jax._task_loop import Unroll, check_unroll, is_unrolled, map_tasks
-from samo_jax._tasks import LossFn, check_loss_fn, losses_of, stack_losses, task_names
+from samo_jax._tasks import (
+    LossFn,
+    check_loss_fn,
+    losses_of,
+    map_params,
+    stack_losses,
+    task_names,
+)
 from samo_jax._tree import PyTree
 
 
 def mean_value_and_grad(
-    loss_fn: Callable[..., Any], *, has_aux: bool = False
+    loss_fn: Callable[..., Any],
+    *,
+    has_aux: bool = False,
+    param_labels: ParamLabels = None,
 ) -> Callable[..., tuple[Any, PyTree]]:
     """The clean pass: all task losses and `g0`, the gradient of their mean.
 
@@ -26,6 +38,8 @@ def mean_value_and_grad(
             scalars or a (K,) array), or `(losses, aux)` with `has_aux`.
         has_aux: whether `loss_fn` also returns auxiliary data, such as updated batch
             statistics. Only this clean pass may update them.
+        param_labels: labels as given to `multitask`, where some are "frozen": these
+            leaves are not differentiated, and have zeros in g0. None: all are trained.
 
     Returns:
         A function with the arguments of `loss_fn` that returns `(losses, g0)`, or
@@ -56,25 +70,41 @@ def mean_value_and_grad(
         return jnp.mean(stack_losses(losses)), output
 
     def value_and_grad(params, *args, **kwargs):
-        check_params(params)
-        (_, output), grads = jax.value_and_grad(mean_loss, has_aux=True)(
-            params, *args, **kwargs
+        labels = inferred(
+            lambda params: losses_of(loss_fn(params, *args, **kwargs), has_aux),
+            params,
+            param_labels,
         )
-        return output, grads
+        trained, whole = only_trained(params, labels), with_frozen(params, labels)
+        check_params(trained)
+
+        def loss_of_trained(trained):
+            return mean_loss(whole(trained), *args, **kwargs)
+
+        (_, output), grads = jax.value_and_grad(loss_of_trained, has_aux=True)(trained)
+        return output, zeros_where_frozen(grads, params)
 
     return value_and_grad
 
 
-def task_gradients(loss_fn: LossFn, params: PyTree, *, unroll: Unroll = None) -> PyTree:
+def task_gradients(
+    loss_fn: LossFn,
+    params: PyTree,
+    *,
+    unroll: Unroll = None,
+    param_labels: ParamLabels = None,
+) -> PyTree:
     """Gradients of every task, `g_i = grad l_i(theta)`.
 
     Args:
         loss_fn: params to K losses (a pytree of scalars or a (K,) array).
         params: theta, a pytree of floating-point arrays.
         unroll: see `multitask`.
+        param_labels: see `mean_value_and_grad`.
 
     Returns:
-        A pytree like `params` whose leaves have a leading task axis, shape (K, ...).
+        A pytree like `params` whose leaves have a leading task axis, shape (K, ...);
+        None in place of frozen leaves.
 
     Raises:
         ValueError: if a loss is not a floating-point scalar, a parameter not a
@@ -87,10 +117,13 @@ def task_gradients(loss_fn: LossFn, params: PyTree, *, unroll: Unroll = None) ->
         [ 2. 10.]
     """
     check_unroll(unroll)
-    check_params(params)
     check_loss_fn("loss_fn", loss_fn)
+    labels = inferred(loss_fn, params, param_labels)
+    trained = only_trained(params, labels)
+    check_params(trained)
     num_tasks = len(task_names(jax.eval_shape(loss_fn, params)))
-    return task_values_and_gradients(loss_fn, params, num_tasks, unroll)[1]
+    of_trained = map_params(with_frozen(params, labels), loss_fn)
+    return task_values_and_gradients(of_trained, trained, num_tasks, unroll)[1]
 
 
 def task_values_and_gradients(

@@ -1,19 +1,19 @@
-"""`ParamLabels`: leaves shared by all tasks, or the head of one; and masks."""
+"""`ParamLabels`: leaves shared by all tasks, heads of one, frozen leaves; and masks."""
 
-import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from numbers import Integral
 from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
-from jax.tree_util import keystr, tree_leaves_with_path
 
 from samo_jax._checks import check_function
-from samo_jax._jaxprs import Use, dependencies
 from samo_jax._tree import PyTree, zero_unless
 
 SHARED = "shared"
+FROZEN = "frozen"
+# Stands for the label that the losses give.
+INFER = "infer"
 
 
 ParamLabels: TypeAlias = PyTree | Callable[[PyTree], PyTree] | None
@@ -74,8 +74,14 @@ def mask_leaves(params: PyTree, mask: Mask, argument: str = "mask") -> PyTree:
 
 
 def check_labels(labels: PyTree, names: tuple[str, ...]) -> None:
-    """Raise if a label is neither `SHARED` nor the name of a task."""
-    known = {SHARED, *names}
+    """Raise if a label is neither `SHARED`, `FROZEN` nor the name of a task."""
+    reserved = sorted({SHARED, FROZEN} & {*names} & {*jax.tree.leaves(labels)})
+    if reserved:
+        raise ValueError(
+            f"`param_labels` must tell tasks apart, got {reserved[0]!r} where a task "
+            "has that name, too. Rename its loss."
+        )
+    known = {SHARED, FROZEN, *names}
     unknown = {
         repr(x)
         for x in jax.tree.leaves(labels)
@@ -83,8 +89,8 @@ def check_labels(labels: PyTree, names: tuple[str, ...]) -> None:
     }
     if unknown:
         raise ValueError(
-            f"`param_labels` must label every leaf 'shared' or with a task's name "
-            f"({', '.join(names)}); got {', '.join(sorted(unknown))}. "
+            f"`param_labels` must label every leaf 'shared', 'frozen' or with a task's "
+            f"name ({', '.join(names)}); got {', '.join(sorted(unknown))}. "
             "Rename the labels or the losses."
         )
 
@@ -93,6 +99,41 @@ def only_shared(tree: PyTree, labels: PyTree) -> PyTree:
     """`tree` without the leaves of task heads (None in their place)."""
     return jax.tree.map(
         lambda label, leaf: leaf if label == SHARED else None, labels, tree
+    )
+
+
+def only_trained(tree: PyTree, labels: PyTree) -> PyTree:
+    """`tree` without frozen leaves (None in their place)."""
+    if FROZEN not in jax.tree.leaves(labels):
+        return tree
+    return jax.tree.map(
+        lambda label, leaf: None if label == FROZEN else leaf, labels, tree
+    )
+
+
+def with_inferred_as(label: str, labels: PyTree) -> PyTree:
+    """The labels with this one where they are to be inferred."""
+    return jax.tree.map(lambda given: label if given == INFER else given, labels)
+
+
+def with_frozen(params: PyTree, labels: PyTree) -> Callable[[PyTree], PyTree]:
+    """A function that puts the frozen leaves of `params` beside trained ones."""
+
+    def whole(trained):
+        return jax.tree.map(
+            lambda label, leaf, new: leaf if label == FROZEN else new,
+            labels,
+            params,
+            trained,
+        )
+
+    return whole
+
+
+def zeros_where_frozen(tree: PyTree, params: PyTree) -> PyTree:
+    """`tree` with zeros like the parameters where it has no leaf."""
+    return jax.tree.map(
+        lambda leaf, new: jnp.zeros_like(leaf) if new is None else new, params, tree
     )
 
 
@@ -107,52 +148,3 @@ def mask_other_heads(
         return zero_unless(tasks.index(label) == i, leaf)
 
     return jax.tree.map(mask, eps, labels)
-
-
-def check_uses(labels: PyTree, tasks: tuple[str, ...], program: Any) -> None:
-    """Raise if a leaf is labelled with a task while another one's loss needs it.
-
-    Another one's loss does so certainly, or, but for masks and branches, where the
-    task's own loss does not depend on the leaf.
-    """
-    of_heads = [
-        (i, keystr(path), label)
-        for i, (path, label) in enumerate(tree_leaves_with_path(labels))
-        if label != SHARED
-    ]
-    if not of_heads:
-        return
-    try:
-        losses = dict(zip(tasks, dependencies(program), strict=True))
-    except Exception as error:
-        # A newer JAX may write programs in another way: no reason to stop a training.
-        warnings.warn(
-            "`param_labels` were not checked, as the program of `loss_fn` could not be "
-            f"read, got {error!r}. Please report it with the version of JAX.",
-            stacklevel=3,
-        )
-        return
-    for i, path, label in of_heads:
-        own = losses[label]
-        unused = own.use(i) == Use.NO
-        # A task without examples has a constant loss.
-        least = Use.LIKELY if unused and not own.is_constant() else Use.CERTAIN
-        users = [
-            name
-            for name, loss in losses.items()
-            if name != label and loss.use(i) >= least
-        ]
-        if users:
-            fault = f", not {label!r}" if unused else ", too"
-            label_then = users[0] if unused and len(users) == 1 else SHARED
-            raise ValueError(
-                "`param_labels` must label a leaf with the one task that uses it, got "
-                f"{label!r} for leaf '{path}', which {_some(users)} uses{fault}. "
-                f"Label it {label_then!r}."
-            )
-
-
-def _some(names: Sequence[str]) -> str:
-    """The first three names."""
-    shown = ", ".join(map(repr, names[:3]))
-    return f"{shown}, ..." if len(names) > 3 else shown

@@ -8,7 +8,14 @@ import optax
 from jax import lax
 
 from samo_jax._checks import ScalarOrSchedule, check_count, check_nonnegative, resolve
-from samo_jax._labels import SHARED, ParamLabels, label_leaves
+from samo_jax._labels import (
+    INFER,
+    SHARED,
+    ParamLabels,
+    label_leaves,
+    only_trained,
+    zeros_where_frozen,
+)
 from samo_jax._named import named
 from samo_jax._perturbations._radius import scale_to_radius
 from samo_jax._tree import (
@@ -104,16 +111,30 @@ def look_sam(
         )
     inner = optax.with_extra_args_support(inner)
 
+    def labels_of(params):
+        labels = label_leaves(params, param_labels)
+        if INFER in jax.tree.leaves(labels):
+            raise ValueError(
+                "`param_labels` cannot be inferred by look_sam(), got 'infer'. Infer "
+                "them first: `param_labels=samo_jax.infer_labels(loss_fn, params)`."
+            )
+        return labels
+
     def init(params):
+        trained = only_trained(params, labels_of(params))
         return LookSamState(
-            jnp.zeros((), jnp.int32), zeros_like_params(params), inner.init(params)
+            jnp.zeros((), jnp.int32), zeros_like_params(trained), inner.init(params)
         )
 
     def update(updates, state, params=None, **extra_args):
         step = state.step
-        labels = label_leaves(updates, param_labels)
+        like = updates if params is None else params
+        labels = labels_of(like)
+        trained = only_trained(updates, labels)
         g = scale_leaves(
-            updates, lambda _, label: 1 if label == SHARED else num_tasks, labels
+            trained,
+            lambda _, label: 1 if label == SHARED else num_tasks,
+            only_trained(labels, labels),
         )
         length = optax.tree.norm(g)
         finite = jnp.isfinite(length)
@@ -122,6 +143,7 @@ def look_sam(
             d, inner_state = inner.update(
                 updates, state.inner_state, params, **extra_args
             )
+            d = only_trained(d, labels)
             floats = as_floats(d)
             one_group = jax.tree.map(lambda _: SHARED, g)
             product = group_products(g, floats, one_group)[SHARED]
@@ -138,13 +160,14 @@ def look_sam(
                 lambda g, v, update: zero_unless(finite, g + weight * v).astype(
                     update.dtype
                 ),
-                *(g, state.orthogonal, updates),
+                *(g, state.orthogonal, trained),
             )
             return d, state.orthogonal, state.inner_state
 
         looks = (step >= start) & ((step - start) % every == 0)
         d, orthogonal, inner_state = lax.cond(looks, look, reuse)
         step = jnp.asarray(optax.safe_increment(step))
-        return d, LookSamState(step, orthogonal, inner_state)
+        state = LookSamState(step, orthogonal, inner_state)
+        return zeros_where_frozen(d, like), state
 
     return optax.GradientTransformationExtraArgs(init, update)

@@ -1,6 +1,7 @@
 """`multitask`: the Optax gradient transformation."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -15,10 +16,19 @@ from samo_jax._combiners._types import (
     check_combiner,
     init_combiner,
 )
-from samo_jax._labels import ParamLabels
+from samo_jax._labels import (
+    FROZEN,
+    INFER,
+    SHARED,
+    ParamLabels,
+    only_shared,
+    only_trained,
+    with_inferred_as,
+    zeros_where_frozen,
+)
 from samo_jax._named import named
 from samo_jax._perturbations._base import UNPERTURBED, Perturbation, check_perturbation
-from samo_jax._problem import check_all_params, make_problem
+from samo_jax._problem import checked_labels, make_problem
 from samo_jax._step._devices import AxisName, Devices
 from samo_jax._step._method import Method, States, check_gramian_block
 from samo_jax._step._step import take_step
@@ -86,10 +96,13 @@ def multitask(
         perturbation: the sharpness method, such as `global_sam()`.
         num_tasks: K, the number of losses.
         key: typed PRNG key or int, required if `perturbation` draws random numbers.
-        param_labels: labels that say of each leaf whether all tasks use it ("shared")
-            or one (its name: the path in the loss pytree such as "left", or its index 0
-            in a list): a pytree prefix of the parameters, or a function of them. None:
-            all shared. Labels that the losses contradict raise.
+        param_labels: label of each leaf: "shared" by the tasks; the name of the one
+            task that uses it (its path in the loss pytree such as "left", or its index
+            0 in a list); "frozen", if it is not trained: then it is neither perturbed
+            nor differentiated, takes no part in norms and Gramian, gets a zero update,
+            and may be of any dtype; or "infer", see `infer_labels`. A pytree prefix of
+            the parameters, or a function of them. None: all shared. Labels that the
+            losses contradict raise.
         unroll: True traces K passes, of which XLA drops the other tasks' heads; False
             loops with `lax.map`, for the compile time and nearly the memory of one
             task; an int maps in chunks of that many tasks, batched (slow for
@@ -160,13 +173,15 @@ def multitask(
     check_gramian_block(method, unroll)
 
     def init(params: PyTree) -> Any:
-        check_all_params(params)
+        states = _init_states(
+            method, num_tasks, params, checked_labels(params, param_labels)
+        )
         return MultitaskState(
             step=jnp.zeros((), jnp.int32),
             key=None if key is None else as_key(key),
             weights=uniform_weights(num_tasks),
-            combiner_state=init_combiner(combiner, params, num_tasks, param_labels),
-            perturbation_state=perturbation.init(params, num_tasks),
+            combiner_state=states.combiner,
+            perturbation_state=states.perturbation,
             skipped=jnp.zeros(num_tasks, jnp.int32),
         )
 
@@ -181,11 +196,10 @@ def multitask(
         task_mask: PyTree = None,
         **extra_args: Any,
     ) -> tuple[PyTree, Any]:
-        check_all_params(params)
         state = _checked_state(state, num_tasks)
         problem = make_problem(
             updates,
-            method.devices.varying(params),
+            params,
             num_tasks=num_tasks,
             loss_fn=loss_fn,
             probe_loss_fn=probe_loss_fn,
@@ -200,11 +214,11 @@ def multitask(
         )
         direction, outcome = take_step(
             method,
-            problem,
+            problem._replace(params=method.devices.varying(problem.params)),
             States(state.combiner_state, state.perturbation_state),
             task_mask_array(task_mask, problem.tasks),
         )
-        return direction, MultitaskState(
+        return zeros_where_frozen(direction, params), MultitaskState(
             step=jnp.asarray(optax.safe_increment(state.step)),
             key=state.key,
             weights=outcome.weights,
@@ -214,6 +228,33 @@ def multitask(
         )
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _init_states(
+    method: Method, num_tasks: int, params: PyTree, labels: PyTree
+) -> States:
+    """The first states; raise if they depend on labels that are to be inferred."""
+
+    def states(inferred_as):
+        known = with_inferred_as(inferred_as, labels)
+        trained = only_trained(params, known)
+        shared = only_shared(params, known)
+        return States(
+            init_combiner(method.combiner, shared, num_tasks),
+            method.perturbation.init(trained, num_tasks),
+        )
+
+    if INFER in jax.tree.leaves(labels):
+        shapes = [jax.eval_shape(partial(states, x)) for x in (SHARED, FROZEN)]
+        for name, shared, frozen in zip(States._fields, *shapes, strict=True):
+            if shared != frozen:
+                raise ValueError(
+                    f"`param_labels` cannot be inferred later, got 'infer' with "
+                    f"{getattr(method, name)!r}, whose state has the shapes of "
+                    "parameters. Infer them first: "
+                    "`param_labels=samo_jax.infer_labels(loss_fn, params)`."
+                )
+    return states(SHARED)
 
 
 def _checked_state(state: Any, num_tasks: int) -> MultitaskState:

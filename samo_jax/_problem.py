@@ -1,6 +1,7 @@
 """`Problem`: the arguments of one update, checked."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -8,19 +9,24 @@ import jax.numpy as jnp
 import optax
 
 from samo_jax._checks import check_floats, check_like, check_params, explained
+from samo_jax._label_uses import check_uses, resolve_labels
 from samo_jax._labels import (
+    FROZEN,
     ParamLabels,
     check_labels,
-    check_uses,
     label_leaves,
     mask_other_heads,
     only_shared,
+    only_trained,
+    with_frozen,
+    with_inferred_as,
 )
 from samo_jax._task_loop import Unroll
 from samo_jax._tasks import (
     LossFn,
     LossTree,
     check_loss_fn,
+    map_params,
     per_task,
     stack_losses,
     task_names,
@@ -30,6 +36,9 @@ from samo_jax._tree import PyTree, accumulator_dtype, displace, zero_unless
 
 class Problem(NamedTuple):
     """All that a perturbation may look at in one step.
+
+    Frozen leaves are not in it: None stands in their place in each tree, and functions
+    of the parameters have them inside.
 
     Attributes:
         loss_fn: params to K losses, as the user passed it to `update`.
@@ -44,6 +53,7 @@ class Problem(NamedTuple):
         step: shape (), int32, number of the step, for schedules.
         key: PRNG key of this step, or None.
         extra_args: the further extra arguments of `update`, for what a method needs.
+            Functions among them are of the parameters.
         unroll: way in which loops over tasks run, see `multitask`.
     """
 
@@ -103,29 +113,43 @@ def make_problem(
 ) -> Problem:
     """The `Problem` of an update; raise where its arguments do not fit together."""
     loss_fn = _required_loss_fn(loss_fn)
-    _check_updates(updates, params)
+    labels = checked_labels(params, param_labels)
     tasks, program = _trace_tasks(
         params, num_tasks, loss_fn, probe_loss_fn, sample_loss_fns
     )
-    labels = label_leaves(params, param_labels)
+    labels = resolve_labels(labels, tasks, program)
     check_labels(labels, tasks)
     check_uses(labels, tasks, program)
+    trained, updates = only_trained(params, labels), only_trained(updates, labels)
+    _check_updates(updates, trained)
     if "losses" in extra_args:
         losses = stack_losses(extra_args["losses"])
         extra_args = extra_args | {"losses": per_task("losses", losses, num_tasks, 0)}
+    of_trained = partial(map_params, with_frozen(params, labels))
     return Problem(
-        loss_fn=loss_fn,
-        probe_loss_fn=loss_fn if probe_loss_fn is None else probe_loss_fn,
-        sample_loss_fns=tuple(sample_loss_fns),
-        params=params,
+        loss_fn=of_trained(loss_fn),
+        probe_loss_fn=of_trained(loss_fn if probe_loss_fn is None else probe_loss_fn),
+        sample_loss_fns=tuple(map(of_trained, sample_loss_fns)),
+        params=trained,
         mean_grad=jax.tree.map(lambda g: zero_unless(jnp.isfinite(g), g), updates),
-        labels=labels,
+        labels=only_trained(labels, labels),
         tasks=tasks,
         step=step,
         key=key,
-        extra_args=extra_args,
+        extra_args={
+            name: of_trained(value) if callable(value) else value
+            for name, value in extra_args.items()
+        },
         unroll=unroll,
     )
+
+
+def checked_labels(params: PyTree | None, param_labels: ParamLabels) -> PyTree:
+    """The labels of parameters; raise unless trained ones are floats, none masked."""
+    _check_whole(params)
+    labels = label_leaves(params, param_labels)
+    check_params(only_trained(params, with_inferred_as(FROZEN, labels)))
+    return labels
 
 
 def _required_loss_fn(loss_fn: LossFn | None) -> LossFn:
@@ -139,8 +163,8 @@ def _required_loss_fn(loss_fn: LossFn | None) -> LossFn:
     return loss_fn
 
 
-def check_all_params(params: PyTree | None) -> None:
-    """Raise unless they are floating-point arrays, none masked."""
+def _check_whole(params: PyTree | None) -> None:
+    """Raise unless all parameters are there, none masked."""
     if params is None:
         raise ValueError(
             "`params` is required, got None: call tx.update(grads, state, params, "
@@ -153,9 +177,8 @@ def check_all_params(params: PyTree | None) -> None:
         raise ValueError(
             "`params` must be the whole parameters, got a masked leaf: "
             "samo/multitask is inside optax.masked or optax.partition. Chain those "
-            "after it, and tell task heads apart with `param_labels`."
+            "after it, and say with `param_labels` what is a task head or frozen."
         )
-    check_params(params)
 
 
 def _check_updates(updates: PyTree, params: PyTree) -> None:

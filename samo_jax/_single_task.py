@@ -4,6 +4,7 @@ import jax
 import optax
 
 from samo_jax._combiners.losses._mean import mean
+from samo_jax._labels import ParamLabels
 from samo_jax._multitask import multitask
 from samo_jax._named import named
 from samo_jax._perturbations._base import Perturbation
@@ -15,6 +16,7 @@ def single_task(
     perturbation: Perturbation,
     *,
     key: jax.Array | int | None = None,
+    param_labels: ParamLabels = None,
     axis_name: AxisName = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Any sharpness method for one loss, first in an `optax.chain`.
@@ -26,6 +28,7 @@ def single_task(
     Args:
         perturbation: the sharpness method, such as `sam()`.
         key: typed PRNG key or int, required if `perturbation` draws random numbers.
+        param_labels: see `multitask`; for leaves that are "frozen".
         axis_name: see `multitask`; for m-sharpness.
 
     Returns:
@@ -49,4 +52,11 @@ def single_task(
         >>> print(bool(jnp.all(jnp.abs(params - 1) < 0.05)))
         True
     """
-    return multitask(mean(), perturbation, num_tasks=1, key=key, axis_name=axis_name)
+    return multitask(
+        mean(),
+        perturbation,
+        num_tasks=1,
+        key=key,
+        param_labels=param_labels,
+        axis_name=axis_name,
+    )

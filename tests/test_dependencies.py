@@ -65,7 +65,7 @@ SCALARS = {
         [CERTAIN, NO],
     ),
     "relu": (lambda a, b: jax.nn.relu(a) + jax.nn.softplus(b), [CERTAIN, CERTAIN]),
-    "an own derivative": (lambda a, b: ROUND(a) + CLIP(b), [MAYBE, MAYBE]),
+    "an own derivative": (lambda a, b: ROUND(a) + CLIP(b), [LIKELY, LIKELY]),
     "a callback": (lambda a, b: host(a) + b, [MAYBE, CERTAIN]),
     "a reference": (lambda a, _: referred(a) * 1.0, [MAYBE, MAYBE]),
     "printed": (lambda a, b: (jax.debug.print("{}", b), a)[1], [CERTAIN, NO]),

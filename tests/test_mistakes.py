@@ -42,6 +42,15 @@ def of_a_batch(p, batch):
     return {"left": p["w"] @ batch, "right": p["v"] @ batch}
 
 
+def by_a_kernel(p):
+    shapes = [jax.ShapeDtypeStruct((), jnp.float32)] * 2
+    return jax.pure_callback(
+        lambda w, v: (w.sum(), v.sum()),
+        *(shapes, p["w"], p["v"]),
+        vmap_method="sequential",
+    )
+
+
 def by_path(path, leaf):
     return "shared" if leaf.ndim else path
 
@@ -206,6 +215,19 @@ LIBRARY = {
         samo(param_labels={"w": "left", "v": "right"})
     ),
     "labels of some parameters": lambda: update(samo(param_labels={"w": "shared"})),
+    "a task whose name is a label": lambda: update(
+        samo(param_labels={"w": "frozen", "v": "right"}),
+        lambda p: {"frozen": jnp.sum(p["w"]), "right": jnp.sum(p["v"])},
+    ),
+    "labels that no losses tell": lambda: samo_jax.infer_labels(
+        by_a_kernel, dict.fromkeys("wv", jnp.ones(2))
+    ),
+    "labels to be inferred for a memory": lambda: update(
+        multitask(perturbation=samo_jax.memory_sam(), param_labels="infer")
+    ),
+    "labels to be inferred by LookSAM": lambda: samo_jax.look_sam(
+        samo(param_labels="infer"), param_labels="infer"
+    ).init(PARAMS),
     "labels that are bools": lambda: update(samo(param_labels={"w": True, "v": False})),
     "a function of paths as labels": lambda: update(samo(param_labels=by_path)),
     "a mask in words": lambda: update(multitask(MEAN, samo_jax.sam(mask="no"))),

@@ -239,7 +239,7 @@ LOSSES = {
     "under jit": (jax.jit(heads), FAULTY),
     "under checkpoint": (jax.checkpoint(heads), FAULTY),
     "dropout": (lambda p: heads(p, dropped), FAULTY[1:]),
-    "a custom derivative": (lambda p: heads(p, gated), []),
+    "a custom derivative": (lambda p: heads(p, gated), FAULTY[1:]),
     "nothing for a task": (lambda p: heads(p) | {"left": 0.0}, IDLE),
 }
 
@@ -328,7 +328,7 @@ def test_labels_go_unchecked_where_a_program_cannot_be_read(monkeypatch):
     def fail(_program):
         raise KeyError("jaxpr")
 
-    monkeypatch.setattr("samo_jax._labels.dependencies", fail)
+    monkeypatch.setattr("samo_jax._label_uses.dependencies", fail)
     labels = {"w": "a"}  # Wrong: all tasks use it.
     tx = samo_jax.multitask(samo_jax.mean(), num_tasks=3, param_labels=labels)
     with pytest.warns(UserWarning, match="`param_labels` were not checked.*'jaxpr'"):

@@ -8,7 +8,6 @@ import jax.numpy as jnp
 
 from samo_jax._absent_tasks import fill_in, names_present, share_out
 from samo_jax._gramian import combine, gramian
-from samo_jax._labels import ParamLabels, label_leaves, only_shared
 from samo_jax._named import repr_of
 from samo_jax._tasks import per_task
 from samo_jax._tree import PyTree, cast_like, scale_leaves
@@ -87,16 +86,10 @@ def check_weighting(name: str, weighting: Any) -> None:
         )
 
 
-def init_combiner(
-    combiner: Combiner,
-    params: PyTree,
-    num_tasks: int,
-    param_labels: ParamLabels = None,
-) -> Any:
-    """The combiner's first state; an `Aggregator` gets the shared leaves."""
+def init_combiner(combiner: Combiner, shared: PyTree, num_tasks: int) -> Any:
+    """The combiner's first state, from the shared leaves of the parameters."""
     if isinstance(combiner, Weighting):
         return combiner.init(num_tasks)
-    shared = only_shared(params, label_leaves(params, param_labels))
     return combiner.init(shared, num_tasks)
 
 

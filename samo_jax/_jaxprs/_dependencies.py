@@ -81,6 +81,12 @@ _CALLS = {
     "remat2": "jaxpr",
     "shard_map": "jaxpr",
 }
+# Functions with a derivative of the user's own.
+_CUSTOM = {
+    "custom_jvp_call": "call_jaxpr",
+    "custom_vjp_call": "call_jaxpr",
+    "custom_vjp_call_jaxpr": "fun_jaxpr",
+}
 
 
 def dependencies(program: Any) -> list[Reach]:
@@ -93,7 +99,10 @@ def dependencies(program: Any) -> list[Reach]:
     """
     inputs = _opened(program).invars
     bits = [1 << (i + INPUTS) for i in range(len(inputs))]
-    values = [uniform(Reach(bit, bit, bit, bit)) for bit in bits]
+    values = [
+        of_dtype(uniform(Reach(bit, bit, bit, bit)), variable.aval)
+        for bit, variable in zip(bits, inputs, strict=True)
+    ]
     outputs = _Analysis().outputs(program, values)
     reaches = []
     for value, atom in zip(outputs, _opened(program).outvars, strict=True):
@@ -137,6 +146,8 @@ class _Analysis:
             return self.outputs(eqn.params[_CALLS[name]], values)
         if name == "custom_jvp_call" and _is_of_jax(eqn.params["call_jaxpr"]):
             return self.outputs(eqn.params["call_jaxpr"], values)
+        if name in _CUSTOM:
+            return _custom(eqn.params[_CUSTOM[name]], values)
         if name == "cond":
             branches = eqn.params["branches"]
             cases = [self.outputs(branch, values[1:]) for branch in branches]
@@ -226,6 +237,43 @@ def _invariant(turn: Callable[..., Any], carry: list[Value]) -> list[Value]:
     # Inputs on the way from one carried value to the next, in every later turn.
     maybe = reduce(or_, (whole(value).maybe for value in turn(carry)), maybe)
     return [uniform(Reach(maybe, whole(value).likely)) for value in carry]
+
+
+def _custom(program: Any, values: Sequence[Value]) -> list[Value]:
+    """The outputs of a function with a derivative of its own, by what they depend on.
+
+    An input that no output depends on is there for the derivative alone.
+    """
+    reaches, by_output = list(map(whole, values)), _value_inputs(program)
+    used = reduce(or_, by_output, 0)
+
+    def joint(inputs):
+        needed = [reach for i, reach in enumerate(reaches) if inputs >> i & 1]
+        return any_of([NOTHING, *needed])
+
+    maybe = joint(~used).maybe
+    found = map(joint, by_output)
+    return [uniform(Reach(maybe | one.maybe, one.likely)) for one in found]
+
+
+def _value_inputs(program: Any) -> list[int]:
+    """The inputs that the value of each output depends on, as bits."""
+    program = _opened(program)
+    found = {var: 1 << i for i, var in enumerate(program.invars)}
+    for eqn in program.eqns:
+        reads = [0 if hasattr(a, "val") else found.get(a, 0) for a in eqn.invars]
+        inner = eqn.params.get((_CALLS | _CUSTOM).get(eqn.primitive.name))
+        if inner is None:
+            outs = [reduce(or_, reads, 0)] * len(eqn.outvars)
+        else:
+            outs = [
+                reduce(
+                    or_, (read for i, read in enumerate(reads) if inputs >> i & 1), 0
+                )
+                for inputs in _value_inputs(inner)
+            ]
+        found |= zip(eqn.outvars, outs, strict=True)
+    return [0 if hasattr(a, "val") else found.get(a, 0) for a in program.outvars]
 
 
 def _opened(program: Any) -> Any:
