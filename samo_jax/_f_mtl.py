@@ -9,7 +9,7 @@ import optax
 from samo_jax._checks import ScalarOrSchedule
 from samo_jax._combiners._types import (
     Aggregator,
-    Weighting,
+    Combiner,
     check_combiner,
     combiner_update,
     init_combiner,
@@ -41,7 +41,7 @@ class SeparateState(NamedTuple):
 
 @named
 def f_mtl(
-    combiner: Weighting | Aggregator,
+    combiner: Combiner,
     rho: ScalarOrSchedule = 0.05,
     *,
     adaptive: bool = False,
@@ -126,7 +126,7 @@ def f_mtl(
     )
 
 
-def _separately(combiner: Weighting | Aggregator) -> Aggregator:
+def _separately(combiner: Combiner) -> Aggregator:
     check_combiner(combiner)
     combine_gradients = combiner_update(combiner)
 

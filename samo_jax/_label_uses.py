@@ -73,7 +73,14 @@ def resolve_labels(labels: PyTree, tasks: tuple[str, ...], program: Any) -> PyTr
     """Labels with those that the losses give in place of "infer"."""
     if INFER not in jax.tree.leaves(labels):
         return labels
-    losses = dict(zip(tasks, dependencies(program), strict=True))
+    try:
+        losses = dict(zip(tasks, dependencies(program), strict=True))
+    except Exception as error:
+        raise ValueError(
+            "`param_labels` cannot be inferred, as the program of `loss_fn` could not "
+            f"be read, got {error!r}. Label leaves yourself; please report it with the "
+            "version of JAX."
+        ) from error
     leaves = [
         _inferred(losses, i, keystr(path)) if label == INFER else label
         for i, (path, label) in enumerate(tree_leaves_with_path(labels))

@@ -10,12 +10,7 @@ import optax
 
 from samo_jax._absent_tasks import task_mask_array
 from samo_jax._checks import as_key, check_count, check_key
-from samo_jax._combiners._types import (
-    Aggregator,
-    Weighting,
-    check_combiner,
-    init_combiner,
-)
+from samo_jax._combiners._types import Combiner, check_combiner, init_combiner
 from samo_jax._labels import (
     FROZEN,
     INFER,
@@ -60,7 +55,7 @@ class MultitaskState(NamedTuple):
 
 @named
 def multitask(
-    combiner: Weighting | Aggregator,
+    combiner: Combiner,
     perturbation: Perturbation | None = None,
     *,
     num_tasks: int,

@@ -4,7 +4,7 @@ import jax
 import optax
 
 from samo_jax._checks import ScalarOrSchedule
-from samo_jax._combiners._types import Aggregator, Weighting
+from samo_jax._combiners._types import Combiner
 from samo_jax._labels import ParamLabels
 from samo_jax._multitask import multitask
 from samo_jax._named import named
@@ -17,7 +17,7 @@ from samo_jax._task_loop import Unroll
 
 @named
 def samo(
-    combiner: Weighting | Aggregator,
+    combiner: Combiner,
     rho: ScalarOrSchedule = 0.05,
     *,
     alpha: Alpha = 0.5,

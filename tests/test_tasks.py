@@ -333,6 +333,8 @@ def test_labels_go_unchecked_where_a_program_cannot_be_read(monkeypatch):
     tx = samo_jax.multitask(samo_jax.mean(), num_tasks=3, param_labels=labels)
     with pytest.warns(UserWarning, match="`param_labels` were not checked.*'jaxpr'"):
         tx.update(PARAMS, tx.init(PARAMS), PARAMS, loss_fn=losses)
+    with pytest.raises(ValueError, match=r"`param_labels` cannot be inferred.*'jaxpr'"):
+        samo_jax.infer_labels(losses, PARAMS)
 
 
 @pytest.mark.parametrize("baseline", [0.0, -0.0, np.nan, np.inf, -np.inf])
