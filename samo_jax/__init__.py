@@ -3,6 +3,7 @@
 from importlib import metadata as _metadata
 
 from samo_jax._absent_tasks import keep_finite
+from samo_jax._by_task import by_task
 from samo_jax._combiners import _registry as _combiner_registry
 from samo_jax._combiners._registry import *
 from samo_jax._config import config
@@ -30,6 +31,7 @@ __all__ = [
     "MultitaskState",
     "Problem",
     "__version__",
+    "by_task",
     "combine",
     "config",
     "conflict_rate",

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from samo_jax._by_task import map_params
 from samo_jax._checks import check_params, explained
 from samo_jax._label_uses import inferred
 from samo_jax._labels import ParamLabels, only_trained, with_frozen, zeros_where_frozen
@@ -15,7 +16,6 @@ from samo_jax._tasks import (
     LossFn,
     check_loss_fn,
     losses_of,
-    map_params,
     stack_losses,
     task_names,
 )
@@ -122,7 +122,7 @@ def task_gradients(
     trained = only_trained(params, labels)
     check_params(trained)
     num_tasks = len(task_names(jax.eval_shape(loss_fn, params)))
-    of_trained = map_params(with_frozen(params, labels), loss_fn)
+    of_trained = map_params(loss_fn, with_frozen(params, labels))
     return task_values_and_gradients(of_trained, trained, num_tasks, unroll)[1]
 
 

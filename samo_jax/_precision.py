@@ -1,6 +1,5 @@
 """`mixed_precision`: losses in half precision, of parameters kept in float32."""
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -8,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike, DTypeLike
 
+from samo_jax._by_task import map_params
 from samo_jax._checks import check_params, check_positive, is_scalar
 from samo_jax._tasks import losses_of
 from samo_jax._tree import PyTree, accumulator_dtype
@@ -73,19 +73,20 @@ def mixed_precision(
         _check_loss_scale(loss_scale)
         loss_scale = jnp.asarray(loss_scale, accumulator_dtype())
 
-    @functools.wraps(loss_fn)
-    def cast_loss_fn(params, *args, **kwargs):
+    def to_half(params):
         _check_masters(params)
         if loss_scale is not None:
             params = _scale_cotangents(params, 1 / loss_scale)
-        output = loss_fn(_cast(params, dtype), *args, **kwargs)
+        return _cast(params, dtype)
+
+    def to_masters(output):
         # In float32 before they are scaled: S itself may be more than `dtype` holds.
         losses = _cast(losses_of(output, has_aux), accumulator_dtype())
         if loss_scale is not None:
             losses = _scale_cotangents(losses, loss_scale)
         return (losses, output[1]) if has_aux else losses
 
-    return cast_loss_fn
+    return map_params(loss_fn, to_half, to_masters)
 
 
 def _cast(tree: PyTree, dtype: DTypeLike) -> PyTree:

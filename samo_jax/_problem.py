@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from samo_jax._by_task import map_params
 from samo_jax._checks import check_floats, check_like, check_params, explained
 from samo_jax._label_uses import check_uses, resolve_labels
 from samo_jax._labels import (
@@ -26,7 +27,6 @@ from samo_jax._tasks import (
     LossFn,
     LossTree,
     check_loss_fn,
-    map_params,
     per_task,
     stack_losses,
     task_names,
@@ -125,7 +125,7 @@ def make_problem(
     if "losses" in extra_args:
         losses = stack_losses(extra_args["losses"])
         extra_args = extra_args | {"losses": per_task("losses", losses, num_tasks, 0)}
-    of_trained = partial(map_params, with_frozen(params, labels))
+    of_trained = partial(map_params, fn=with_frozen(params, labels))
     return Problem(
         loss_fn=of_trained(loss_fn),
         probe_loss_fn=of_trained(loss_fn if probe_loss_fn is None else probe_loss_fn),

@@ -1,6 +1,5 @@
 """`LossFn` and tasks: their losses, names, and arrays with one number per task."""
 
-from collections.abc import Callable
 from numbers import Number
 from typing import Any, Protocol, TypeAlias
 
@@ -26,11 +25,6 @@ class LossFn(Protocol):
     def __call__(self, params: PyTree, /) -> LossTree:
         """Return the K task losses at `params`."""
         ...
-
-
-def map_params(fn: Callable[[PyTree], PyTree], loss_fn: LossFn) -> LossFn:
-    """The loss function (which may take more) of `fn(params)`."""
-    return lambda params, *args, **kwargs: loss_fn(fn(params), *args, **kwargs)
 
 
 def losses_of(output: Any, has_aux: bool) -> LossTree:

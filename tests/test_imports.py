@@ -15,7 +15,7 @@ LAYERS = {
         ["_config", "_named", "_registry", "_tree"],
         ["_checks", "_diagnostics", "_gramian", "_jaxprs"],
         ["_labels", "_shapley", "_task_loop", "_tasks"],
-        ["_label_uses"],
+        ["_by_task", "_label_uses"],
         ["_absent_tasks", "_precision", "_problem", "_shared_points", "_spsa"],
         ["_gradients"],
         ["_combiners", "_perturbations"],
