@@ -8,13 +8,14 @@ import jax.numpy as jnp
 import optax
 
 from samo_jax._absent_tasks import task_mask_array
-from samo_jax._checks import as_key, check_count, check_key
+from samo_jax._checks import check_count, check_key
 from samo_jax._combiners._types import (
     Aggregator,
     Weighting,
     check_combiner,
     init_combiner,
 )
+from samo_jax._keys import raw_key, typed_key
 from samo_jax._labels import ParamLabels
 from samo_jax._named import named
 from samo_jax._perturbations._base import UNPERTURBED, Perturbation, check_perturbation
@@ -32,7 +33,7 @@ class MultitaskState(NamedTuple):
 
     Attributes:
         step: shape (), int32, updates done so far.
-        key: the PRNG key as given (draws fold in the step), or None.
+        key: the data of the PRNG key as given, uint32, or None. Draws fold in the step.
         weights: shape (K,), float32 (float64 under x64), the weights of the last update
             in task order; uniform before the first.
         combiner_state: state of the combiner.
@@ -163,7 +164,7 @@ def multitask(
         check_all_params(params)
         return MultitaskState(
             step=jnp.zeros((), jnp.int32),
-            key=None if key is None else as_key(key),
+            key=None if key is None else raw_key(key),
             weights=uniform_weights(num_tasks),
             combiner_state=init_combiner(combiner, params, num_tasks, param_labels),
             perturbation_state=perturbation.init(params, num_tasks),
@@ -192,9 +193,9 @@ def multitask(
             sample_loss_fns=sample_loss_fns,
             param_labels=param_labels,
             step=state.step,
-            key=state.key
-            if state.key is None
-            else jax.random.fold_in(state.key, state.step),
+            key=None
+            if key is None
+            else jax.random.fold_in(typed_key(state.key, key), state.step),
             extra_args=extra_args,
             unroll=unroll,
         )

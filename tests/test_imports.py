@@ -14,7 +14,7 @@ LAYERS = {
     "samo_jax": [
         ["_config", "_named", "_registry", "_tree"],
         ["_checks", "_diagnostics", "_gramian", "_jaxprs"],
-        ["_labels", "_shapley", "_task_loop", "_tasks"],
+        ["_keys", "_labels", "_shapley", "_task_loop", "_tasks"],
         ["_absent_tasks", "_precision", "_problem", "_shared_points", "_spsa"],
         ["_gradients"],
         ["_combiners", "_perturbations"],
