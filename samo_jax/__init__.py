@@ -13,6 +13,7 @@ from samo_jax._gradients import mean_value_and_grad, task_gradients
 from samo_jax._gramian import combine, gramian
 from samo_jax._label_uses import infer_labels
 from samo_jax._look_sam import look_sam
+from samo_jax._masked_mean import masked_mean
 from samo_jax._multitask import MultitaskState, multitask
 from samo_jax._perturbations import _registry as _perturbation_registry
 from samo_jax._perturbations._registry import *
@@ -43,6 +44,7 @@ __all__ = [
     "infer_labels",
     "keep_finite",
     "look_sam",
+    "masked_mean",
     "mean_value_and_grad",
     "mixed_precision",
     "multitask",

@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import optax
 
 from samo_jax._absent_tasks import task_mask_array
-from samo_jax._checks import as_key, check_count, check_key
+from samo_jax._checks import check_count, check_key
 from samo_jax._combiners._types import Combiner, check_combiner, init_combiner
+from samo_jax._keys import raw_key, typed_key
 from samo_jax._labels import (
     FROZEN,
     INFER,
@@ -37,7 +38,7 @@ class MultitaskState(NamedTuple):
 
     Attributes:
         step: shape (), int32, updates done so far.
-        key: the PRNG key as given (draws fold in the step), or None.
+        key: the data of the PRNG key as given, uint32, or None. Draws fold in the step.
         weights: shape (K,), float32 (float64 under x64), the weights of the last update
             in task order; uniform before the first.
         combiner_state: state of the combiner.
@@ -173,7 +174,7 @@ def multitask(
         )
         return MultitaskState(
             step=jnp.zeros((), jnp.int32),
-            key=None if key is None else as_key(key),
+            key=None if key is None else raw_key(key),
             weights=uniform_weights(num_tasks),
             combiner_state=states.combiner,
             perturbation_state=states.perturbation,
@@ -201,9 +202,9 @@ def multitask(
             sample_loss_fns=sample_loss_fns,
             param_labels=param_labels,
             step=state.step,
-            key=state.key
-            if state.key is None
-            else jax.random.fold_in(state.key, state.step),
+            key=None
+            if key is None
+            else jax.random.fold_in(typed_key(state.key, key), state.step),
             extra_args=extra_args,
             unroll=unroll,
         )

@@ -110,7 +110,7 @@ def test_one_task_with_random_weights():
     tx = single_task(method)
     state = tx.init(params)
     grads = jax.grad(lambda p: jnp.mean(total_examples(p, data)))(params)
-    key = jax.random.fold_in(state.key, state.step)
+    key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
     eps = method.perturb(method.prepare(problem(params, grads, key), ()), 0)
     point = add(params, eps)
     growth = total_examples(point, data) - total_examples(params, data)

@@ -163,7 +163,7 @@ def test_faults_come_and_go(perturbation):
     state = tx.init(params)
     for fault in (NO_FAULT, FAULTS["NaN loss"], NO_FAULT):
         direction, state = update(tx, state, params, fault)
-        chex.assert_tree_all_finite((direction, without_keys(state)))
+        chex.assert_tree_all_finite((direction, state))
         assert all(np.any(direction[name]) for name in ("body", "a", "c"))
         assert np.any(direction["b"]) == (fault == NO_FAULT)
     np.testing.assert_array_equal(state.skipped, [0, 1, 0])
@@ -526,7 +526,7 @@ def test_learns_through_faults():
         fault = faults[rng.integers(len(faults))]
         updates, state = update(tx, state, params, fault, task_mask=mask)
         params = optax.apply_updates(params, updates)
-        chex.assert_tree_all_finite((params, without_keys(state)))
+        chex.assert_tree_all_finite((params, state))
     losses, start = task_losses(params), task_losses(initial_params())
     assert all(losses[name] < 0.1 * start[name] for name in TARGETS)
     assert optax.tree.get(state, "skipped")[1] > 100

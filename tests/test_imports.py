@@ -13,8 +13,8 @@ PACKAGE = Path(samo_jax.__file__).parent
 LAYERS = {
     "samo_jax": [
         ["_config", "_named", "_registry", "_tree"],
-        ["_checks", "_diagnostics", "_gramian", "_jaxprs"],
-        ["_labels", "_shapley", "_task_loop", "_tasks"],
+        ["_checks", "_diagnostics", "_gramian", "_jaxprs", "_masked_mean"],
+        ["_keys", "_labels", "_shapley", "_task_loop", "_tasks"],
         ["_by_task", "_label_uses"],
         ["_absent_tasks", "_precision", "_problem", "_shared_points", "_spsa"],
         ["_gradients"],

@@ -292,7 +292,16 @@ LIBRARY = {
     "the state of another optimiser": lambda: update(
         samo(), state=optax.adam(1e-3).init(PARAMS)
     ),
+    "typed keys in a state": lambda: update(
+        samo(), state=samo().init(PARAMS)._replace(key=jax.random.key(0))
+    ),
     # Pure functions
+    "weights as a mask of labels": lambda: samo_jax.masked_mean(
+        jnp.ones((3, 2)), jnp.ones(3)
+    ),
+    "a mask of other examples": lambda: samo_jax.masked_mean(
+        jnp.ones((3, 2)), jnp.ones(2, bool)
+    ),
     "a Gramian that is not square": lambda: samo_jax.mgda_weights(jnp.ones((2, 3))),
     "a Gramian of no task": lambda: samo_jax.mgda_weights(jnp.ones((0, 0))),
     "a complex Gramian": lambda: samo_jax.mgda_weights(EYE * 1j),

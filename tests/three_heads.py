@@ -135,9 +135,7 @@ def reference_direction(state=None, scale=1.0, **hyperparams):
 
 
 def assert_close(actual, desired, rtol=1e-5, atol=1e-6):
-    chex.assert_trees_all_close(
-        *map(without_keys, (actual, desired)), rtol=rtol, atol=atol
-    )
+    chex.assert_trees_all_close(actual, desired, rtol=rtol, atol=atol)
 
 
 def without_keys(tree):
@@ -160,7 +158,7 @@ def average(trees):
 
 
 def assert_finite(tree):
-    assert all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(without_keys(tree)))
+    assert all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree))
 
 
 def types(tree):

@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from samo_jax._checks import as_key, check_key
+from samo_jax._checks import check_key
 from samo_jax._combiners._types import Weighting
+from samo_jax._keys import raw_key, typed_key
 from samo_jax._tasks import present_tasks
 
 
@@ -16,7 +17,7 @@ class KeyedState(NamedTuple):
     """State of a combiner that draws random numbers.
 
     Attributes:
-        draw_key: the PRNG key as given; draws fold in `draws`.
+        draw_key: the data of the PRNG key as given, uint32; draws fold in `draws`.
         draws: shape (), int32, updates done so far.
         memory: the method's own state.
     """
@@ -38,11 +39,11 @@ def keyed_weighting(
     check_key(key)
 
     def init_keyed(num_tasks: int) -> KeyedState:
-        return KeyedState(as_key(key), jnp.zeros((), jnp.int32), init(num_tasks))
+        return KeyedState(raw_key(key), jnp.zeros((), jnp.int32), init(num_tasks))
 
     def update_keyed(gramian, state, *, present=None, **extra_args):
         del extra_args
-        drawn = jax.random.fold_in(state.draw_key, state.draws)
+        drawn = jax.random.fold_in(typed_key(state.draw_key, key), state.draws)
         present = present_tasks(present, gramian.shape[0])
         weights, memory = update(drawn, gramian, state.memory, present)
         draws = jnp.asarray(optax.safe_increment(state.draws))

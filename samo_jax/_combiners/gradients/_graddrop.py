@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from samo_jax._checks import Vector, as_key, as_numbers, check_key
+from samo_jax._checks import Vector, as_numbers, check_key
 from samo_jax._combiners._types import Aggregator
+from samo_jax._keys import raw_key, typed_key
 from samo_jax._named import named
 from samo_jax._tasks import per_task, uniform_weights
 from samo_jax._tree import accumulator_dtype, safe_divide
@@ -18,7 +19,7 @@ class GradDropState(NamedTuple):
     """State of `graddrop`.
 
     Attributes:
-        key: the PRNG key as given; draws fold in the step.
+        key: the data of the PRNG key as given, uint32; draws fold in the step.
         step: shape (), int32, updates done.
     """
 
@@ -67,13 +68,13 @@ def graddrop(key: jax.Array | int, leak: Vector = 0.0) -> Aggregator:
 
     def init(params, num_tasks):
         del params, num_tasks
-        return GradDropState(as_key(key), jnp.zeros((), jnp.int32))
+        return GradDropState(raw_key(key), jnp.zeros((), jnp.int32))
 
     def update(task_grads, state, *, losses, present=None, **extra_args):
         del extra_args
         weights = uniform_weights(len(losses), present)
         leaks = per_task("leak", leak, len(losses), 0)
-        draw = jax.random.fold_in(state.key, state.step)
+        draw = jax.random.fold_in(typed_key(state.key, key), state.step)
         leaves, treedef = jax.tree.flatten(task_grads)
         direction = [
             _drop(jax.random.fold_in(draw, i), leaf, leaks, jnp.max(weights))

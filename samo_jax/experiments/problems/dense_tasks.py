@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+import samo_jax
 from samo_jax.experiments.problems.tasks import Observed, Task
 
 
@@ -34,7 +35,7 @@ def segmentation_loss(output: jax.Array, label: jax.Array) -> jax.Array:
     cross_entropy = optax.softmax_cross_entropy_with_integer_labels(
         output, jnp.where(valid, label, 0)
     )
-    return _mean(cross_entropy, valid)
+    return samo_jax.masked_mean(cross_entropy, valid)
 
 
 def observe_segmentation(output: jax.Array, label: jax.Array) -> Observed:
@@ -71,7 +72,7 @@ def depth_loss(output: jax.Array, label: jax.Array) -> jax.Array:
         output: depths, (N, H, W, 1).
         label: depths, (N, H, W, 1); valid where positive (MTAN: not zero).
     """
-    return _mean(jnp.abs(output - label), label > 0)
+    return samo_jax.masked_mean(jnp.abs(output - label), label > 0)
 
 
 def observe_depth(output: jax.Array, label: jax.Array) -> Observed:
@@ -109,7 +110,7 @@ def normals_loss(output: jax.Array, label: jax.Array) -> jax.Array:
         label: vectors of any positive length, (N, H, W, 3); valid where not zero.
     """
     cosine = jnp.sum(_unit(output) * _unit(label), axis=-1)
-    return _mean(1 - cosine, jnp.any(label != 0, axis=-1))
+    return samo_jax.masked_mean(1 - cosine, jnp.any(label != 0, axis=-1))
 
 
 def observe_normals(output: jax.Array, label: jax.Array) -> Observed:
@@ -177,11 +178,6 @@ NORMALS = Task(
         "within_30": "%",
     },
 )
-
-
-def _mean(values: jax.Array, valid: jax.Array) -> jax.Array:
-    """Mean of the valid ones; 0 if there is none."""
-    return jnp.where(valid, values, 0).sum() / jnp.maximum(valid.sum(), 1)
 
 
 def _unit(vectors: jax.Array) -> jax.Array:

@@ -135,11 +135,11 @@ class Trainer:
             history = jax.block_until_ready(history)
             past.seconds[-1].append((time.perf_counter() - start) / len(history))
             history = jax.device_get(history)
-            past.losses.append(float(np.mean(jax.tree.leaves(history))))
+            past.losses.append(_mean(*jax.tree.leaves(history)))
             if epoch in evaluated:
                 evaluation = Evaluation(
                     epoch=epoch,
-                    loss=jax.tree.map(lambda *steps: float(np.mean(steps)), *history),
+                    loss=jax.tree.map(_mean, *history),
                     metrics=self.evaluate(params, state),
                     agreement=(
                         self._diagnose(params, opt_state, state)
@@ -197,6 +197,12 @@ class Trainer:
             }
 
         return jax.jit(observe, out_shardings=self._devices.replicated)
+
+
+def _mean(*losses: np.ndarray) -> float:
+    """Mean of the losses, but for those of batches without a label, which are NaN."""
+    known = [loss for loss in losses if not np.isnan(loss)]
+    return float(np.mean(known)) if known else float("nan")
 
 
 def trainers_of(method: Method, benchmark: Benchmark, **options: Any) -> list[Trainer]:

@@ -70,7 +70,9 @@ def mean_cosines(
         labels=jax.tree.broadcast(task_labels(tasks, params), params),
         tasks=tasks,
         step=state.step,
-        key=None if state.key is None else jax.random.fold_in(state.key, state.step),
+        key=None
+        if state.key is None
+        else jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step),
         extra_args={},
         unroll=None,
     )
