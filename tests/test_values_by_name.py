@@ -11,6 +11,8 @@ import pytest
 import samo_jax
 from samo_jax._combiners._types import combiner_update, init_combiner
 
+from tiers import mostly_slow
+
 TASKS = ("depth", "normals", "seg")
 NUMBERS = [0.2, 0.3, 0.5]
 NAMED = {"seg": 0.5, "depth": 0.2, "normals": 0.3}
@@ -41,6 +43,8 @@ FACTORIES = {
     "grouped": lambda x: samo_jax.grouped(samo_jax.constant(x)),
 }
 
+QUICK = {"constant", "upgrad", "graddrop", "smoothed", "log_losses"}
+
 
 def update(combiner, **extra_args):
     state = init_combiner(combiner, jnp.zeros(4), 3)
@@ -56,7 +60,7 @@ def update(combiner, **extra_args):
     return direction, weights
 
 
-@pytest.mark.parametrize("name", FACTORIES)
+@pytest.mark.parametrize("name", mostly_slow(FACTORIES, but=QUICK))
 def test_names_stand_for_positions(name):
     wanted = update(FACTORIES[name](NUMBERS))
     jax.tree.map(np.testing.assert_array_equal, update(FACTORIES[name](NAMED)), wanted)
@@ -64,7 +68,7 @@ def test_names_stand_for_positions(name):
     jax.tree.map(np.testing.assert_array_equal, found, wanted)
 
 
-@pytest.mark.parametrize("name", FACTORIES)
+@pytest.mark.parametrize("name", mostly_slow(FACTORIES, but=QUICK))
 def test_other_names_raise(name):
     wrong = {"seg": 0.5, "depth": 0.2, "normal": 0.3}
     with pytest.raises(ValueError, match="unknown: normal; missing: normals"):
