@@ -1,7 +1,7 @@
 """Checks of arguments, whichever function takes them."""
 
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from numbers import Integral, Real
 from typing import Any, TypeAlias, TypeGuard
@@ -145,6 +145,8 @@ def _shape_or_nothing(shapes: dict[str, tuple[int, ...]], path: str) -> str:
 
 
 Vector: TypeAlias = ArrayLike | Sequence[float]
+# A mapping is a pytree in the structure of the losses.
+TaskValues: TypeAlias = Vector | Mapping[str, Any]
 ScalarOrSchedule: TypeAlias = ArrayLike | Callable[[jax.Array], ArrayLike]
 
 # By type, where these go that are taken for a radius.
@@ -259,7 +261,7 @@ def as_numbers(name: str, values: Any) -> np.ndarray:
         ) from None
 
 
-def check_offset(offset: Vector) -> None:
+def check_offset(offset: TaskValues) -> None:
     """Raise unless it is one finite number, or one per task."""
     if isinstance(offset, jax.core.Tracer):
         return
@@ -271,7 +273,7 @@ def check_offset(offset: Vector) -> None:
         )
 
 
-def check_preference(preference: Vector | None) -> None:
+def check_preference(preference: TaskValues | None) -> None:
     """Raise unless the preference is a direction in the non-negative orthant."""
     if preference is None or isinstance(preference, jax.core.Tracer):
         return

@@ -91,10 +91,10 @@ class Problem(NamedTuple):
         return only_shared(tree, self.labels)
 
     def combiner_args(self, losses: jax.Array, present: jax.Array) -> dict[str, Any]:
-        """Losses (NaN where absent), who is present, and the user's arguments."""
+        """Losses (NaN where absent), presence, names, and the user's arguments."""
         args = {"losses": losses.astype(accumulator_dtype()), **self.extra_args}
         losses = jnp.where(present, args["losses"], jnp.nan)
-        return args | {"losses": losses, "present": present}
+        return args | {"losses": losses, "present": present, "tasks": self.tasks}
 
 
 def make_problem(

@@ -1,14 +1,15 @@
 """`LossFn` and tasks: their losses, names, and arrays with one number per task."""
 
+from collections.abc import Mapping
 from numbers import Number
 from typing import Any, Protocol, TypeAlias
 
 import jax
 import jax.numpy as jnp
-from jax.tree_util import keystr
+from jax.tree_util import all_leaves, keystr, tree_leaves_with_path
 from jax.typing import ArrayLike
 
-from samo_jax._checks import Vector, check_function
+from samo_jax._checks import TaskValues, check_function, is_scalar
 from samo_jax._tree import PyTree, accumulator_dtype, safe_divide
 
 LossTree: TypeAlias = Any
@@ -77,7 +78,7 @@ def _has_aux(losses: LossTree, num_tasks: int | None, argument: str) -> bool:
     """Whether these are losses beside other data, rather than two wrong losses."""
     if not (isinstance(losses, tuple) and len(losses) == 2):
         return False
-    if num_tasks is None and all(map(jax.tree_util.all_leaves, ([x] for x in losses))):
+    if num_tasks is None and all(map(all_leaves, ([x] for x in losses))):
         return False
     try:
         _task_names(losses[0], num_tasks, argument)
@@ -89,15 +90,15 @@ def _has_aux(losses: LossTree, num_tasks: int | None, argument: str) -> bool:
 def _task_names(
     losses: LossTree, num_tasks: int | None, argument: str
 ) -> tuple[str, ...]:
-    paths_and_leaves = jax.tree_util.tree_leaves_with_path(losses)
+    paths_and_leaves = tree_leaves_with_path(losses)
     for path, leaf in paths_and_leaves:
         if not (hasattr(leaf, "dtype") or isinstance(leaf, Number)):
             raise ValueError(
                 f"`{argument}` must return a pytree of scalars, got leaf "
-                f"'{keystr(path, simple=True, separator='/')}' of type {type(leaf)}. "
+                f"'{_name_of(path)}' of type {type(leaf)}. "
                 "Return the losses alone, as JAX arrays."
             )
-    names = [keystr(path, simple=True, separator="/") for path, _ in paths_and_leaves]
+    names = [_name_of(path) for path, _ in paths_and_leaves]
     shapes = [jnp.shape(leaf) for _, leaf in paths_and_leaves]
     if len(shapes) == 1 and len(shapes[0]) == 1:
         names, shapes = [str(i) for i in range(shapes[0][0])], [()]
@@ -126,6 +127,46 @@ def _task_names(
     return tuple(names)
 
 
+def _name_of(path: Any) -> str:
+    return keystr(path, simple=True, separator="/")
+
+
+def values_by_name(name: str, values: Any) -> dict[str, Any] | None:
+    """The numbers of a pytree in the structure of the losses, by the tasks' names.
+
+    None: it is a number, an array or a sequence, which names no task.
+    """
+    nameless = isinstance(values, list | tuple) and not hasattr(values, "_fields")
+    if values is None or nameless or all_leaves([values]):
+        return None
+    found = {_name_of(path): leaf for path, leaf in tree_leaves_with_path(values)}
+    for task, value in found.items():
+        if not is_scalar(value):
+            raise ValueError(
+                f"`{name}` must have one real number per task, got {value!r} for "
+                f"'{task}'. Give it the structure of the losses."
+            )
+    return found
+
+
+def in_task_order(name: str, values: Mapping[str, Any], tasks: tuple[str, ...]) -> Any:
+    """The numbers in the order of the tasks; raise unless the names are the same."""
+    if set(values) != set(tasks):
+        wrong = {
+            "unknown": [task for task in values if task not in tasks],
+            "missing": [task for task in tasks if task not in values],
+        }
+        said = [f"{what}: {', '.join(of)}" for what, of in wrong.items() if of]
+        raise ValueError(
+            f"`{name}` must name the tasks, {', '.join(tasks)}, got "
+            f"{', '.join(values) or 'none'} ({'; '.join(said)}). Name them like the "
+            "losses."
+        )
+    ordered = [values[task] for task in tasks]
+    traced = any(isinstance(value, jax.core.Tracer) for value in ordered)
+    return jnp.stack(list(map(jnp.asarray, ordered))) if traced else ordered
+
+
 def select_loss(losses: LossTree, task: int | jax.Array) -> jax.Array:
     """The loss of one task; a Python index lets JAX drop the other tasks' passes."""
     return select_leaf(loss_leaves(losses), task)
@@ -137,10 +178,11 @@ def select_leaf(leaves: list[jax.Array], task: int | jax.Array) -> jax.Array:
 
 
 def per_task(
-    name: str, values: Vector | None, num_tasks: int, default: ArrayLike
+    name: str, values: TaskValues | None, num_tasks: int, default: ArrayLike
 ) -> jax.Array:
     """`values` (one for all, or K of them; None: `default`) as a (K,) array."""
-    vector = jnp.asarray(default if values is None else values, accumulator_dtype())
+    given: Any = default if values is None else values
+    vector = jnp.asarray(given, accumulator_dtype())
     if vector.shape not in {(), (num_tasks,)}:
         raise ValueError(
             f"`{name}` must be one number per task, shape ({num_tasks},), got shape "

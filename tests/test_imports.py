@@ -29,7 +29,7 @@ LAYERS = {
     "samo_jax._combiners": [
         ["__init__", "solvers"],
         ["_task_vectors", "_types"],
-        ["_keyed"],
+        ["_keyed", "_by_name"],
         ["gramian", "losses"],
         ["gradients"],
         ["_registry"],

@@ -172,7 +172,16 @@ LIBRARY = {
     # One number per task
     "too few preferences": lambda: update(multitask(samo_jax.upgrad([1.0, 2.0, 3.0]))),
     "a negative preference": lambda: samo_jax.upgrad([-1.0, 2.0]),
-    "preferences by name": lambda: samo_jax.upgrad({"left": 1.0, "right": 2.0}),
+    "preferences by name, of a function": lambda: samo_jax.upgrad_weights(
+        EYE, {"left": 1.0, "right": 2.0}
+    ),
+    "a task's name misspelt": lambda: update(
+        multitask(samo_jax.constant({"left": 1.0, "rigth": 2.0}))
+    ),
+    "a task without a preference": lambda: multitask(
+        samo_jax.upgrad({"left": 1.0})
+    ).init(PARAMS),
+    "two offsets of one task": lambda: samo_jax.famo(offset={"left": jnp.arange(2.0)}),
     "too many weights": lambda: multitask(samo_jax.constant([1, 2, 3])).init(PARAMS),
     "one weight": lambda: samo_jax.constant(0.5),
     "weights in quotes": lambda: samo_jax.constant(["a", "b"]),

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from samo_jax._checks import Vector
+from samo_jax._checks import TaskValues, Vector
 from samo_jax._tasks import per_task, uniform_weights
 from samo_jax._tree import (
     PyTree,
@@ -17,7 +17,7 @@ from samo_jax._tree import (
 
 
 def preference_vector(
-    preference: Vector | None, num_tasks: int, present: ArrayLike | None = None
+    preference: TaskValues | None, num_tasks: int, present: ArrayLike | None = None
 ) -> jax.Array:
     """`preference` as a (K,) array; None: the same for all present tasks, sum one."""
     uniform = uniform_weights(num_tasks, present)

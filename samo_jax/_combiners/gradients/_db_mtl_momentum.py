@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from samo_jax._checks import Vector, check_nonnegative, check_offset, check_share
+from samo_jax._checks import TaskValues, check_nonnegative, check_offset, check_share
+from samo_jax._combiners._by_name import by_name
 from samo_jax._combiners._task_vectors import moving_average, task_norms
 from samo_jax._combiners._types import Aggregator
 from samo_jax._combiners.losses._loss_weighting import shifted_losses, usable_losses
@@ -41,8 +42,9 @@ class DBMTLState(NamedTuple):
 
 
 @named
+@by_name("offset")
 def db_mtl_momentum(
-    decay: float = 0.9, *, power: float = 0.0, offset: Vector = 0.0
+    decay: float = 0.9, *, power: float = 0.0, offset: TaskValues = 0.0
 ) -> Aggregator:
     """DB-MTL: moving averages of the log losses' gradients, made equally long.
 
@@ -61,8 +63,8 @@ def db_mtl_momentum(
     Args:
         decay: decay of the moving averages, in [0, 1]. 0: none.
         power: exponent of the decay's own decay, non-negative. 0: constant.
-        offset: one number or one per task: `L_i - offset_i` stands for L_i. Losses that
-            can be negative need one below their minimum.
+        offset: one number, or one per task, shape (K,) or by name: `L_i - offset_i`
+            stands for L_i. Losses that can be negative need one below their minimum.
 
     Returns:
         An `Aggregator`, whose weights are those of the averages. A task whose gradient

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from samo_jax._checks import Vector, as_numbers, check_key
+from samo_jax._checks import TaskValues, as_numbers, check_key
+from samo_jax._combiners._by_name import by_name
 from samo_jax._combiners._types import Aggregator
 from samo_jax._keys import raw_key, typed_key
 from samo_jax._named import named
@@ -28,7 +29,8 @@ class GradDropState(NamedTuple):
 
 
 @named
-def graddrop(key: jax.Array | int, leak: Vector = 0.0) -> Aggregator:
+@by_name("leak")
+def graddrop(key: jax.Array | int, leak: TaskValues = 0.0) -> Aggregator:
     """GradDrop: each coordinate follows the positive or the negative gradients.
 
     With `P = (1 + sum_i g_i / sum_i |g_i|) / 2` in each coordinate, the positive
@@ -41,8 +43,8 @@ def graddrop(key: jax.Array | int, leak: Vector = 0.0) -> Aggregator:
 
     Args:
         key: typed PRNG key or int.
-        leak: share of the dropped entries that passes, in [0, 1], a number or shape
-            (K,). 1 is the mean gradient.
+        leak: share of the dropped entries that passes, in [0, 1], a number, or
+            one per task, shape (K,) or by name. 1 is the mean gradient.
 
     Returns:
         An `Aggregator`, whose weights are uniform.

@@ -4,12 +4,13 @@ import jax.numpy as jnp
 from jax import lax
 
 from samo_jax._checks import (
-    Vector,
+    TaskValues,
     check_count,
     check_nonnegative,
     check_preference,
     check_share,
 )
+from samo_jax._combiners._by_name import by_name
 from samo_jax._combiners._task_vectors import among_present, project_simplex, put_back
 from samo_jax._combiners._types import Aggregator
 from samo_jax._combiners.gradients._double_sampling import double_sampling
@@ -20,13 +21,14 @@ from samo_jax._tree import zero_unless
 
 
 @named
+@by_name("preference")
 def sdmgrad(
     lam: float = 0.3,
     learning_rate: float = 10.0,
     momentum: float = 0.5,
     steps: int = 20,
     *,
-    preference: Vector | None = None,
+    preference: TaskValues | None = None,
 ) -> Aggregator:
     """SDMGrad: `d = J'(w + lam u) / (1 + lam)`, close to the preferred direction J'u.
 
@@ -50,7 +52,7 @@ def sdmgrad(
         learning_rate: step size of the weights, non-negative.
         momentum: share of the last step, in [0, 1].
         steps: number of steps an update, positive.
-        preference: u, shape (K,), non-negative. None: 1/K each.
+        preference: u, shape (K,) or by name, non-negative. None: 1/K each.
 
     Returns:
         An `Aggregator` that needs `sample_grads`, whose state is w, shape (K,), uniform

@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from samo_jax._checks import Vector, check_choice, check_preference
+from samo_jax._checks import TaskValues, Vector, check_choice, check_preference
+from samo_jax._combiners._by_name import by_name
 from samo_jax._combiners._task_vectors import preference_vector
 from samo_jax._combiners._types import Weighting
 from samo_jax._combiners.gramian._gramian_weighting import gramian_weighting
@@ -102,15 +103,17 @@ def _aligned(problem: Equilibrated, preference, scale_mode: ScaleMode) -> Soluti
 
 
 @named
+@by_name("preference")
 def aligned_mtl(
     scale_mode: ScaleMode = "min",
-    preference: Vector | None = None,
+    preference: TaskValues | None = None,
 ) -> Weighting:
     """`aligned_mtl_weights` as a weighting for `multitask` and `samo`.
 
     Args:
         scale_mode: "min", "median" or "rmse", which eigenvalue sets the length.
-        preference: p, shape (K,), non-negative, used as given. None: 1/K each.
+        preference: p, shape (K,) or by name, non-negative, used as given. None: 1/K
+            each.
 
     Returns:
         A `Weighting`. On a non-finite Gramian it keeps its last weights;

@@ -4,7 +4,8 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from samo_jax._checks import Vector, check_preference
+from samo_jax._checks import TaskValues, Vector, check_preference
+from samo_jax._combiners._by_name import by_name
 from samo_jax._combiners._task_vectors import preference_vector
 from samo_jax._combiners._types import Weighting
 from samo_jax._combiners.gramian._gramian_weighting import gramian_weighting
@@ -97,14 +98,15 @@ def _conflict_free(problem: Equilibrated, target: jax.Array) -> Solution:
 
 
 @named
+@by_name("preference")
 def conflict_free_inverse(
-    preference: Vector | None = None,
+    preference: TaskValues | None = None,
 ) -> Weighting:
     """`conflict_free_inverse_weights` as a weighting for `multitask` and `samo`.
 
     Args:
-        preference: p, shape (K,), non-negative; its scale does not matter. None:
-            uniform.
+        preference: p, shape (K,) or by name, non-negative; its scale does not matter.
+            None: uniform.
 
     Returns:
         A `Weighting`. On a non-finite Gramian it keeps its last weights;

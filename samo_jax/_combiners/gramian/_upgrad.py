@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from samo_jax._checks import Vector, check_preference
+from samo_jax._checks import TaskValues, Vector, check_preference
+from samo_jax._combiners._by_name import by_name
 from samo_jax._combiners._task_vectors import preference_vector
 from samo_jax._combiners._types import Weighting
 from samo_jax._combiners.gramian._gramian_weighting import gramian_weighting
@@ -87,11 +88,12 @@ def _solve(gramian, preference, present):
 
 
 @named
-def upgrad(preference: Vector | None = None) -> Weighting:
+@by_name("preference")
+def upgrad(preference: TaskValues | None = None) -> Weighting:
     """`upgrad_weights` as a weighting for `multitask` and `samo`.
 
     Args:
-        preference: u, shape (K,), non-negative. None: 1/K each.
+        preference: u, shape (K,) or by name, non-negative. None: 1/K each.
 
     Returns:
         A `Weighting`. On a non-finite Gramian it keeps its last weights;
@@ -109,7 +111,5 @@ def upgrad(preference: Vector | None = None) -> Weighting:
     """
     check_preference(preference)
     return gramian_weighting(
-        lambda gramian, present: upgrad_weights(
-            gramian, preference, present=present, return_info=True
-        )
+        lambda gramian, present: _solve(gramian, preference, present)
     )

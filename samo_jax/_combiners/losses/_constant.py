@@ -3,7 +3,8 @@
 import jax
 import numpy as np
 
-from samo_jax._checks import Vector, as_numbers
+from samo_jax._checks import TaskValues, as_numbers
+from samo_jax._combiners._by_name import by_name
 from samo_jax._combiners._types import Weighting
 from samo_jax._named import named
 from samo_jax._tasks import per_task, present_tasks
@@ -11,20 +12,22 @@ from samo_jax._tree import zero_unless
 
 
 @named
-def constant(weights: Vector) -> Weighting:
+@by_name("weights")
+def constant(weights: TaskValues) -> Weighting:
     """Fixed weights: the direction is the gradient of `sum_i w_i l_i`.
 
     Args:
-        weights: w, shape (K,), finite, in the order of the loss pytree's leaves. Used
-            as given, also those of the present tasks where others are absent: make
-            them sum to one for the scale of a mean.
+        weights: w, finite, shape (K,) in the order of the loss pytree's leaves, or by
+            name, `{"seg": 0.7, "depth": 0.3}`. Used as given, also those of the present
+            tasks where others are absent: make them sum to one for the scale of a
+            mean.
 
     Returns:
         A stateless `Weighting`.
 
     Raises:
         ValueError: if `weights` is not a finite vector; in `init` and `update`, if its
-            length is not K.
+            length is not K, or its names are not those of the tasks.
 
     Examples:
         >>> import jax.numpy as jnp, samo_jax

@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from samo_jax._checks import Vector, check_nonnegative, check_preference
+from samo_jax._checks import TaskValues, Vector, check_nonnegative, check_preference
+from samo_jax._combiners._by_name import by_name
 from samo_jax._combiners._types import Weighting
 from samo_jax._combiners.losses._loss_weighting import safe_norm, scalarization
 from samo_jax._named import named
@@ -56,7 +57,8 @@ def _check(preference, lam):
 
 
 @named
-def cosmos(preference: Vector, lam: ArrayLike) -> Weighting:
+@by_name("preference")
+def cosmos(preference: TaskValues, lam: ArrayLike) -> Weighting:
     """COSMOS: the weights that `cosmos_loss` gives, `w = r - lam d cos(r, L) / dL`.
 
     The cosine does not change when all losses are scaled, so its share of the weights
@@ -64,7 +66,7 @@ def cosmos(preference: Vector, lam: ArrayLike) -> Weighting:
     takes the preference as an input, is the user's.)
 
     Args:
-        preference: r, shape (K,), non-negative; mean-like if it sums to one.
+        preference: r, shape (K,) or by name, non-negative; mean-like if it sums to one.
         lam: weight of the cosine, non-negative.
 
     Returns:

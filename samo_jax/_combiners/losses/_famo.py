@@ -5,7 +5,13 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from samo_jax._checks import ScalarOrSchedule, Vector, check_nonnegative, check_positive
+from samo_jax._checks import (
+    ScalarOrSchedule,
+    TaskValues,
+    check_nonnegative,
+    check_positive,
+)
+from samo_jax._combiners._by_name import by_name
 from samo_jax._combiners._types import Weighting
 from samo_jax._combiners.losses._adam import AdamState, adam_init, adam_step
 from samo_jax._combiners.losses._loss_weighting import (
@@ -33,11 +39,12 @@ class FAMOState(NamedTuple):
 
 
 @named
+@by_name("offset")
 def famo(
     learning_rate: ScalarOrSchedule = 0.025,
     weight_decay: float = 1e-3,
     *,
-    offset: Vector = 0.0,
+    offset: TaskValues = 0.0,
 ) -> Weighting:
     """FAMO: `w_i = (z_i / L_i) / sum_j (z_j / L_j)` with `z = softmax(xi)`.
 
@@ -57,9 +64,9 @@ def famo(
         learning_rate: step size of Adam for xi, positive, or a schedule of the steps.
         weight_decay: gamma, non-negative, an L2 penalty on xi (0.001 in LibMTL and
             TorchJD, 0.01 in the official script).
-        offset: the official script's minimum losses, one number or one per task: `L_i -
-            offset_i` stands for L_i. Losses that can be negative need one below their
-            minimum.
+        offset: the official script's minimum losses, one number, or one per task, shape
+            (K,) or by name: `L_i - offset_i` stands for L_i. Losses that can be
+            negative need one below their minimum.
 
     Returns:
         A `Weighting` that ignores the Gramian and takes the extra argument

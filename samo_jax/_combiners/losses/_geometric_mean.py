@@ -3,7 +3,8 @@
 import jax
 import jax.numpy as jnp
 
-from samo_jax._checks import Vector
+from samo_jax._checks import TaskValues
+from samo_jax._combiners._by_name import by_name
 from samo_jax._combiners._types import Weighting
 from samo_jax._combiners.losses._loss_weighting import scalarization
 from samo_jax._named import named
@@ -40,15 +41,16 @@ def _geometric_mean(losses, present=None):
 
 
 @named
-def geometric_mean(*, offset: Vector = 0.0) -> Weighting:
+@by_name("offset")
+def geometric_mean(*, offset: TaskValues = 0.0) -> Weighting:
     """GLS: the weights that `geometric_mean_loss` gives, `w_i = GM(L) / (K L_i)`.
 
     They sum to 1 where the losses are equal, and to more elsewhere. (LibMTL reports
     other weights, which are not those of its loss.)
 
     Args:
-        offset: one number or one per task: `L_i - offset_i` stands for L_i. Losses that
-            can be negative need one below their minimum.
+        offset: one number, or one per task, shape (K,) or by name: `L_i - offset_i`
+            stands for L_i. Losses that can be negative need one below their minimum.
 
     Returns:
         A `Weighting` that ignores the Gramian. While a loss is not finite or not above

@@ -3,7 +3,8 @@
 import jax
 import jax.numpy as jnp
 
-from samo_jax._checks import ScalarOrSchedule, Vector
+from samo_jax._checks import ScalarOrSchedule, TaskValues, Vector
+from samo_jax._combiners._by_name import by_name
 from samo_jax._combiners._types import Weighting
 from samo_jax._combiners.losses._uncertainty import uncertainty
 from samo_jax._named import named
@@ -41,8 +42,9 @@ def imtl_l_loss(losses: LossTree, log_scales: Vector) -> jax.Array:
 
 
 @named
+@by_name("offset")
 def imtl_l(
-    learning_rate: ScalarOrSchedule = 0.025, *, offset: Vector = 0.0
+    learning_rate: ScalarOrSchedule = 0.025, *, offset: TaskValues = 0.0
 ) -> Weighting:
     """IMTL-L: `w_i = exp(s_i) / K`, the log scales s trained inside the weighting.
 

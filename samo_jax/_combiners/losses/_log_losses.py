@@ -2,14 +2,16 @@
 
 import jax.numpy as jnp
 
-from samo_jax._checks import Vector
+from samo_jax._checks import TaskValues
+from samo_jax._combiners._by_name import by_name
 from samo_jax._combiners._types import Weighting, check_weighting, weighting_update
 from samo_jax._combiners.losses._loss_weighting import loss_weighting
 from samo_jax._named import named
 
 
 @named
-def log_losses(weighting: Weighting, *, offset: Vector = 0.0) -> Weighting:
+@by_name("offset")
+def log_losses(weighting: Weighting, *, offset: TaskValues = 0.0) -> Weighting:
     """A weighting on the gradients of `log L_i`, which do not depend on losses' scales.
 
     The gradients `g_i / L_i` have the Gramian `G_ij / (L_i L_j)`. Its weights v mean
@@ -20,8 +22,8 @@ def log_losses(weighting: Weighting, *, offset: Vector = 0.0) -> Weighting:
 
     Args:
         weighting: any `Weighting`. It gets the log losses as `losses`.
-        offset: one number or one per task: `L_i - offset_i` stands for L_i. Losses that
-            can be negative need one below their minimum.
+        offset: one number, or one per task, shape (K,) or by name: `L_i - offset_i`
+            stands for L_i. Losses that can be negative need one below their minimum.
 
     Returns:
         A `Weighting`. While a loss is not finite or not above `offset`, or a weight

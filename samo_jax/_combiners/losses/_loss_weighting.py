@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from samo_jax._absent_tasks import share_out
-from samo_jax._checks import Vector, check_offset
+from samo_jax._checks import TaskValues, Vector, check_offset
 from samo_jax._combiners._types import Weighting
 from samo_jax._tasks import per_task, present_tasks, uniform_weights
 from samo_jax._tree import accumulator_dtype, select, zero_unless
@@ -36,7 +36,7 @@ def loss_weighting(
     step: Callable[..., tuple[jax.Array, Any]],
     *,
     positive: bool,
-    offset: Vector = 0.0,
+    offset: TaskValues = 0.0,
 ) -> Weighting:
     """A `Weighting` of `step(losses, present, method_state, *, gramian, **extra_args)`.
 
@@ -84,7 +84,7 @@ def scalarization(
     loss_fn: Callable[..., jax.Array],
     *,
     positive: bool = False,
-    offset: Vector = 0.0,
+    offset: TaskValues = 0.0,
 ) -> Weighting:
     """A `Weighting` whose weights are the gradient of `loss_fn(losses, present)`."""
 
@@ -95,7 +95,7 @@ def scalarization(
     return loss_weighting(lambda _num_tasks: (), step, positive=positive, offset=offset)
 
 
-def shifted_losses(losses: Vector, offset: Vector) -> jax.Array:
+def shifted_losses(losses: Vector, offset: TaskValues) -> jax.Array:
     """`losses - offset`, shape (K,), in `accumulator_dtype`."""
     losses = jnp.asarray(losses, accumulator_dtype())
     return losses - per_task("offset", offset, len(losses), 0)

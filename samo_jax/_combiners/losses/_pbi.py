@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from samo_jax._checks import Vector, check_nonnegative, check_preference
+from samo_jax._checks import TaskValues, Vector, check_nonnegative, check_preference
+from samo_jax._combiners._by_name import by_name
 from samo_jax._combiners._types import Weighting
 from samo_jax._combiners.losses._loss_weighting import safe_norm, scalarization
 from samo_jax._named import named
@@ -67,7 +68,10 @@ def _check(theta, preference):
 
 
 @named
-def pbi(theta: ArrayLike, preference: Vector, ideal: Vector | None = None) -> Weighting:
+@by_name("preference", "ideal")
+def pbi(
+    theta: ArrayLike, preference: TaskValues, ideal: TaskValues | None = None
+) -> Weighting:
     """PBI: the weights that `pbi_loss` gives, `w = p + theta (L - z - d1 p) / d2`.
 
     Weights of tasks ahead of the ray can be negative. p has unit norm, as published:
@@ -75,8 +79,9 @@ def pbi(theta: ArrayLike, preference: Vector, ideal: Vector | None = None) -> We
 
     Args:
         theta: penalty, non-negative. 5 is usual.
-        preference: the ray's direction, shape (K,), non-negative, of any length.
-        ideal: start z of the ray, shape (K,). None: zeros.
+        preference: the ray's direction, shape (K,) or by name, non-negative, of any
+            length.
+        ideal: start z of the ray, shape (K,) or by name. None: zeros.
 
     Returns:
         A `Weighting` that ignores the Gramian. While a loss is not finite it keeps its

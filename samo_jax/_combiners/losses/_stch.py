@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from samo_jax._checks import Vector, check_positive, check_preference
+from samo_jax._checks import TaskValues, Vector, check_positive, check_preference
+from samo_jax._combiners._by_name import by_name
 from samo_jax._combiners._types import Weighting
 from samo_jax._combiners.losses._loss_weighting import scalarization
 from samo_jax._named import named
@@ -70,10 +71,11 @@ def _check(mu, preference):
 
 
 @named
+@by_name("preference", "reference")
 def stch(
     mu: ArrayLike,
-    preference: Vector | None = None,
-    reference: Vector | None = None,
+    preference: TaskValues | None = None,
+    reference: TaskValues | None = None,
 ) -> Weighting:
     """STCH: the weights that `stch_loss` gives, `w = p * softmax(p (L - z) / mu)`.
 
@@ -83,8 +85,9 @@ def stch(
 
     Args:
         mu: smoothing, positive, in the unit of the losses.
-        preference: p, shape (K,), non-negative. None: ones, and the weights sum to one.
-        reference: z, shape (K,), the ideal point. None: zeros.
+        preference: p, shape (K,) or by name, non-negative. None: ones, and the weights
+            sum to one.
+        reference: z, shape (K,) or by name, the ideal point. None: zeros.
 
     Returns:
         A `Weighting` that ignores the Gramian. While a loss is not finite it keeps its

@@ -5,7 +5,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from samo_jax._checks import ScalarOrSchedule, Vector, check_positive
+from samo_jax._checks import ScalarOrSchedule, TaskValues, Vector, check_positive
+from samo_jax._combiners._by_name import by_name
 from samo_jax._combiners._types import Weighting
 from samo_jax._combiners.losses._adam import AdamState, adam_init, adam_step
 from samo_jax._combiners.losses._loss_weighting import loss_weighting
@@ -65,8 +66,9 @@ def _uncertainty(losses, log_variances, present=None):
 
 
 @named
+@by_name("offset")
 def uncertainty(
-    learning_rate: ScalarOrSchedule = 0.025, *, offset: Vector = 0.0
+    learning_rate: ScalarOrSchedule = 0.025, *, offset: TaskValues = 0.0
 ) -> Weighting:
     """UW: `w_i = exp(-s_i) / K`, the log variances s trained inside the weighting.
 
@@ -77,8 +79,8 @@ def uncertainty(
     Args:
         learning_rate: step size of Adam for s, positive, or a schedule of the updates.
             SAMO's scripts use 0.025.
-        offset: one number or one per task: `L_i - offset_i` stands for L_i. Losses that
-            can be negative need one below their minimum.
+        offset: one number, or one per task, shape (K,) or by name: `L_i - offset_i`
+            stands for L_i. Losses that can be negative need one below their minimum.
 
     Returns:
         A `Weighting` that ignores the Gramian. While a loss is not finite or not above
