@@ -3,6 +3,7 @@
 from importlib import metadata as _metadata
 
 from samo_jax._absent_tasks import keep_finite
+from samo_jax._combine_gradients import combine_gradients
 from samo_jax._combiners import _registry as _combiner_registry
 from samo_jax._combiners._registry import *
 from samo_jax._config import config
@@ -31,6 +32,7 @@ __all__ = [
     "Problem",
     "__version__",
     "combine",
+    "combine_gradients",
     "config",
     "conflict_rate",
     "delta_m",

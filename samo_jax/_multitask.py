@@ -21,7 +21,7 @@ from samo_jax._named import named
 from samo_jax._perturbations._base import UNPERTURBED, Perturbation, check_perturbation
 from samo_jax._problem import check_all_params, make_problem
 from samo_jax._step._devices import AxisName, Devices
-from samo_jax._step._method import Method, States, check_gramian_block
+from samo_jax._step._method import Method, Outcome, States, check_gramian_block
 from samo_jax._step._step import take_step
 from samo_jax._task_loop import Unroll, check_unroll
 from samo_jax._tasks import LossFn, uniform_weights
@@ -162,13 +162,10 @@ def multitask(
 
     def init(params: PyTree) -> Any:
         check_all_params(params)
-        return MultitaskState(
-            step=jnp.zeros((), jnp.int32),
+        state = first_state(combiner, params, num_tasks, param_labels)
+        return state._replace(
             key=None if key is None else raw_key(key),
-            weights=uniform_weights(num_tasks),
-            combiner_state=init_combiner(combiner, params, num_tasks, param_labels),
             perturbation_state=perturbation.init(params, num_tasks),
-            skipped=jnp.zeros(num_tasks, jnp.int32),
         )
 
     def update(
@@ -183,7 +180,7 @@ def multitask(
         **extra_args: Any,
     ) -> tuple[PyTree, Any]:
         check_all_params(params)
-        state = _checked_state(state, num_tasks)
+        state = check_state(state, num_tasks)
         problem = make_problem(
             updates,
             method.devices.varying(params),
@@ -205,19 +202,41 @@ def multitask(
             States(state.combiner_state, state.perturbation_state),
             task_mask_array(task_mask, problem.tasks),
         )
-        return direction, MultitaskState(
-            step=jnp.asarray(optax.safe_increment(state.step)),
-            key=state.key,
-            weights=outcome.weights,
-            combiner_state=outcome.states.combiner,
-            perturbation_state=outcome.states.perturbation,
-            skipped=state.skipped + (~outcome.present).astype(jnp.int32),
-        )
+        return direction, next_state(state, outcome)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def _checked_state(state: Any, num_tasks: int) -> MultitaskState:
+def first_state(
+    combiner: Weighting | Aggregator,
+    params: PyTree,
+    num_tasks: int,
+    param_labels: ParamLabels,
+) -> MultitaskState:
+    """The state before the first step, of a method without key and perturbation."""
+    return MultitaskState(
+        step=jnp.zeros((), jnp.int32),
+        key=None,
+        weights=uniform_weights(num_tasks),
+        combiner_state=init_combiner(combiner, params, num_tasks, param_labels),
+        perturbation_state=(),
+        skipped=jnp.zeros(num_tasks, jnp.int32),
+    )
+
+
+def next_state(state: MultitaskState, outcome: Outcome) -> MultitaskState:
+    """The state after a step."""
+    return state._replace(
+        step=jnp.asarray(optax.safe_increment(state.step)),
+        weights=outcome.weights,
+        combiner_state=outcome.states.combiner,
+        perturbation_state=outcome.states.perturbation,
+        skipped=state.skipped + (~outcome.present).astype(jnp.int32),
+    )
+
+
+def check_state(state: Any, num_tasks: int) -> MultitaskState:
+    """The state; raise unless it is that of K tasks."""
     if isinstance(state, MultitaskState) and state.weights.shape == (num_tasks,):
         return state
     got = (

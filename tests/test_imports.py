@@ -20,7 +20,7 @@ LAYERS = {
         ["_combiners", "_perturbations"],
         ["_step"],
         ["_multitask"],
-        ["_f_mtl", "_look_sam", "_samo", "_single_task"],
+        ["_combine_gradients", "_f_mtl", "_look_sam", "_samo", "_single_task"],
         ["_transformations"],
         ["__init__"],
         ["experiments"],
