@@ -13,11 +13,12 @@ from samo_jax._gradients import mean_value_and_grad, task_gradients
 from samo_jax._gramian import combine, gramian
 from samo_jax._look_sam import look_sam
 from samo_jax._masked_mean import masked_mean
-from samo_jax._multitask import MultitaskState, multitask
+from samo_jax._multitask import Diagnostics, MultitaskState, multitask
 from samo_jax._perturbations import _registry as _perturbation_registry
 from samo_jax._perturbations._registry import *
 from samo_jax._precision import mixed_precision
 from samo_jax._problem import Problem
+from samo_jax._report import report
 from samo_jax._samo import samo
 from samo_jax._shapley import shapley_values
 from samo_jax._single_task import single_task
@@ -27,6 +28,7 @@ from samo_jax._transformations import TRANSFORMATIONS
 
 __all__ = [
     "TRANSFORMATIONS",
+    "Diagnostics",
     "LossFn",
     "MultitaskState",
     "Problem",
@@ -46,6 +48,7 @@ __all__ = [
     "mean_value_and_grad",
     "mixed_precision",
     "multitask",
+    "report",
     "samo",
     "shapley_values",
     "single_task",

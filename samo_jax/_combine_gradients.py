@@ -12,7 +12,7 @@ from samo_jax._absent_tasks import is_finite, select_tasks, task_mask_array
 from samo_jax._checks import check_count, check_floats
 from samo_jax._combiners._types import Aggregator, Weighting, check_combiner
 from samo_jax._labels import ParamLabels, check_labels, label_leaves, only_shared
-from samo_jax._multitask import check_state, first_state, next_state
+from samo_jax._multitask import check_state, first_diagnostics, first_state, next_state
 from samo_jax._named import named
 from samo_jax._step._combine import combine_task_grads, settle
 from samo_jax._step._method import States
@@ -26,6 +26,7 @@ def combine_gradients(
     *,
     num_tasks: int,
     param_labels: ParamLabels = None,
+    diagnostics: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
     """Any combiner of gradients that are there already, first in an `optax.chain`.
 
@@ -43,6 +44,8 @@ def combine_gradients(
             or one: its index, or, where `losses` are passed, its name in them. The head
             of task i gets row i. A pytree prefix of the parameters, or a function of
             their shapes and dtypes. None: all shared.
+        diagnostics: whether the state has the losses (NaN unless passed) and the
+            Gramian of the last step, for `report`.
 
     Returns:
         A `GradientTransformationExtraArgs`. `init` takes the parameters, without a task
@@ -75,7 +78,10 @@ def combine_gradients(
     check_count("num_tasks", num_tasks, "It is the length of the task axis.")
 
     def init(params: PyTree) -> Any:
-        return first_state(combiner, params, num_tasks, param_labels)
+        state = first_state(combiner, params, num_tasks, param_labels)
+        if diagnostics:
+            state = state._replace(diagnostics=first_diagnostics(num_tasks, True))
+        return state
 
     def update(
         updates: PyTree,
@@ -101,14 +107,20 @@ def combine_gradients(
         zeros = jax.tree.map(jnp.zeros_like, given)
         task_grads, samples = select_tasks(present, given, zeros)
 
-        if losses is not None:
-            extra_args["losses"] = jnp.where(present, losses, jnp.nan)
         if samples:
             extra_args["sample_grads"] = [only_shared(one, labels) for one in samples]
         old = States(state.combiner_state, state.perturbation_state)
         try:
             outcome = combine_task_grads(
-                combiner, old, task_grads, labels, tasks, present=present, **extra_args
+                combiner,
+                old,
+                task_grads,
+                labels,
+                tasks,
+                present=present,
+                losses=None if losses is None else jnp.where(present, losses, jnp.nan),
+                with_gramian=diagnostics,
+                **extra_args,
             )
         except TypeError as error:
             if losses is None and "keyword-only argument: 'losses'" in str(error):

@@ -21,11 +21,31 @@ from samo_jax._named import named
 from samo_jax._perturbations._base import UNPERTURBED, Perturbation, check_perturbation
 from samo_jax._problem import check_all_params, make_problem
 from samo_jax._step._devices import AxisName, Devices
-from samo_jax._step._method import Method, Outcome, States, check_gramian_block
+from samo_jax._step._method import (
+    Method,
+    Outcome,
+    States,
+    check_gramian_block,
+    makes_task_gradients,
+)
 from samo_jax._step._step import take_step
 from samo_jax._task_loop import Unroll, check_unroll
 from samo_jax._tasks import LossFn, uniform_weights
-from samo_jax._tree import PyTree
+from samo_jax._tree import PyTree, accumulator_dtype
+
+
+class Diagnostics(NamedTuple):
+    """Numbers of the last step, for `report`; NaN and zero before the first.
+
+    Attributes:
+        losses: shape (K,), the losses that the combiner got: those at the perturbed
+            points, or `losses=`. NaN for absent tasks.
+        gramian: shape (K, K), the Gramian of the shared leaves' gradients, zero for
+            absent tasks. None: the method needs no gradient of each task.
+    """
+
+    losses: jax.Array
+    gramian: jax.Array | None
 
 
 class MultitaskState(NamedTuple):
@@ -39,6 +59,7 @@ class MultitaskState(NamedTuple):
         combiner_state: state of the combiner.
         perturbation_state: state of the perturbation.
         skipped: shape (K,), int32, number of updates that were made without each task.
+        diagnostics: `Diagnostics` of the last update, or None.
     """
 
     step: jax.Array
@@ -47,6 +68,7 @@ class MultitaskState(NamedTuple):
     combiner_state: Any
     perturbation_state: Any
     skipped: jax.Array
+    diagnostics: Diagnostics | None = None
 
 
 @named
@@ -60,6 +82,7 @@ def multitask(
     unroll: Unroll = None,
     axis_name: AxisName = None,
     gramian_block: int | None = None,
+    diagnostics: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
     """Any sharpness method with any gradient combiner, first in an `optax.chain`.
 
@@ -112,6 +135,10 @@ def multitask(
             in P passes need backward passes that are linear: with a `jax.custom_vjp`,
             or a program that is not known, the others are taken. For a `Weighting`, and
             perturbations without a memory of gradients. None: all K at once, in K.
+        diagnostics: whether the state has the losses and the Gramian of the last step,
+            for `report`, at no further pass. Without the Gramian where a step never has
+            the gradient of each task: a `Weighting` that needs none (`mean`, `famo`)
+            where tasks share their points (no perturbation, `global_sam`).
 
     Returns:
         A `GradientTransformationExtraArgs` whose update is
@@ -157,7 +184,9 @@ def multitask(
     if key is not None or perturbation.needs_key:
         check_key(key)
     check_unroll(unroll)
-    method = Method(combiner, perturbation, Devices(axis_name), gramian_block)
+    method = Method(
+        combiner, perturbation, Devices(axis_name), gramian_block, diagnostics
+    )
     check_gramian_block(method, unroll)
 
     def init(params: PyTree) -> Any:
@@ -166,6 +195,9 @@ def multitask(
         return state._replace(
             key=None if key is None else raw_key(key),
             perturbation_state=perturbation.init(params, num_tasks),
+            diagnostics=first_diagnostics(num_tasks, makes_task_gradients(method))
+            if diagnostics
+            else None,
         )
 
     def update(
@@ -224,9 +256,25 @@ def first_state(
     )
 
 
+def first_diagnostics(num_tasks: int, with_gramian: bool) -> Diagnostics:
+    """Diagnostics before the first step."""
+    shape = num_tasks, num_tasks
+    return Diagnostics(
+        losses=jnp.full(num_tasks, jnp.nan, accumulator_dtype()),
+        gramian=jnp.zeros(shape, accumulator_dtype()) if with_gramian else None,
+    )
+
+
 def next_state(state: MultitaskState, outcome: Outcome) -> MultitaskState:
     """The state after a step."""
+    diagnostics = state.diagnostics
+    if diagnostics is not None:
+        has_gramian = diagnostics.gramian is not None
+        diagnostics = Diagnostics(
+            outcome.losses, outcome.gramian if has_gramian else None
+        )
     return state._replace(
+        diagnostics=diagnostics,
         step=jnp.asarray(optax.safe_increment(state.step)),
         weights=outcome.weights,
         combiner_state=outcome.states.combiner,

@@ -279,6 +279,12 @@ LIBRARY = {
     "gradients without the losses that are needed": lambda: combine_stacked(
         samo_jax.famo(), {"w": jnp.ones((2, 3)), "v": jnp.ones((2, 3))}
     ),
+    "the report of another optimiser": lambda: samo_jax.report(
+        optax.adam(1e-3).init(PARAMS), ["left", "right"]
+    ),
+    "the report of too few names": lambda: samo_jax.report(
+        samo().init(PARAMS), ["left"]
+    ),
     "typed keys in a state": lambda: update(
         samo(), state=samo().init(PARAMS)._replace(key=jax.random.key(0))
     ),

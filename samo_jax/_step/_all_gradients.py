@@ -53,5 +53,11 @@ def step_by_all_gradients(
         args["clean_grads"] = problem.shared(clean)
     states = states._replace(perturbation=devices.mean_of_floats(state))
     return combine_task_grads(
-        method.combiner, states, task_grads, problem.labels, problem.tasks, **args
+        method.combiner,
+        states,
+        task_grads,
+        problem.labels,
+        problem.tasks,
+        with_gramian=method.diagnostics,
+        **args,
     )

@@ -6,7 +6,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from samo_jax._combiners._types import Combiner, combiner_update
+from samo_jax._combiners._types import (
+    Combiner,
+    Weighting,
+    combiner_update,
+    shared_gramian,
+    weighting_update,
+)
+from samo_jax._gramian import combine
 from samo_jax._labels import SHARED, only_shared
 from samo_jax._step._method import Outcome, States
 from samo_jax._tree import PyTree, all_finite, select, zero_unless
@@ -20,26 +27,39 @@ def combine_task_grads(
     tasks: tuple[str, ...],
     *,
     present: jax.Array,
+    losses: jax.Array | None,
+    with_gramian: bool,
     **combiner_args: Any,
 ) -> Outcome:
     """The combiner's direction on shared leaves, row i on the head of task i.
 
-    Rows of absent tasks are zero. The combiner's arguments are trees of task gradients
-    (`sample_grads`, `clean_grads`) on shared leaves alone.
+    Rows of absent tasks are zero, their losses NaN. `sample_grads` and `clean_grads`
+    among the combiner's arguments are of shared leaves alone.
     """
-    shared, weights, combiner_state = combiner_update(combiner)(
-        only_shared(task_grads, labels),
-        states.combiner,
-        present=present,
-        **combiner_args,
-    )
+    rows, products = only_shared(task_grads, labels), None
+    args = combiner_args | {"present": present}
+    if losses is not None:
+        args["losses"] = losses
+    if isinstance(combiner, Weighting) or with_gramian:
+        products = shared_gramian(rows, args)
+    if isinstance(combiner, Weighting):
+        weights, combiner_state = weighting_update(combiner)(
+            products, states.combiner, **args
+        )
+        shared = combine(weights, rows)
+    else:
+        shared, weights, combiner_state = combiner_update(combiner)(
+            rows, states.combiner, **args
+        )
     heads = jax.tree.map(
-        lambda label, rows: None if label == SHARED else rows[tasks.index(label)],
+        lambda label, leaf: None if label == SHARED else leaf[tasks.index(label)],
         labels,
         task_grads,
     )
     states = states._replace(combiner=combiner_state)
-    return Outcome(shared, heads, weights, present, states)
+    if losses is None:
+        losses = jnp.full(present.shape, jnp.nan)
+    return Outcome(shared, heads, weights, present, states, losses, products)
 
 
 def settle(

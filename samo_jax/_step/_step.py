@@ -4,13 +4,11 @@ from collections.abc import Callable
 
 import jax
 
-from samo_jax._combiners._types import Weighting
 from samo_jax._problem import Problem
 from samo_jax._step._all_gradients import step_by_all_gradients
 from samo_jax._step._combine import settle
 from samo_jax._step._gramian_blocks import step_by_gramian_blocks
-from samo_jax._step._method import Method, Outcome, States
-from samo_jax._step._passes import tasks_share_points
+from samo_jax._step._method import Method, Outcome, States, makes_task_gradients
 from samo_jax._step._weights_first import step_by_weights_first
 from samo_jax._tree import PyTree
 
@@ -25,13 +23,7 @@ def take_step(
 
 def _way(method: Method, problem: Problem) -> Callable[..., Outcome]:
     """The cheapest way that gives the method's direction."""
-    if (
-        isinstance(method.combiner, Weighting)
-        and not method.combiner.needs_gramian
-        and tasks_share_points(method.perturbation)
-        and method.perturbation.finish is None
-        and not problem.sample_loss_fns
-    ):
+    if not makes_task_gradients(method) and not problem.sample_loss_fns:
         return step_by_weights_first
     if method.gramian_block is not None:
         return step_by_gramian_blocks
