@@ -4,6 +4,7 @@ from importlib import metadata as _metadata
 
 from samo_jax._absent_tasks import keep_finite
 from samo_jax._by_task import by_task
+from samo_jax._combine_gradients import combine_gradients
 from samo_jax._combiners import _registry as _combiner_registry
 from samo_jax._combiners._registry import *
 from samo_jax._config import config
@@ -14,26 +15,30 @@ from samo_jax._gramian import combine, gramian
 from samo_jax._label_uses import infer_labels
 from samo_jax._look_sam import look_sam
 from samo_jax._masked_mean import masked_mean
-from samo_jax._multitask import MultitaskState, multitask
+from samo_jax._multitask import multitask
 from samo_jax._perturbations import _registry as _perturbation_registry
 from samo_jax._perturbations._registry import *
 from samo_jax._precision import mixed_precision
 from samo_jax._problem import Problem
+from samo_jax._report import report
 from samo_jax._samo import samo
 from samo_jax._shapley import shapley_values
 from samo_jax._single_task import single_task
 from samo_jax._spsa import directional_difference, spsa_gradient
+from samo_jax._state import Diagnostics, MultitaskState
 from samo_jax._tasks import LossFn
 from samo_jax._transformations import TRANSFORMATIONS
 
 __all__ = [
     "TRANSFORMATIONS",
+    "Diagnostics",
     "LossFn",
     "MultitaskState",
     "Problem",
     "__version__",
     "by_task",
     "combine",
+    "combine_gradients",
     "config",
     "conflict_rate",
     "delta_m",
@@ -48,6 +53,7 @@ __all__ = [
     "mean_value_and_grad",
     "mixed_precision",
     "multitask",
+    "report",
     "samo",
     "shapley_values",
     "single_task",

@@ -52,6 +52,7 @@ def f_mtl(
     param_labels: ParamLabels = None,
     unroll: Unroll = None,
     axis_name: AxisName = None,
+    diagnostics: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
     """F-MTL, first in an `optax.chain`: `d = combiner(g) + combiner(q - g)`.
 
@@ -79,6 +80,7 @@ def f_mtl(
         param_labels: see `multitask`.
         unroll: see `multitask`.
         axis_name: see `multitask`.
+        diagnostics: see `multitask`; of the q_i.
 
     Returns:
         A `GradientTransformationExtraArgs`, see `multitask`. The incoming updates only
@@ -123,6 +125,7 @@ def f_mtl(
         param_labels=param_labels,
         unroll=unroll,
         axis_name=axis_name,
+        diagnostics=diagnostics,
     )
 
 

@@ -14,7 +14,7 @@ def raw_key(key: jax.Array | int) -> jax.Array:
     return jnp.array(jax.random.key_data(key)) if _is_typed(key) else key
 
 
-def typed_key(data: jax.Array, key: jax.Array | int) -> jax.Array:
+def typed_key(data: jax.Array | None, key: jax.Array | int) -> jax.Array:
     """The key of the data in a state, which `raw_key` made of a key like `key`."""
     if getattr(data, "dtype", None) != jnp.uint32:
         raise ValueError(

@@ -2,10 +2,9 @@
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 import optax
 
 from samo_jax._absent_tasks import task_mask_array
@@ -25,33 +24,18 @@ from samo_jax._labels import (
 from samo_jax._named import named
 from samo_jax._perturbations._base import UNPERTURBED, Perturbation, check_perturbation
 from samo_jax._problem import checked_labels, make_problem
+from samo_jax._state import check_state, first_diagnostics, first_state, next_state
 from samo_jax._step._devices import AxisName, Devices
-from samo_jax._step._method import Method, States, check_gramian_block
+from samo_jax._step._method import (
+    Method,
+    States,
+    check_gramian_block,
+    makes_task_gradients,
+)
 from samo_jax._step._step import take_step
 from samo_jax._task_loop import Unroll, check_unroll
-from samo_jax._tasks import LossFn, uniform_weights
+from samo_jax._tasks import LossFn
 from samo_jax._tree import PyTree
-
-
-class MultitaskState(NamedTuple):
-    """State of `multitask` and `samo`; read it with `optax.tree.get(state, "weights")`.
-
-    Attributes:
-        step: shape (), int32, updates done so far.
-        key: the data of the PRNG key as given, uint32, or None. Draws fold in the step.
-        weights: shape (K,), float32 (float64 under x64), the weights of the last update
-            in task order; uniform before the first.
-        combiner_state: state of the combiner.
-        perturbation_state: state of the perturbation.
-        skipped: shape (K,), int32, number of updates that were made without each task.
-    """
-
-    step: jax.Array
-    key: jax.Array | None
-    weights: jax.Array
-    combiner_state: Any
-    perturbation_state: Any
-    skipped: jax.Array
 
 
 @named
@@ -65,6 +49,7 @@ def multitask(
     unroll: Unroll = None,
     axis_name: AxisName = None,
     gramian_block: int | None = None,
+    diagnostics: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
     """Any sharpness method with any gradient combiner, first in an `optax.chain`.
 
@@ -120,6 +105,10 @@ def multitask(
             in P passes need backward passes that are linear: with a `jax.custom_vjp`,
             or a program that is not known, the others are taken. For a `Weighting`, and
             perturbations without a memory of gradients. None: all K at once, in K.
+        diagnostics: whether the state has the losses and the Gramian of the last step,
+            for `report`, at no further pass. Without the Gramian where a step never has
+            the gradient of each task: a `Weighting` that needs none (`mean`, `famo`)
+            where tasks share their points (no perturbation, `global_sam`).
 
     Returns:
         A `GradientTransformationExtraArgs` whose update is
@@ -165,20 +154,19 @@ def multitask(
     if key is not None or perturbation.needs_key:
         check_key(key)
     check_unroll(unroll)
-    method = Method(combiner, perturbation, Devices(axis_name), gramian_block)
+    method = Method(
+        combiner, perturbation, Devices(axis_name), gramian_block, diagnostics
+    )
     check_gramian_block(method, unroll)
 
     def init(params: PyTree) -> Any:
-        states = _init_states(
-            method, num_tasks, params, checked_labels(params, param_labels)
-        )
-        return MultitaskState(
-            step=jnp.zeros((), jnp.int32),
+        labels = checked_labels(params, param_labels)
+        state = first_state(num_tasks, _first_states(method, num_tasks, params, labels))
+        return state._replace(
             key=None if key is None else raw_key(key),
-            weights=uniform_weights(num_tasks),
-            combiner_state=states.combiner,
-            perturbation_state=states.perturbation,
-            skipped=jnp.zeros(num_tasks, jnp.int32),
+            diagnostics=first_diagnostics(num_tasks, makes_task_gradients(method))
+            if diagnostics
+            else None,
         )
 
     def update(
@@ -192,7 +180,7 @@ def multitask(
         task_mask: PyTree = None,
         **extra_args: Any,
     ) -> tuple[PyTree, Any]:
-        state = _checked_state(state, num_tasks)
+        state = check_state(state, num_tasks)
         problem = make_problem(
             updates,
             params,
@@ -214,19 +202,12 @@ def multitask(
             States(state.combiner_state, state.perturbation_state),
             task_mask_array(task_mask, problem.tasks),
         )
-        return zeros_where_frozen(direction, params), MultitaskState(
-            step=jnp.asarray(optax.safe_increment(state.step)),
-            key=state.key,
-            weights=outcome.weights,
-            combiner_state=outcome.states.combiner,
-            perturbation_state=outcome.states.perturbation,
-            skipped=state.skipped + (~outcome.present).astype(jnp.int32),
-        )
+        return zeros_where_frozen(direction, params), next_state(state, outcome)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def _init_states(
+def _first_states(
     method: Method, num_tasks: int, params: PyTree, labels: PyTree
 ) -> States:
     """The first states; raise if they depend on labels that are to be inferred."""
@@ -251,17 +232,3 @@ def _init_states(
                     "`param_labels=samo_jax.infer_labels(loss_fn, params)`."
                 )
     return states(SHARED)
-
-
-def _checked_state(state: Any, num_tasks: int) -> MultitaskState:
-    if isinstance(state, MultitaskState) and state.weights.shape == (num_tasks,):
-        return state
-    got = (
-        f"that of {state.weights.shape[0]} tasks"
-        if isinstance(state, MultitaskState)
-        else f"{type(state)}"
-    )
-    raise ValueError(
-        f"`state` must be the MultitaskState of `num_tasks`={num_tasks}, got {got}. "
-        "Take it from this transformation's `init(params)`."
-    )

@@ -191,6 +191,11 @@ def per_task(
     return jnp.broadcast_to(vector, (num_tasks,))
 
 
+def count_tasks(*arrays: PyTree) -> int:
+    """K, the length of all arrays that are there (not None)."""
+    return len(jax.tree.leaves(arrays)[0])
+
+
 def present_tasks(present: ArrayLike | None, num_tasks: int) -> jax.Array:
     """The tasks that take part (None: all), shape (K,), bool; raise on other shapes."""
     if present is None:

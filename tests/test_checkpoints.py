@@ -38,9 +38,7 @@ EVALUATIONS = 3 * 6
 def whole(tmp_path_factory):
     """Of an uninterrupted run; the last checkpoints, too."""
     folder = tmp_path_factory.mktemp("whole")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Checkpoints, "drop", lambda *_: None)
-        assert small_runs.main("digits", *RUN, "--out", folder) == 0
+    assert small_runs.main("digits", *RUN, "--out", folder) == 0
     return folder
 
 
@@ -89,7 +87,7 @@ def final_arrays(folder):
 
 
 @pytest.mark.slow
-def test_killed_at_random_moments(whole, tmp_path, monkeypatch):
+def test_killed_at_random_moments(whole, tmp_path):
     """What remains is bit by bit that of the uninterrupted run."""
     rng = np.random.default_rng(0)
     folder = tmp_path / "run"
@@ -98,7 +96,6 @@ def test_killed_at_random_moments(whole, tmp_path, monkeypatch):
         killed(args, folder, (count, rng.uniform(0, 0.2)))
         assert lines(folder) < EVALUATIONS
         args = ["--resume", folder, "--checkpoint-every", 0]
-    monkeypatch.setattr(Checkpoints, "drop", lambda *_: None)
     assert small_runs.main("digits", *args) == 0
     assert results(folder) == results(whole)
     name = "metrics.jsonl"
@@ -109,6 +106,44 @@ def test_killed_at_random_moments(whole, tmp_path, monkeypatch):
     jax.tree.map(
         np.testing.assert_array_equal, final_arrays(folder)[last], expected[last]
     )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("finished", [True, False])
+def test_a_run_is_lengthened(whole, tmp_path, finished):
+    """To what it would be from the start."""
+    folder = tmp_path / "run"
+    shorter = [*RUN, "--epochs", 4, "--out", folder]
+    if finished:
+        assert small_runs.main("digits", *shorter) == 0
+    else:
+        killed(shorter, folder, (3, 0.05))
+    args = ["--resume", folder, "--epochs", 6, "--checkpoint-every", 0]
+    assert small_runs.main("digits", *args) == 0
+    assert results(folder) == results(whole)
+    for name in ("metrics.jsonl", "config.json"):
+        assert (folder / name).read_bytes() == (whole / name).read_bytes()
+    for path, arrays in final_arrays(whole).items():
+        jax.tree.map(np.testing.assert_array_equal, final_arrays(folder)[path], arrays)
+
+
+def test_lengthening_needs_checkpoints_and_the_same_evaluations(tmp_path):
+    args = ["--methods", "mean", "--seeds", 1, "--no-keep-checkpoints"]
+    folder = tmp_path / "run"
+    assert small_runs.main("digits", *args, "--epochs", 1, "--out", folder) == 0
+    before = (folder / "results.json").read_bytes()
+    assert not (folder / CHECKPOINTS).exists()
+    with pytest.raises(SystemExit, match="--epochs: 'mean', seed 0, has no checkpoint"):
+        small_runs.main("digits", "--resume", folder, "--epochs", 2)
+    with pytest.raises(SystemExit, match="drop the options beside --resume"):
+        small_runs.main("digits", "--resume", folder, "--epochs", 2, "--seeds", 2)
+    config = json.loads((folder / "config.json").read_text())
+    assert config["epochs"] == 1
+    (folder / "config.json").write_text(json.dumps(config | {"epochs": 25}))
+    message = "a run of 50 has .* than its first 25: the next that fits is 60"
+    with pytest.raises(SystemExit, match=message):
+        small_runs.main("digits", "--resume", folder, "--epochs", 50)
+    assert (folder / "results.json").read_bytes() == before
 
 
 def interrupted(trainer, checkpoint, epoch):
@@ -323,7 +358,7 @@ def test_a_full_disk_stops_a_run_in_one_line(tmp_path, capfd, monkeypatch):
     assert str(end.value).count("\n") == 0
     assert "Traceback" not in capfd.readouterr().err
     assert lines(folder) == 1
-    assert small_runs.main("digits", "--resume", folder) == 0
+    assert small_runs.main("digits", "--resume", folder, "--no-keep-checkpoints") == 0
     assert lines(folder) == 2
     assert not (folder / CHECKPOINTS).exists()
 

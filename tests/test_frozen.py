@@ -194,6 +194,28 @@ def test_gradients_of_tasks_leave_them_out():
     assert grads["adapter"].shape == (2, 2)
 
 
+@pytest.mark.parametrize("rows", ["None", "float0", "ones"])
+def test_rows_of_frozen_leaves_do_not_matter(rows):
+    """`task_gradients` gives none, `jax.vmap` of `jax.grad` any."""
+    tx = samo_jax.combine_gradients(MGDA, num_tasks=2, param_labels=QUANTISED_LABELS)
+    grads = samo_jax.task_gradients(
+        quantised_losses, QUANTISED, param_labels=QUANTISED_LABELS
+    )
+    expected = samo_jax.multitask(MGDA, num_tasks=2, param_labels=QUANTISED_LABELS)
+    state = tx.init(QUANTISED)
+    if rows != "None":
+        dtype = jax.dtypes.float0 if rows == "float0" else np.float32
+        grads["encoder"] = np.ones((2, 2, 2), dtype)
+    losses = quantised_losses(QUANTISED)
+    found, _ = tx.update(grads, state, QUANTISED, losses=losses)
+    directions, _ = expected.update(
+        QUANTISED, expected.init(QUANTISED), QUANTISED, loss_fn=quantised_losses
+    )
+    chex.assert_trees_all_close(found, directions)
+    without_params, _ = tx.update(grads, state, losses=losses)
+    assert without_params["encoder"] is None
+
+
 def test_one_task():
     tx = samo_jax.single_task(samo_jax.sam(0.1), param_labels={"a": "frozen", "b": "0"})
     params = {"a": jnp.array(3), "b": jnp.array([1.0, 2.0])}

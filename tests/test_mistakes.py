@@ -109,6 +109,11 @@ def partitioned(tx):
     )
 
 
+def combine_stacked(combiner, grads):
+    tx = samo_jax.combine_gradients(combiner, num_tasks=2)
+    return tx.update(grads, tx.init(PARAMS))
+
+
 LIBRARY = {
     # Hyperparameters
     "a negative radius": lambda: samo(rho=-0.05),
@@ -300,6 +305,16 @@ LIBRARY = {
     ),
     "the state of another optimiser": lambda: update(
         samo(), state=optax.adam(1e-3).init(PARAMS)
+    ),
+    "gradients of too few tasks": lambda: combine_stacked(MEAN, PARAMS),
+    "gradients without the losses that are needed": lambda: combine_stacked(
+        samo_jax.famo(), {"w": jnp.ones((2, 3)), "v": jnp.ones((2, 3))}
+    ),
+    "the report of another optimiser": lambda: samo_jax.report(
+        optax.adam(1e-3).init(PARAMS), ["left", "right"]
+    ),
+    "the report of too few names": lambda: samo_jax.report(
+        samo().init(PARAMS), ["left"]
     ),
     "typed keys in a state": lambda: update(
         samo(), state=samo().init(PARAMS)._replace(key=jax.random.key(0))

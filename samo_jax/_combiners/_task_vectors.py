@@ -28,8 +28,8 @@ def required_losses(losses: Vector | None, method: str, num_tasks: int) -> jax.A
     """`losses` as a (K,) array; raise if they are missing."""
     if losses is None:
         raise ValueError(
-            f"`losses` is required by {method}, got None: call "
-            "weighting.update(gramian, state, losses=losses). `multitask` passes them."
+            f"`losses` is required by {method}, got None: pass `losses=losses` to the "
+            "update, as `multitask` does."
         )
     return per_task("losses", losses, num_tasks, 0)
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from samo_jax._absent_tasks import fill_in, names_present, share_out
 from samo_jax._gramian import combine, gramian
 from samo_jax._named import repr_of
-from samo_jax._tasks import per_task
+from samo_jax._tasks import count_tasks, per_task
 from samo_jax._tree import PyTree, cast_like, scale_leaves
 
 
@@ -132,12 +132,19 @@ def combiner_update(
     return update
 
 
+def shared_gramian(task_grads: PyTree, extra_args: dict[str, Any]) -> jax.Array:
+    """The Gramian of a step's shared leaves, zero where there are none."""
+    if jax.tree.leaves(task_grads):
+        return gramian(task_grads)
+    num_tasks = count_tasks(extra_args.get("losses"), extra_args.get("present"))
+    return jnp.zeros((num_tasks, num_tasks))
+
+
 def _combining(weigh: Callable[..., tuple[jax.Array, Any]]):
-    def update(task_grads, state, *, losses, **extra_args):
-        shared = jax.tree.leaves(task_grads)
-        num_tasks = losses.shape[0]
-        products = gramian(shared) if shared else jnp.zeros((num_tasks, num_tasks))
-        weights, state = weigh(products, state, losses=losses, **extra_args)
+    def update(task_grads, state, **extra_args):
+        weights, state = weigh(
+            shared_gramian(task_grads, extra_args), state, **extra_args
+        )
         return combine(weights, task_grads), weights, state
 
     return update

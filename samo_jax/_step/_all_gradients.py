@@ -6,10 +6,9 @@ import jax
 import jax.numpy as jnp
 
 from samo_jax._absent_tasks import is_finite, select_tasks
-from samo_jax._combiners._types import combiner_update
-from samo_jax._labels import SHARED
 from samo_jax._perturbations._base import finish_of
 from samo_jax._problem import Problem
+from samo_jax._step._combine import combine_task_grads
 from samo_jax._step._method import Method, Outcome, States
 from samo_jax._step._passes import task_pass
 from samo_jax._task_loop import map_tasks
@@ -20,7 +19,7 @@ def step_by_all_gradients(
     method: Method, problem: Problem, states: States, task_mask: jax.Array
 ) -> Outcome:
     """`g_i = grad l_i(theta + eps_i)` of all tasks, then the combiner's direction."""
-    perturbation, devices, labels = method.perturbation, method.devices, problem.labels
+    perturbation, devices = method.perturbation, method.devices
     context = perturbation.prepare(problem, states.perturbation)
     clean = perturbation.clean_gradients(context)
     pass_of = task_pass(perturbation, problem, context)
@@ -52,15 +51,12 @@ def step_by_all_gradients(
         args["sample_grads"] = [problem.shared(grads) for grads in samples]
     if clean is not None:
         args["clean_grads"] = problem.shared(clean)
-    shared, weights, combiner_state = combiner_update(method.combiner)(
-        problem.shared(task_grads), states.combiner, **args
-    )
-    heads = jax.tree.map(
-        lambda label, grad: (
-            None if label == SHARED else grad[problem.tasks.index(label)]
-        ),
-        labels,
+    states = states._replace(perturbation=devices.mean_of_floats(state))
+    return combine_task_grads(
+        method.combiner,
+        states,
         task_grads,
+        problem.labels,
+        with_gramian=method.diagnostics,
+        **args,
     )
-    states = States(combiner_state, devices.mean_of_floats(state))
-    return Outcome(shared, heads, weights, present, states)

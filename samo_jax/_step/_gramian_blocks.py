@@ -14,8 +14,8 @@ from samo_jax._gramian import gramian
 from samo_jax._jaxprs import canonicalize_convolutions
 from samo_jax._labels import SHARED
 from samo_jax._problem import Problem
-from samo_jax._step._method import Method, Outcome, States
-from samo_jax._step._passes import shared_points, task_pass, tasks_share_points
+from samo_jax._step._method import Method, Outcome, States, tasks_share_points
+from samo_jax._step._passes import shared_points, task_pass
 from samo_jax._tree import PyTree, accumulator_dtype, zero_unless, zeros_like_params
 
 ValueAndGradient: TypeAlias = Callable[[jax.Array], tuple[jax.Array, PyTree]]
@@ -91,16 +91,16 @@ def step_by_gramian_blocks(
     losses = devices.mean(first.losses)
     present = devices.all(task_mask & first.finite)
     both = present[:, None] & present[None, :]
+    products = zero_unless(both, first.gramian)
+    args = problem.combiner_args(losses, present)
     weights, combiner_state = weighting_update(cast(Weighting, method.combiner))(
-        zero_unless(both, first.gramian),
-        states.combiner,
-        **problem.combiner_args(losses, present),
+        products, states.combiner, **args
     )
     shared, heads = devices.mean(
         canonicalize_convolutions(weighted_sums)(weights, present)
     )
     states = states._replace(combiner=combiner_state)
-    return Outcome(shared, heads, weights, present, states)
+    return Outcome(shared, heads, weights, present, states, args["losses"], products)
 
 
 def _by_blocks(

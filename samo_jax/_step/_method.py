@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import jax
 
 from samo_jax._checks import check_count
-from samo_jax._combiners._types import Aggregator, Combiner
+from samo_jax._combiners._types import Aggregator, Combiner, Weighting
 from samo_jax._perturbations._base import Perturbation
 from samo_jax._step._devices import Devices
 from samo_jax._task_loop import Unroll
@@ -19,6 +19,7 @@ class Method(NamedTuple):
     perturbation: Perturbation
     devices: Devices
     gramian_block: int | None
+    diagnostics: bool
 
 
 class States(NamedTuple):
@@ -42,6 +43,9 @@ class Outcome(NamedTuple):
         weights: weights of the tasks, shape (K,).
         present: whether each task took part, shape (K,), bool.
         states: the method's new states.
+        losses: losses that the combiner got, NaN where absent, shape (K,).
+        gramian: Gramian of the shared leaves, zero where absent, shape (K, K). None:
+            it was not computed.
     """
 
     shared: PyTree
@@ -49,6 +53,24 @@ class Outcome(NamedTuple):
     weights: jax.Array
     present: jax.Array
     states: States
+    losses: jax.Array
+    gramian: jax.Array | None
+
+
+def makes_task_gradients(method: Method) -> bool:
+    """Whether a step needs the tasks' gradients, not only their weighted sum."""
+    combiner, perturbation = method.combiner, method.perturbation
+    return (
+        not isinstance(combiner, Weighting)
+        or combiner.needs_gramian
+        or not tasks_share_points(perturbation)
+        or perturbation.finish is not None
+    )
+
+
+def tasks_share_points(perturbation: Perturbation) -> bool:
+    """Whether gradients are those of `loss_fn`, at fewer points than tasks."""
+    return perturbation.shared_perturbations is not None and perturbation.loss is None
 
 
 def check_gramian_block(method: Method, unroll: Unroll) -> None:

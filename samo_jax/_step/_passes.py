@@ -9,17 +9,13 @@ import jax.numpy as jnp
 from samo_jax._perturbations._base import Perturbation
 from samo_jax._problem import Problem
 from samo_jax._shared_points import SharedPoints, at_points
+from samo_jax._step._method import tasks_share_points
 from samo_jax._task_loop import is_unrolled
 from samo_jax._tasks import LossFn
 from samo_jax._tree import PyTree
 
 # From a task to its loss, its gradient, and those of the samples.
 TaskPass: TypeAlias = Callable[..., tuple[jax.Array, PyTree, list[PyTree]]]
-
-
-def tasks_share_points(perturbation: Perturbation) -> bool:
-    """Whether gradients are those of `loss_fn`, at fewer points than tasks."""
-    return perturbation.shared_perturbations is not None and perturbation.loss is None
 
 
 def shared_points(

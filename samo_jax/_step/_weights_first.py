@@ -21,8 +21,9 @@ def step_by_weights_first(
     losses = devices.mean(points.losses())
     present = devices.all(task_mask & jnp.isfinite(losses))
     no_gramian = jnp.zeros((len(losses), len(losses)), losses.dtype)
+    args = problem.combiner_args(losses, present)
     weights, combiner_state = weighting_update(cast(Weighting, method.combiner))(
-        no_gramian, states.combiner, **problem.combiner_args(losses, present)
+        no_gramian, states.combiner, **args
     )
     shared, heads = devices.mean(
         (
@@ -31,4 +32,4 @@ def step_by_weights_first(
         )
     )
     states = states._replace(combiner=combiner_state)
-    return Outcome(shared, heads, weights, present, states)
+    return Outcome(shared, heads, weights, present, states, args["losses"], None)

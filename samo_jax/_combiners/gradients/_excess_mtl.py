@@ -86,8 +86,8 @@ def excess_mtl(eta: float = 1e-2) -> Aggregator:
             sum_of_squares=zeros_per_task(params, num_tasks, accumulator_dtype()),
         )
 
-    def update(task_grads, state, *, losses, present=None, **extra_args):
-        del losses, extra_args
+    def update(task_grads, state, *, present=None, **extra_args):
+        del extra_args
         present = present_tasks(present, len(state.baseline))
         squares = jax.tree.map(
             lambda total, leaf: total + jnp.square(leaf.astype(total.dtype)),

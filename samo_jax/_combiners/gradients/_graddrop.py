@@ -12,7 +12,7 @@ from samo_jax._combiners._by_name import by_name
 from samo_jax._combiners._types import Aggregator
 from samo_jax._keys import raw_key, typed_key
 from samo_jax._named import named
-from samo_jax._tasks import per_task, uniform_weights
+from samo_jax._tasks import count_tasks, per_task, uniform_weights
 from samo_jax._tree import accumulator_dtype, safe_divide
 
 
@@ -72,10 +72,11 @@ def graddrop(key: jax.Array | int, leak: TaskValues = 0.0) -> Aggregator:
         del params, num_tasks
         return GradDropState(raw_key(key), jnp.zeros((), jnp.int32))
 
-    def update(task_grads, state, *, losses, present=None, **extra_args):
+    def update(task_grads, state, *, losses=None, present=None, **extra_args):
         del extra_args
-        weights = uniform_weights(len(losses), present)
-        leaks = per_task("leak", leak, len(losses), 0)
+        num_tasks = count_tasks(losses, present, task_grads)
+        weights = uniform_weights(num_tasks, present)
+        leaks = per_task("leak", leak, num_tasks, 0)
         draw = jax.random.fold_in(typed_key(state.key, key), state.step)
         leaves, treedef = jax.tree.flatten(task_grads)
         direction = [

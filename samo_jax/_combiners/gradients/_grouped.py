@@ -17,7 +17,7 @@ from samo_jax._combiners._types import (
 from samo_jax._gramian import combine, gramian
 from samo_jax._labels import ParamLabels, prefix_leaves
 from samo_jax._named import named
-from samo_jax._tasks import uniform_weights
+from samo_jax._tasks import count_tasks, uniform_weights
 
 
 class GroupedState(NamedTuple):
@@ -104,19 +104,19 @@ def grouped(
             ],
         )
 
-    def update(task_grads, state, *, losses, present=None, **extra_args):
+    def update(task_grads, state, *, losses=None, present=None, **extra_args):
         labels = _label_groups(jax.tree.map(lambda leaf: leaf[0], task_grads), groups)
         leaves = jax.tree.leaves(task_grads)
         members: dict[str, list[jax.Array]] = {}
         for leaf, name in zip(leaves, jax.tree.leaves(labels), strict=True):
             members.setdefault(name, []).append(leaf)
 
+        if losses is not None:
+            extra_args["losses"] = losses
         weights, states = {}, []
         clusters = by_weighting(set(members)).items()
         for (each, names), old in zip(clusters, state.weighting_states, strict=True):
-            update_one = partial(
-                weighting_update(each), losses=losses, present=present, **extra_args
-            )
+            update_one = partial(weighting_update(each), present=present, **extra_args)
             products = jnp.stack([gramian(members[name]) for name in names])
             rows, new = jax.vmap(update_one)(products, old)
             weights |= dict(zip(names, rows, strict=True))
@@ -125,7 +125,9 @@ def grouped(
         direction = jax.tree.map(
             lambda name, leaf: combine(weights[name], leaf), labels, task_grads
         )
-        rows = list(weights.values()) or [uniform_weights(len(losses), present)]
+        rows = list(weights.values()) or [
+            uniform_weights(count_tasks(losses, present), present)
+        ]
         average = jnp.mean(jnp.stack(rows), axis=0)
         return direction, average, GroupedState(weights, states)
 

@@ -12,6 +12,7 @@ from samo_jax._combiners._task_vectors import (
     moving_average,
     project_simplex,
     put_back,
+    required_losses,
     task_norms,
 )
 from samo_jax._combiners._types import Aggregator
@@ -113,7 +114,7 @@ def moco(
             tracked=zeros_per_task(params, num_tasks, accumulator_dtype()),
         )
 
-    def update(task_grads, state, *, losses, present=None, **extra_args):
+    def update(task_grads, state, *, losses=None, present=None, **extra_args):
         del extra_args
         num_tasks, dtype = len(state.weights), state.weights.dtype
         present = present_tasks(present, num_tasks)
@@ -122,7 +123,8 @@ def moco(
         scales = jnp.ones_like(norms)
         if normalize:
             present &= norms != 0
-            losses = zero_unless(present, jnp.asarray(losses, dtype))
+            losses = required_losses(losses, "moco()", num_tasks)
+            losses = zero_unless(present, losses)
             usable &= jnp.all(jnp.isfinite(losses))
             scales = safe_divide(losses, norms)
 

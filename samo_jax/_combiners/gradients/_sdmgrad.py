@@ -87,10 +87,8 @@ def sdmgrad(
         del params
         return uniform_weights(num_tasks)
 
-    def update(
-        task_grads, state, *, losses, present=None, sample_grads=(), **extra_args
-    ):
-        del losses, extra_args
+    def update(task_grads, state, *, present=None, sample_grads=(), **extra_args):
+        del extra_args
         present = present_tasks(present, len(state))
         task_grads, products = double_sampling(
             task_grads, sample_grads, present, "sdmgrad"

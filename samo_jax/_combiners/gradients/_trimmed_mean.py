@@ -7,7 +7,7 @@ from samo_jax._checks import check_count
 from samo_jax._combiners._types import Aggregator
 from samo_jax._gramian import combine
 from samo_jax._named import named
-from samo_jax._tasks import present_tasks, uniform_weights
+from samo_jax._tasks import count_tasks, present_tasks, uniform_weights
 from samo_jax._tree import accumulator_dtype, cast_like
 
 
@@ -56,9 +56,9 @@ def trimmed_mean(trim: int) -> Aggregator:
         check(num_tasks)
         return ()
 
-    def update(task_grads, state, *, losses, present=None, **extra_args):
+    def update(task_grads, state, *, losses=None, present=None, **extra_args):
         del extra_args
-        num_tasks = losses.shape[0]
+        num_tasks = count_tasks(losses, present, task_grads)
         check(num_tasks)
         present = present_tasks(present, num_tasks)
         count = jnp.sum(present)

@@ -98,7 +98,8 @@ class BenchmarkCommand(NamedTuple):
         parser.add_argument(
             "--epochs",
             type=positive_int,
-            help=f"per run (default: {recipe['epochs']})",
+            help=f"per run (default: {recipe['epochs']}); with --resume also more than "
+            "before, which gives what so many from the start would have given",
         )
         parser.add_argument(
             "--rho",
@@ -132,6 +133,13 @@ class BenchmarkCommand(NamedTuple):
             metavar="SECONDS",
             help="save the state of training after an epoch, if that long ago (0: "
             "after every one), for --resume (default: 60)",
+        )
+        parser.add_argument(
+            "--keep-checkpoints",
+            action=argparse.BooleanOptionalAction,
+            default=True,
+            help="keep the last state of finished runs, to --resume with more --epochs "
+            "(default: yes)",
         )
         parser.add_argument(
             "--distributed",
@@ -266,6 +274,7 @@ def _prepared(
         built,
         events,
         args.checkpoint_every,
+        args.keep_checkpoints,
     )
     return benchmark, records
 

@@ -125,16 +125,19 @@ class Checkpoint:
 
 
 class Checkpoints:
-    """Checkpoints of a run folder: of the runs that have not finished."""
+    """Checkpoints of a run folder: of the runs in progress, and of finished ones."""
 
-    def __init__(self, folder: Path, every: float):
+    def __init__(self, folder: Path, every: float, keeps_finished: bool = True):
         """Prepare to write; nothing is written yet.
 
         Args:
             folder: folder of the run.
             every: seconds between two.
+            keeps_finished: whether those of finished runs stay, which can then be
+                lengthened.
         """
         self._folder, self._clock = folder, Clock(every)
+        self._keeps_finished = keeps_finished
 
     def of(self, method: str, seed: int, networks: int) -> list[Checkpoint]:
         """The checkpoints of a run's networks, which are trained one after another."""
@@ -142,15 +145,19 @@ class Checkpoints:
             Checkpoint(
                 self._run(method, seed) / str(network),
                 self._clock,
-                keeps_end=network < networks - 1,
+                keeps_end=self._keeps_finished or network < networks - 1,
             )
             for network in range(networks)
         ]
 
-    def drop(self, method: str, seed: int) -> None:
-        """Remove the checkpoints of a finished run, and folders without any."""
+    def exist(self, method: str, seed: int) -> bool:
+        """Whether there are any of a run."""
+        return self._run(method, seed).is_dir()
+
+    def finished(self, method: str, seed: int) -> None:
+        """Remove the checkpoints of a finished run, unless they stay."""
         folder = self._run(method, seed)
-        if folder.exists():
+        if folder.exists() and not self._keeps_finished:
             shutil.rmtree(folder)
             for parent in (folder.parent, folder.parent.parent):
                 if not any(parent.iterdir()):

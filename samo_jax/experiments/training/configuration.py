@@ -5,6 +5,7 @@ import copy
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -17,11 +18,12 @@ from samo_jax.experiments.training.folders import (
     run_folder,
 )
 from samo_jax.experiments.training.results import replace
+from samo_jax.experiments.training.runs import evaluated_epochs
 from samo_jax.experiments.training.schema import conform, read, shown
 
 _NO_SETTINGS = (
     *("config", "resume", "out", "run"),
-    *("checkpoint_every", "distributed", "join_timeout"),
+    *("checkpoint_every", "keep_checkpoints", "distributed", "join_timeout"),
 )
 _LONGEST_ERROR = 2000
 
@@ -99,7 +101,8 @@ def add_file_arguments(parser: argparse.ArgumentParser) -> None:
         "--resume",
         type=run_folder,
         metavar="FOLDER",
-        help="go on with an interrupted run in its folder, with its settings",
+        help="go on with an interrupted run in its folder, with its settings; a "
+        "benchmark's also with more --epochs",
     )
 
 
@@ -145,6 +148,41 @@ def goes_on(folder: Path, config: dict[str, Any], writes: bool = True) -> bool:
             f"not {shown(config[changed[0]])}: drop the options beside --resume"
         )
     return True
+
+
+def epochs_before(folder: Path, config: dict[str, Any]) -> int | None:
+    """The epochs of the runs in this folder, if it is to have more of them.
+
+    Args:
+        folder: folder of the run.
+        config: settings of the run.
+
+    Raises:
+        SystemExit: if the longer run would be evaluated after other epochs.
+    """
+    try:
+        saved = conform(read(folder / CONFIG), dict[str, Any], "it")
+    except (OSError, ValueError):
+        return None  # `goes_on` says why.
+    before, after = saved.get("epochs"), config.get("epochs")
+    if not (isinstance(before, int) and isinstance(after, int) and before < after):
+        return None
+    if saved | {"epochs": after} != saved | config:
+        return None
+    if not _same_evaluations(before, after):
+        fitting = next(n for n in count(after) if _same_evaluations(before, n))
+        raise SystemExit(
+            f"--epochs: a run of {after} has evaluations after other epochs than its "
+            f"first {before}: the next that fits is {fitting}"
+        )
+    return before
+
+
+def _same_evaluations(before: int, after: int) -> bool:
+    """Whether a run has had all evaluations that it would have as a longer one."""
+    return {n for n in evaluated_epochs(after) if n <= before} <= set(
+        evaluated_epochs(before)
+    )
 
 
 @contextmanager

@@ -1,8 +1,8 @@
 """Records: the files of a run folder that training writes, and reading them back.
 
 `config.json` has the settings, `results.json` every finished training run, and
-`metrics.jsonl` a line an evaluation, as it happens; `checkpoints` has the state of the
-runs that have not finished.
+`metrics.jsonl` a line an evaluation, as it happens; `checkpoints` has the last state of
+the runs.
 """
 
 import json
@@ -13,10 +13,11 @@ from typing import Any, TypeAlias
 
 from samo_jax.experiments.training.checkpoints import Checkpoints
 from samo_jax.experiments.training.columns import Column, fault
-from samo_jax.experiments.training.configuration import goes_on
+from samo_jax.experiments.training.configuration import epochs_before, goes_on
 from samo_jax.experiments.training.devices import is_chief
-from samo_jax.experiments.training.folders import inside
+from samo_jax.experiments.training.folders import CONFIG, inside
 from samo_jax.experiments.training.results import (
+    RESULTS,
     Built,
     check_built,
     load,
@@ -24,7 +25,7 @@ from samo_jax.experiments.training.results import (
     save,
 )
 from samo_jax.experiments.training.runs import Evaluation, Results, Run
-from samo_jax.experiments.training.schema import conform, parse
+from samo_jax.experiments.training.schema import conform, parse, shown
 
 Write: TypeAlias = Callable[[Evaluation], None]
 Events: TypeAlias = Callable[[Path], AbstractContextManager[Write]]  # in a folder
@@ -57,7 +58,7 @@ class Records:
         config: the settings.
         built: the call of each method's transformation.
         results: results of the finished runs, also before an interrupt.
-        checkpoints: checkpoints of the runs that have not finished.
+        checkpoints: checkpoints of the runs.
     """
 
     def __init__(
@@ -68,6 +69,7 @@ class Records:
         built: Mapping[str, str],
         events: Events = no_events,
         checkpoint_every: float = 60.0,
+        keep_checkpoints: bool = True,
     ):
         """Begin in an empty folder, or go on in one whose settings are the same.
 
@@ -80,28 +82,54 @@ class Records:
             built: the call of each method's transformation.
             events: event files for TensorBoard.
             checkpoint_every: seconds between two checkpoints.
+            keep_checkpoints: whether those of finished runs stay.
         """
         self.config = config
-        self.checkpoints = Checkpoints(folder, checkpoint_every)
+        self.checkpoints = Checkpoints(folder, checkpoint_every, keep_checkpoints)
         self.folder, self._columns, self._events = folder, columns, events
         self.built = dict(built)
         self.results: Results = {}
+        epochs = epochs_before(folder, config)
+        if epochs:
+            self._lengthen(self._load(epochs))
+            return
         if not goes_on(folder, config, writes=is_chief()):
             return
-        saved, self.results = load(
-            folder,
-            Run,
-            config["methods"],
-            config["seeds"],
-            lambda _, run: fault(columns, run, config["epochs"]),
-            Built,
-        )
-        if saved:
-            check_built(folder, saved.built, self.built)
+        self.results = self._load(config["epochs"])
         if is_chief():
             for method, runs in self.results.items():
                 for seed in runs:
-                    self.checkpoints.drop(method, seed)
+                    self.checkpoints.finished(method, seed)
+            self._drop_unfinished_lines()
+
+    def _load(self, epochs: int) -> Results:
+        """The finished runs, each of so many epochs."""
+        saved, results = load(
+            self.folder,
+            Run,
+            self.config["methods"],
+            self.config["seeds"],
+            lambda _, run: fault(self._columns, run, epochs),
+            Built,
+        )
+        if saved:
+            check_built(self.folder, saved.built, self.built)
+        return results
+
+    def _lengthen(self, results: Results) -> None:
+        """Make finished runs unfinished ones of more epochs."""
+        for method, runs in results.items():
+            for seed in runs:
+                if not self.checkpoints.exist(method, seed):
+                    raise SystemExit(
+                        f"--epochs: {shown(method)}, seed {seed}, has no checkpoint "
+                        "left to go on from (see --keep-checkpoints): take another "
+                        "folder"
+                    )
+        if is_chief():
+            # In this order: an interrupt in between leaves runs that have not finished.
+            (self.folder / RESULTS).unlink(missing_ok=True)
+            replace(self.folder / CONFIG, json.dumps(self.config, indent=1))
             self._drop_unfinished_lines()
 
     @contextmanager
@@ -127,7 +155,7 @@ class Records:
         if is_chief():
             config = {**self.config, "columns": self._columns, "built": self.built}
             save(self.folder, config, self.results)
-            self.checkpoints.drop(method, seed)
+            self.checkpoints.finished(method, seed)
 
     def _drop_unfinished_lines(self) -> None:
         """Drop the lines of runs that go on, which write them again."""

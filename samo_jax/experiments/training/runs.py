@@ -92,7 +92,7 @@ class Record(NamedTuple):
 
 
 def read_record(record: Any, epochs: int) -> tuple[Past, list[np.random.Generator]]:
-    """The past of a run of so many epochs, and its generators of batches.
+    """The past of a run that is to have so many epochs, and its generators of batches.
 
     Raises:
         ValueError: if this is not the record of such a run.
@@ -100,14 +100,16 @@ def read_record(record: Any, epochs: int) -> tuple[Past, list[np.random.Generato
     states, past = conform(record, Record, "its record")
     done = len(past.losses)
     evaluated = [epoch for epoch in evaluated_epochs(epochs) if epoch <= done]
-    if not 0 < done <= epochs or [of["epoch"] for of in past.evaluations] != evaluated:
+    # Of a shorter run that is made longer there are more.
+    evaluations = [of for of in past.evaluations if of["epoch"] in evaluated]
+    if not 0 < done <= epochs or [of["epoch"] for of in evaluations] != evaluated:
         raise ValueError(f"its record is not that of a run of {epochs} epochs")
     if not all(past.seconds) or sum(map(len, past.seconds)) != done:
         raise ValueError("its record lacks the times of some epochs")
     rngs = [np.random.default_rng(0) for _ in range(2)]
     for rng, state in zip(rngs, states, strict=True):
         rng.bit_generator.state = state
-    return past, rngs
+    return past._replace(evaluations=evaluations), rngs
 
 
 def evaluated_epochs(epochs: int) -> list[int]:

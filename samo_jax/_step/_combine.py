@@ -1,0 +1,84 @@
+"""`combine_task_grads` and `settle`: from K gradients to a direction."""
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from samo_jax._combiners._types import (
+    Combiner,
+    Weighting,
+    combiner_update,
+    shared_gramian,
+    weighting_update,
+)
+from samo_jax._gramian import combine
+from samo_jax._labels import SHARED, only_shared
+from samo_jax._step._method import Outcome, States
+from samo_jax._tree import PyTree, all_finite, select, zero_unless
+
+
+def combine_task_grads(
+    combiner: Combiner,
+    states: States,
+    task_grads: PyTree,
+    labels: PyTree,
+    *,
+    tasks: tuple[str, ...],
+    present: jax.Array,
+    losses: jax.Array | None,
+    with_gramian: bool,
+    **combiner_args: Any,
+) -> Outcome:
+    """The combiner's direction on shared leaves, row i on the head of task i.
+
+    Rows of absent tasks are zero, their losses NaN. `sample_grads` and `clean_grads`
+    among the combiner's arguments are of shared leaves alone.
+    """
+    rows, products = only_shared(task_grads, labels), None
+    args = combiner_args | {"tasks": tasks, "present": present}
+    if losses is not None:
+        args["losses"] = losses
+    if isinstance(combiner, Weighting) or with_gramian:
+        products = shared_gramian(rows, args)
+    if isinstance(combiner, Weighting):
+        weights, combiner_state = weighting_update(combiner)(
+            products, states.combiner, **args
+        )
+        shared = combine(weights, rows)
+    else:
+        shared, weights, combiner_state = combiner_update(combiner)(
+            rows, states.combiner, **args
+        )
+    heads = jax.tree.map(
+        lambda label, leaf: None if label == SHARED else leaf[tasks.index(label)],
+        labels,
+        task_grads,
+    )
+    states = states._replace(combiner=combiner_state)
+    if losses is None:
+        losses = jnp.full(present.shape, jnp.nan)
+    return Outcome(shared, heads, weights, present, states, losses, products)
+
+
+def settle(
+    outcome: Outcome, states: States, labels: PyTree, like: PyTree
+) -> tuple[PyTree, Outcome]:
+    """The direction of a step, in the dtypes of `like`, and what it is made of.
+
+    Where it is not finite it is zero, without a task that took part; without one the
+    states stay.
+    """
+
+    def pick(label, reference, shared, head):
+        return (shared if label == SHARED else head).astype(reference.dtype)
+
+    direction = jax.tree.map(pick, labels, like, outcome.shared, outcome.heads)
+    finite = all_finite(direction)
+    present = outcome.present & finite
+    return jax.tree.map(partial(zero_unless, finite), direction), outcome._replace(
+        weights=zero_unless(finite, outcome.weights),
+        present=present,
+        states=select(jnp.any(present), outcome.states, states),
+    )
