@@ -114,6 +114,15 @@ def task_loss(loss_fn: LossFn, params: PyTree, i: int | jax.Array) -> jax.Array:
     return select_loss(loss_fn(params), i)
 
 
+def one_by_one(loss_fn: LossFn) -> Callable[[PyTree], LossTree]:
+    """The losses, of which no operation computes several if they are by task."""
+    if not isinstance(loss_fn, ByTask):
+        return loss_fn
+    return lambda params: [
+        loss_fn.task_loss(params, i) for i in range(loss_fn.num_tasks)
+    ]
+
+
 def unroll_of(loss_fn: LossFn, unroll: Unroll) -> Unroll:
     """`unroll`, or if that is None the one that `by_task` got."""
     is_default = unroll is None and isinstance(loss_fn, ByTask)

@@ -7,8 +7,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from samo_jax._by_task import ByTask, one_by_one, unroll_of
 from samo_jax._checks import check_floats, check_like, check_params, explained
 from samo_jax._labels import (
+    SHARED,
     ParamLabels,
     check_labels,
     check_uses,
@@ -109,6 +111,8 @@ def make_problem(
     )
     labels = label_leaves(params, param_labels)
     check_labels(labels, tasks)
+    if isinstance(loss_fn, ByTask) and set(jax.tree.leaves(labels)) != {SHARED}:
+        program = jax.make_jaxpr(one_by_one(loss_fn))(params)
     check_uses(labels, tasks, program)
     if "losses" in extra_args:
         losses = stack_losses(extra_args["losses"])
@@ -124,7 +128,7 @@ def make_problem(
         step=step,
         key=key,
         extra_args=extra_args,
-        unroll=unroll,
+        unroll=unroll_of(loss_fn, unroll),
     )
 
 
