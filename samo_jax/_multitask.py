@@ -20,7 +20,13 @@ from samo_jax._named import named
 from samo_jax._perturbations._base import UNPERTURBED, Perturbation, check_perturbation
 from samo_jax._problem import check_all_params, make_problem
 from samo_jax._step._devices import AxisName, Devices
-from samo_jax._step._method import Method, States, check_gramian_block
+from samo_jax._step._method import (
+    Method,
+    States,
+    check_gramian_block,
+    check_tasks_per_step,
+    draw_tasks,
+)
 from samo_jax._step._step import take_step
 from samo_jax._task_loop import Unroll, check_unroll
 from samo_jax._tasks import LossFn, uniform_weights
@@ -37,7 +43,8 @@ class MultitaskState(NamedTuple):
             in task order; uniform before the first.
         combiner_state: state of the combiner.
         perturbation_state: state of the perturbation.
-        skipped: shape (K,), int32, number of updates that were made without each task.
+        skipped: shape (K,), int32, number of updates that were made without each task,
+            though it was drawn.
     """
 
     step: jax.Array
@@ -59,6 +66,7 @@ def multitask(
     unroll: Unroll = None,
     axis_name: AxisName = None,
     gramian_block: int | None = None,
+    tasks_per_step: int | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Any sharpness method with any gradient combiner, first in an `optax.chain`.
 
@@ -85,7 +93,8 @@ def multitask(
         combiner: the combiner, such as `fairgrad()`.
         perturbation: the sharpness method, such as `global_sam()`.
         num_tasks: K, the number of losses.
-        key: typed PRNG key or int, required if `perturbation` draws random numbers.
+        key: typed PRNG key or int, required if `perturbation` draws random numbers or
+            tasks are drawn.
         param_labels: labels that say of each leaf whether all tasks use it ("shared")
             or one (its name: the path in the loss pytree such as "left", or its index 0
             in a list): a pytree prefix of the parameters, or a function of them. None:
@@ -111,6 +120,13 @@ def multitask(
             in P passes need backward passes that are linear: with a `jax.custom_vjp`,
             or a program that is not known, the others are taken. For a `Weighting`, and
             perturbations without a memory of gradients. None: all K at once, in K.
+        tasks_per_step: number k of tasks drawn at each step, each equally often,
+            without replacement, from `key`. Only their passes are made: in K branches
+            where tasks are unrolled, in a loop over k tasks with a `loss_fn` of
+            `by_task` (with another, forward passes are still of all). The others are
+            absent in this step, and `skipped` does not count them. What a
+            perturbation takes for all tasks at once (`probe(shared=True)`, clean
+            gradients) stays that of all. Not with `gramian_block`. None: all K.
 
     Returns:
         A `GradientTransformationExtraArgs` whose update is
@@ -153,11 +169,15 @@ def multitask(
         num_tasks,
         'Under optax.inject_hyperparams pass static_args=("num_tasks",).',
     )
-    if key is not None or perturbation.needs_key:
+    draws = perturbation.needs_key or tasks_per_step is not None
+    if key is not None or draws:
         check_key(key)
     check_unroll(unroll)
-    method = Method(combiner, perturbation, Devices(axis_name), gramian_block)
+    method = Method(
+        combiner, perturbation, Devices(axis_name), gramian_block, tasks_per_step
+    )
     check_gramian_block(method, unroll)
+    check_tasks_per_step(method, num_tasks)
 
     def init(params: PyTree) -> Any:
         check_all_params(params)
@@ -198,19 +218,24 @@ def multitask(
             extra_args=extra_args,
             unroll=unroll,
         )
+        drawn = draw_tasks(method, problem)
         direction, outcome = take_step(
             method,
             problem,
             States(state.combiner_state, state.perturbation_state),
             task_mask_array(task_mask, problem.tasks),
+            drawn,
         )
+        skipped = ~outcome.present
+        if drawn is not None:
+            skipped &= jnp.zeros(num_tasks, bool).at[drawn].set(True)
         return direction, MultitaskState(
             step=jnp.asarray(optax.safe_increment(state.step)),
             key=state.key,
             weights=outcome.weights,
             combiner_state=outcome.states.combiner,
             perturbation_state=outcome.states.perturbation,
-            skipped=state.skipped + (~outcome.present).astype(jnp.int32),
+            skipped=state.skipped + skipped.astype(jnp.int32),
         )
 
     return optax.GradientTransformationExtraArgs(init, update)

@@ -29,6 +29,7 @@ def samo(
     unroll: Unroll = None,
     axis_name: AxisName = None,
     gramian_block: int | None = None,
+    tasks_per_step: int | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """SAMO: sharpness-aware multi-task optimisation, first in an `optax.chain`.
 
@@ -62,6 +63,7 @@ def samo(
         unroll: see `multitask`.
         axis_name: see `multitask`.
         gramian_block: see `multitask`.
+        tasks_per_step: see `multitask`.
 
     Returns:
         A `GradientTransformationExtraArgs`, see `multitask`.
@@ -104,4 +106,5 @@ def samo(
         unroll=unroll,
         axis_name=axis_name,
         gramian_block=gramian_block,
+        tasks_per_step=tasks_per_step,
     )

@@ -3,10 +3,12 @@
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from samo_jax._checks import check_count
 from samo_jax._combiners._types import Aggregator, Combiner
 from samo_jax._perturbations._base import Perturbation
+from samo_jax._problem import Problem
 from samo_jax._step._devices import Devices
 from samo_jax._task_loop import Unroll
 from samo_jax._tree import PyTree
@@ -19,6 +21,7 @@ class Method(NamedTuple):
     perturbation: Perturbation
     devices: Devices
     gramian_block: int | None
+    tasks_per_step: int | None
 
 
 class States(NamedTuple):
@@ -49,6 +52,35 @@ class Outcome(NamedTuple):
     weights: jax.Array
     present: jax.Array
     states: States
+
+
+def check_tasks_per_step(method: Method, num_tasks: int) -> None:
+    """Raise unless `tasks_per_step` is None or so many tasks can be drawn."""
+    count = method.tasks_per_step
+    if count is None:
+        return
+    check_count("tasks_per_step", count, "It is the number of tasks drawn at a step.")
+    if count > num_tasks:
+        raise ValueError(
+            f"`tasks_per_step` must be at most `num_tasks`={num_tasks}, got {count}. "
+            "None takes all."
+        )
+    if method.gramian_block is not None:
+        raise ValueError(
+            "`tasks_per_step` takes the gradients of the drawn tasks at once, got "
+            f"`gramian_block`={method.gramian_block}. Leave out one."
+        )
+
+
+def draw_tasks(method: Method, problem: Problem) -> jax.Array | None:
+    """The tasks of this step, in order, shape (k,), int; None: all."""
+    if method.tasks_per_step is None:
+        return None
+    num_tasks = len(problem.tasks)
+    # Perturbations fold in numbers up to K.
+    key = jax.random.fold_in(problem.key, num_tasks + 1)
+    order = jax.random.permutation(key, num_tasks)
+    return jnp.sort(order[: method.tasks_per_step])
 
 
 def check_gramian_block(method: Method, unroll: Unroll) -> None:

@@ -18,14 +18,24 @@ from samo_jax._tree import PyTree, all_finite, select, zero_unless
 
 
 def take_step(
-    method: Method, problem: Problem, states: States, task_mask: jax.Array
+    method: Method,
+    problem: Problem,
+    states: States,
+    task_mask: jax.Array,
+    drawn: jax.Array | None,
 ) -> tuple[PyTree, Outcome]:
     """The direction of one step, like the incoming updates, and what it is made of.
+
+    Of the drawn tasks, where some are: the others are absent.
 
     Where it is not finite it is zero, without a task that took part; without one the
     states stay.
     """
-    outcome = _way(method, problem)(method, problem, states, task_mask)
+    if drawn is None:
+        way = _way(method, problem)
+    else:
+        way = partial(step_by_all_gradients, drawn=drawn)
+    outcome = way(method, problem, states, task_mask)
 
     def pick(label, incoming, shared, head):
         return (shared if label == SHARED else head).astype(incoming.dtype)
