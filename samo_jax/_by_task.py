@@ -4,7 +4,7 @@ import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from numbers import Integral
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +25,7 @@ class ByTask:
     Attributes:
         task_loss: `task_loss(params, i)`, the scalar of task i, and nothing of the
             others. `i` may be traced.
-        num_tasks: K.
+        num_tasks: number K of tasks.
         names: the K names, in task order. None: the losses are an array.
         unroll: way in which the losses are mapped, see `multitask`, whose default it
             is.
@@ -114,6 +114,15 @@ def task_loss(loss_fn: LossFn, params: PyTree, i: int | jax.Array) -> jax.Array:
     return select_loss(loss_fn(params), i)
 
 
+def one_by_one(loss_fn: LossFn) -> Callable[[PyTree], LossTree]:
+    """The losses, of which no operation computes several if they are by task."""
+    if not isinstance(loss_fn, ByTask):
+        return loss_fn
+    return lambda params: [
+        loss_fn.task_loss(params, i) for i in range(loss_fn.num_tasks)
+    ]
+
+
 def unroll_of(loss_fn: LossFn, unroll: Unroll) -> Unroll:
     """`unroll`, or if that is None the one that `by_task` got."""
     is_default = unroll is None and isinstance(loss_fn, ByTask)
@@ -143,7 +152,7 @@ def _batches(batches: Any, unroll: Unroll) -> tuple[int, Callable[..., jax.Array
     """K, and `batch_of(fn, i)`, which calls a function with the batch of task i."""
     if isinstance(batches, Integral) or batches is None:
         check_count("batches", batches, "An int is K, the number of tasks.")
-        return int(batches), lambda fn, i: fn(i)
+        return int(cast(int, batches)), lambda fn, i: fn(i)
     if isinstance(batches, list):
         return _listed(batches, unroll)
     leaves = jax.tree.leaves(batches)

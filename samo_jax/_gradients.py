@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from samo_jax._by_task import map_params
+from samo_jax._by_task import map_params, unroll_of
 from samo_jax._checks import check_params, explained
 from samo_jax._label_uses import inferred
 from samo_jax._labels import ParamLabels, only_trained, with_frozen, zeros_where_frozen
@@ -131,6 +131,7 @@ def task_values_and_gradients(
 ) -> tuple[jax.Array, PyTree]:
     """Losses, shape (K,), and gradients with a leading task axis, all at `params`."""
     index = jnp.zeros(num_tasks, jnp.int32)
+    unroll = unroll_of(loss_fn, unroll)
     unrolled = is_unrolled(unroll, num_tasks)
     point = at_points(loss_fn, [params], index, unrolled=unrolled)
     return map_tasks(point.value_and_gradient, num_tasks, unroll)

@@ -30,6 +30,8 @@ from samo_jax._step._method import (
     Method,
     States,
     check_gramian_block,
+    check_tasks_per_step,
+    draw_tasks,
     makes_task_gradients,
 )
 from samo_jax._step._step import take_step
@@ -50,6 +52,7 @@ def multitask(
     axis_name: AxisName = None,
     gramian_block: int | None = None,
     diagnostics: bool = False,
+    tasks_per_step: int | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Any sharpness method with any gradient combiner, first in an `optax.chain`.
 
@@ -76,7 +79,8 @@ def multitask(
         combiner: the combiner, such as `fairgrad()`.
         perturbation: the sharpness method, such as `global_sam()`.
         num_tasks: K, the number of losses.
-        key: typed PRNG key or int, required if `perturbation` draws random numbers.
+        key: typed PRNG key or int, required if `perturbation` draws random numbers or
+            tasks are drawn.
         param_labels: label of each leaf: "shared" by the tasks; the name of the one
             task that uses it (its path in the loss pytree such as "left", or its index
             0 in a list); "frozen", if it is not trained: then it is neither perturbed
@@ -109,6 +113,13 @@ def multitask(
             for `report`, at no further pass. Without the Gramian where a step never has
             the gradient of each task: a `Weighting` that needs none (`mean`, `famo`)
             where tasks share their points (no perturbation, `global_sam`).
+        tasks_per_step: number k of tasks drawn at each step, each equally often,
+            without replacement, from `key`. Only their passes are made: in K branches
+            where tasks are unrolled, in a loop over k tasks with a `loss_fn` of
+            `by_task` (with another, forward passes are still of all). The others are
+            absent in this step, and `skipped` does not count them. What a
+            perturbation takes for all tasks at once (`probe(shared=True)`, clean
+            gradients) stays that of all. Not with `gramian_block`. None: all K.
 
     Returns:
         A `GradientTransformationExtraArgs` whose update is
@@ -151,13 +162,20 @@ def multitask(
         num_tasks,
         'Under optax.inject_hyperparams pass static_args=("num_tasks",).',
     )
-    if key is not None or perturbation.needs_key:
+    draws = perturbation.needs_key or tasks_per_step is not None
+    if key is not None or draws:
         check_key(key)
     check_unroll(unroll)
     method = Method(
-        combiner, perturbation, Devices(axis_name), gramian_block, diagnostics
+        combiner,
+        perturbation,
+        Devices(axis_name),
+        gramian_block,
+        tasks_per_step,
+        diagnostics,
     )
     check_gramian_block(method, unroll)
+    check_tasks_per_step(method, num_tasks)
 
     def init(params: PyTree) -> Any:
         labels = checked_labels(params, param_labels)
@@ -196,13 +214,15 @@ def multitask(
             extra_args=extra_args,
             unroll=unroll,
         )
+        drawn = draw_tasks(method, problem)
         direction, outcome = take_step(
             method,
             problem._replace(params=method.devices.varying(problem.params)),
             States(state.combiner_state, state.perturbation_state),
             task_mask_array(task_mask, problem.tasks),
+            drawn,
         )
-        return zeros_where_frozen(direction, params), next_state(state, outcome)
+        return zeros_where_frozen(direction, params), next_state(state, outcome, drawn)
 
     return optax.GradientTransformationExtraArgs(init, update)
 

@@ -30,6 +30,7 @@ def samo(
     axis_name: AxisName = None,
     gramian_block: int | None = None,
     diagnostics: bool = False,
+    tasks_per_step: int | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """SAMO: sharpness-aware multi-task optimisation, first in an `optax.chain`.
 
@@ -64,6 +65,7 @@ def samo(
         axis_name: see `multitask`.
         gramian_block: see `multitask`.
         diagnostics: see `multitask`.
+        tasks_per_step: see `multitask`.
 
     Returns:
         A `GradientTransformationExtraArgs`, see `multitask`.
@@ -107,4 +109,5 @@ def samo(
         axis_name=axis_name,
         gramian_block=gramian_block,
         diagnostics=diagnostics,
+        tasks_per_step=tasks_per_step,
     )

@@ -1,5 +1,6 @@
 """`SharedPoints`: losses and gradients of tasks at a few points."""
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple, TypeAlias
@@ -8,7 +9,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from samo_jax._jaxprs import LossProgram, loss_program
+from samo_jax._by_task import ByTask, one_by_one
+from samo_jax._jaxprs import LossProgram, isolated_task, loss_program
+from samo_jax._task_loop import is_unrolled
 from samo_jax._tasks import LossFn, loss_leaves, select_loss, stack_losses
 from samo_jax._tree import PyTree, zero_unless
 
@@ -18,25 +21,34 @@ Pass: TypeAlias = tuple[jax.Array, Callable[..., Any]]
 
 def look_into(loss_fn: LossFn, params: PyTree) -> LossProgram:
     """The program of a loss function, whose heads keep a NaN to themselves."""
-    return loss_program(lambda params: loss_leaves(loss_fn(params)), params)
+    if isinstance(loss_fn, ByTask) and not is_unrolled(
+        loss_fn.unroll, loss_fn.num_tasks
+    ):
+        alone = isolated_task(loss_fn.task_loss, params)
+        if alone is None:
+            return LossProgram(loss_fn, is_known=False, is_linear=False)
+        mapped = dataclasses.replace(loss_fn, task_loss=alone)
+        return LossProgram(mapped, is_known=True, is_linear=False)
+    losses_of = one_by_one(loss_fn)
+    return loss_program(lambda params: loss_leaves(losses_of(params)), params)
 
 
 class SharedPoints(NamedTuple):
     """P points of K tasks, each with one forward pass of all losses.
 
-    Make them by `at_points`.
+    Make them by `at_points` or, for losses and weighted sums, by `all_at_points`.
 
     Attributes:
         index: number of the point of each task, shape (K,), int.
         passes: forward passes of all losses, shape (K,), by point.
-        task_passes: `task_passes(i)`, forward passes of the loss of task i alone, by
-            point. None: its losses and gradients come out of `passes`.
+        task_gradient: `task_gradient(i)`, loss and gradient of task i at its own point
+            in passes of its own. None: they come out of `passes`.
         is_linear: whether backward passes are known to be linear in the cotangent.
     """
 
     index: jax.Array
     passes: list[Pass]
-    task_passes: Callable[[Any], list[Pass]] | None
+    task_gradient: Callable[[Any], tuple[jax.Array, PyTree]] | None
     is_linear: bool
 
     def losses(self) -> jax.Array:
@@ -48,10 +60,8 @@ class SharedPoints(NamedTuple):
 
         What a backward pass needs is selected at run time.
         """
-        if self.task_passes is not None:
-            passes = self.task_passes(i)
-            loss = _select(self.index[i], *(loss for loss, _ in passes))
-            return loss, _pull_back(passes, self.index[i], jnp.ones_like(loss))
+        if self.task_gradient is not None:
+            return self.task_gradient(i)
         losses = self.losses()
         is_own = jnp.arange(len(losses)) == i
         cotangent = zero_unless(is_own, jnp.ones_like(losses))
@@ -85,22 +95,40 @@ def at_points(
     *,
     unrolled: bool = False,
 ) -> SharedPoints:
-    """`SharedPoints` of a loss function.
+    """`SharedPoints` for the gradients of tasks one by one.
 
     Args:
-        loss_fn: params to K losses.
+        loss_fn: params to K losses. Losses by task have one pass per task, and none of
+            all losses.
         points: P pytrees like params.
         index: number of the point of each task, shape (K,), int.
         unrolled: whether tasks come one by one as Python numbers, so that JAX drops the
             other tasks' heads from the passes of each.
     """
-    if unrolled:
-        is_known = len(points) > 1 and look_into(loss_fn, points[0]).is_known
+    if isinstance(loss_fn, ByTask):
 
-        def task_passes(i):
-            return _forward(lambda p: select_loss(loss_fn(p), i), points, is_known)
+        def alone(i):
+            point = jax.tree.map(partial(_select, index[i]), *points)
+            return jax.value_and_grad(loss_fn.task_loss)(point, i)
 
-        return SharedPoints(index, [], task_passes, is_linear=False)
+        return SharedPoints(index, [], alone, is_linear=False)
+    if not unrolled:
+        return all_at_points(loss_fn, points, index)
+    is_known = len(points) > 1 and look_into(loss_fn, points[0]).is_known
+
+    def among_others(i):
+        # At all points, where passes are those of other tasks, too.
+        passes = _forward(lambda p: select_loss(loss_fn(p), i), points, is_known)
+        loss = _select(index[i], *(loss for loss, _ in passes))
+        return loss, _pull_back(passes, index[i], jnp.ones_like(loss))
+
+    return SharedPoints(index, [], among_others, is_linear=False)
+
+
+def all_at_points(
+    loss_fn: LossFn, points: Sequence[PyTree], index: jax.Array
+) -> SharedPoints:
+    """`SharedPoints` with one forward pass of all losses per point."""
     program = look_into(loss_fn, points[0])
     passes = _forward(
         lambda params: stack_losses(program.losses(params)), points, program.is_known

@@ -35,7 +35,8 @@ class MultitaskState(NamedTuple):
             in task order; uniform before the first.
         combiner_state: state of the combiner.
         perturbation_state: state of the perturbation.
-        skipped: shape (K,), int32, number of updates that were made without each task.
+        skipped: shape (K,), int32, number of updates that were made without each task,
+            though it was drawn.
         diagnostics: `Diagnostics` of the last update, or None.
     """
 
@@ -69,8 +70,13 @@ def first_diagnostics(num_tasks: int, with_gramian: bool) -> Diagnostics:
     )
 
 
-def next_state(state: MultitaskState, outcome: Outcome) -> MultitaskState:
-    """The state after a step."""
+def next_state(
+    state: MultitaskState, outcome: Outcome, drawn: jax.Array | None = None
+) -> MultitaskState:
+    """The state after a step, of all tasks or the drawn ones."""
+    skipped = ~outcome.present
+    if drawn is not None:
+        skipped &= jnp.zeros_like(skipped).at[drawn].set(True)
     diagnostics = state.diagnostics
     if diagnostics is not None:
         has_gramian = diagnostics.gramian is not None
@@ -83,7 +89,7 @@ def next_state(state: MultitaskState, outcome: Outcome) -> MultitaskState:
         weights=outcome.weights,
         combiner_state=outcome.states.combiner,
         perturbation_state=outcome.states.perturbation,
-        skipped=state.skipped + (~outcome.present).astype(jnp.int32),
+        skipped=state.skipped + skipped.astype(jnp.int32),
     )
 
 

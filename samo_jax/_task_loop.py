@@ -1,6 +1,7 @@
 """`map_tasks`: the loop over tasks, unrolled, one by one or in chunks."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, TypeAlias
 
 import jax
@@ -26,11 +27,45 @@ def map_tasks(fn: Callable[[Any], Any], num_tasks: int, unroll: Unroll) -> PyTre
         return jax.tree.map(
             lambda *parts: jnp.stack(parts), *(fn(i) for i in range(num_tasks))
         )
+    return _loop(fn, unroll)(jnp.arange(num_tasks))
+
+
+def map_drawn(
+    fn: Callable[[Any], Any],
+    num_tasks: int,
+    unroll: Unroll,
+    drawn: jax.Array,
+    *,
+    branches: bool = True,
+) -> PyTree:
+    """`map_tasks` of the drawn tasks alone, shape (k,); zeros for the others.
+
+    Where tasks are unrolled, each is a branch of its own, with a Python index
+    (`branches` False: they are looped over, with traced ones).
+    """
+    if branches and is_unrolled(unroll, num_tasks):
+        zeros = jax.tree.map(
+            lambda leaf: jnp.zeros(leaf.shape, leaf.dtype),
+            jax.eval_shape(lambda: fn(0)),
+        )
+        cases = [
+            lax.cond(jnp.any(drawn == i), partial(fn, i), lambda: zeros)
+            for i in range(num_tasks)
+        ]
+        return jax.tree.map(lambda *parts: jnp.stack(parts), *cases)
+    found = _loop(fn, unroll)(drawn)
+
+    def spread(leaf):
+        return jnp.zeros((num_tasks, *leaf.shape[1:]), leaf.dtype).at[drawn].set(leaf)
+
+    return jax.tree.map(spread, found)
+
+
+def _loop(fn: Callable[[Any], Any], unroll: Unroll) -> Callable[[jax.Array], PyTree]:
     batch_size = unroll if is_chunked(unroll) else None
-    loop = canonicalize_convolutions(
+    return canonicalize_convolutions(
         lambda index: lax.map(fn, index, batch_size=batch_size)
     )
-    return loop(jnp.arange(num_tasks))
 
 
 def is_unrolled(unroll: Unroll, num_tasks: int) -> bool:

@@ -49,7 +49,10 @@ def loss_leaves(losses: LossTree) -> list[jax.Array]:
 def stack_losses(losses: LossTree) -> jax.Array:
     """The K losses as one array, shape (K,), in `accumulator_dtype`."""
     dtype = accumulator_dtype()
-    return jnp.stack([jnp.asarray(leaf, dtype) for leaf in loss_leaves(losses)])
+    leaves = jax.tree.leaves(losses)
+    if len(leaves) == 1 and jnp.ndim(leaves[0]) == 1:
+        return jnp.asarray(leaves[0], dtype)
+    return jnp.stack([jnp.asarray(leaf, dtype) for leaf in leaves])
 
 
 def check_loss_fn(name: str, loss_fn: Any) -> None:

@@ -10,6 +10,7 @@ from samo_jax._jaxprs._convolutions import (
 )
 from samo_jax._jaxprs._dependencies import dependencies as dependencies
 from samo_jax._jaxprs._heads import LossProgram as LossProgram
+from samo_jax._jaxprs._heads import isolated_task as isolated_task
 from samo_jax._jaxprs._heads import loss_program as loss_program
 from samo_jax._jaxprs._reach import Reach as Reach
 from samo_jax._jaxprs._reach import Use as Use

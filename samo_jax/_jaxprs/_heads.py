@@ -17,7 +17,7 @@ class LossProgram(NamedTuple):
     """A loss function that has been looked into.
 
     Attributes:
-        losses: params to the list of K losses. Where the program is known, heads are
+        losses: params to the K losses. Where the program is known, heads are
             isolated: a head whose loss gets the cotangent zero sends back zero, though
             its derivatives may be NaN. (On every platform, and under `jax.vmap`; not
             for heads in one operation, such as a matrix product or a `jax.jit`.)
@@ -51,6 +51,27 @@ def loss_program(
         is_known=True,
         is_linear=not contains(closed.jaxpr, "custom_vjp_call"),
     )
+
+
+def isolated_task(
+    task_loss: Callable[..., jax.Array], params: Any
+) -> Callable[..., jax.Array] | None:
+    """`task_loss(params, i)` that sends back zero where it gets zero; None: unknown."""
+    first = jnp.arange(1)[0]
+    closed = jax.make_jaxpr(task_loss)(params, first)
+    if not (config.rewrite_programs and is_known(closed)):
+        return None
+    program = closed.jaxpr
+    inputs = [*program.invars, *program.constvars]
+    program = program.replace(constvars=[], invars=inputs)
+    run = jaxpr_as_fun(ClosedJaxpr(program, ()))
+    head = _isolate(lambda leaves, others: run(*leaves, *others)[0])
+
+    def isolated(params, i):
+        others = [jnp.asarray(i, first.dtype), *closed.consts]
+        return head(jax.tree.leaves(params), others)
+
+    return isolated
 
 
 def _with_isolated_heads(closed: ClosedJaxpr) -> Callable[..., list[jax.Array]]:

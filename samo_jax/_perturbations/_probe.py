@@ -5,6 +5,7 @@ from typing import Literal, NamedTuple, TypeAlias, get_args
 import jax
 import jax.numpy as jnp
 
+from samo_jax._by_task import task_loss
 from samo_jax._checks import (
     ScalarOrSchedule,
     check_choice,
@@ -23,7 +24,7 @@ from samo_jax._spsa import (
     probe_differences,
     random_direction,
 )
-from samo_jax._tasks import select_loss, stack_losses
+from samo_jax._tasks import stack_losses
 from samo_jax._tree import PyTree, accumulator_dtype, safe_divide, zero_unless
 
 Sign: TypeAlias = Literal["estimated", "random"]
@@ -165,7 +166,7 @@ def probe(
         problem, probes, c = context
 
         def loss_at(point):
-            loss = select_loss(problem.probe_loss_fn(point), i)
+            loss = task_loss(problem.probe_loss_fn, point, i)
             return loss.astype(accumulator_dtype())
 
         probes = draw(problem, i) if probes is None else probes

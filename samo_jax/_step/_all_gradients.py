@@ -11,14 +11,22 @@ from samo_jax._problem import Problem
 from samo_jax._step._combine import combine_task_grads
 from samo_jax._step._method import Method, Outcome, States
 from samo_jax._step._passes import task_pass
-from samo_jax._task_loop import map_tasks
-from samo_jax._tree import zero_unless
+from samo_jax._task_loop import map_drawn, map_tasks
+from samo_jax._tree import accumulator_dtype, zero_unless
 
 
 def step_by_all_gradients(
-    method: Method, problem: Problem, states: States, task_mask: jax.Array
+    method: Method,
+    problem: Problem,
+    states: States,
+    task_mask: jax.Array,
+    *,
+    drawn: jax.Array | None = None,
 ) -> Outcome:
-    """`g_i = grad l_i(theta + eps_i)` of all tasks, then the combiner's direction."""
+    """`g_i = grad l_i(theta + eps_i)` of all tasks, then the combiner's direction.
+
+    Or of the drawn ones, shape (k,): only their passes are made.
+    """
     perturbation, devices = method.perturbation, method.devices
     context = perturbation.prepare(problem, states.perturbation)
     clean = perturbation.clean_gradients(context)
@@ -28,11 +36,16 @@ def step_by_all_gradients(
         loss, *grads = pass_of(i)
         grads.append(jax.tree.map(lambda leaf: leaf[i], clean))
         present = devices.all(task_mask[i] & is_finite(loss, grads))
+        loss = loss.astype(accumulator_dtype())
         return loss, present, *jax.tree.map(partial(zero_unless, present), grads)
 
-    losses, present, task_grads, samples, clean = map_tasks(
-        without_faults, len(problem.tasks), problem.unroll
-    )
+    loop = without_faults, len(problem.tasks), problem.unroll
+    if drawn is None:
+        found = map_tasks(*loop)
+    else:
+        # Sums over devices cannot stand in a branch.
+        found = map_drawn(*loop, drawn, branches=devices.axis_name is None)
+    losses, present, task_grads, samples, clean = found
     state = states.perturbation
     if perturbation.finish is not None:
         finish = partial(finish_of(perturbation), context, present=present)

@@ -14,6 +14,7 @@ from samo_jax._gramian import gramian
 from samo_jax._jaxprs import canonicalize_convolutions
 from samo_jax._labels import SHARED
 from samo_jax._problem import Problem
+from samo_jax._shared_points import at_points
 from samo_jax._step._method import Method, Outcome, States, tasks_share_points
 from samo_jax._step._passes import shared_points, task_pass
 from samo_jax._tree import PyTree, accumulator_dtype, zero_unless, zeros_like_params
@@ -53,7 +54,7 @@ def step_by_gramian_blocks(
     context = method.perturbation.prepare(problem, states.perturbation)
     points = None
     if tasks_share_points(method.perturbation):
-        (points,) = shared_points(method.perturbation, problem, context)
+        (points,) = shared_points(method.perturbation, problem, context, at_points)
         value_and_gradient = points.value_and_gradient
     else:
         pass_of = task_pass(method.perturbation, problem, context)

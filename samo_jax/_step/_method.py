@@ -1,12 +1,14 @@
 """`Method`: the settings of `multitask`, and what one step hands on."""
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
+import jax.numpy as jnp
 
 from samo_jax._checks import check_count
 from samo_jax._combiners._types import Aggregator, Combiner, Weighting
 from samo_jax._perturbations._base import Perturbation
+from samo_jax._problem import Problem
 from samo_jax._step._devices import Devices
 from samo_jax._task_loop import Unroll
 from samo_jax._tree import PyTree
@@ -19,6 +21,7 @@ class Method(NamedTuple):
     perturbation: Perturbation
     devices: Devices
     gramian_block: int | None
+    tasks_per_step: int | None
     diagnostics: bool
 
 
@@ -65,12 +68,42 @@ def makes_task_gradients(method: Method) -> bool:
         or combiner.needs_gramian
         or not tasks_share_points(perturbation)
         or perturbation.finish is not None
+        or method.tasks_per_step is not None
     )
 
 
 def tasks_share_points(perturbation: Perturbation) -> bool:
     """Whether gradients are those of `loss_fn`, at fewer points than tasks."""
     return perturbation.shared_perturbations is not None and perturbation.loss is None
+
+
+def check_tasks_per_step(method: Method, num_tasks: int) -> None:
+    """Raise unless `tasks_per_step` is None or so many tasks can be drawn."""
+    count = method.tasks_per_step
+    if count is None:
+        return
+    check_count("tasks_per_step", count, "It is the number of tasks drawn at a step.")
+    if count > num_tasks:
+        raise ValueError(
+            f"`tasks_per_step` must be at most `num_tasks`={num_tasks}, got {count}. "
+            "None takes all."
+        )
+    if method.gramian_block is not None:
+        raise ValueError(
+            "`tasks_per_step` takes the gradients of the drawn tasks at once, got "
+            f"`gramian_block`={method.gramian_block}. Leave out one."
+        )
+
+
+def draw_tasks(method: Method, problem: Problem) -> jax.Array | None:
+    """The tasks of this step, in order, shape (k,), int; None: all."""
+    if method.tasks_per_step is None:
+        return None
+    num_tasks = len(problem.tasks)
+    # Perturbations fold in numbers up to K.
+    key = jax.random.fold_in(cast(jax.Array, problem.key), num_tasks + 1)
+    order = jax.random.permutation(key, num_tasks)
+    return jnp.sort(order[: method.tasks_per_step])
 
 
 def check_gramian_block(method: Method, unroll: Unroll) -> None:

@@ -1,6 +1,7 @@
 """`task_pass`: passes at the perturbed points, shared by tasks or one for each."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import TypeAlias, cast
 
 import jax
@@ -22,15 +23,15 @@ def shared_points(
     perturbation: Perturbation,
     problem: Problem,
     context: PyTree,
+    passes_at: Callable[..., SharedPoints],
     *sample_loss_fns: LossFn,
-    unrolled: bool = False,
 ) -> list[SharedPoints]:
     """The points that tasks share, with the passes of `loss_fn` and of samples."""
     perturbations, index = cast(Callable, perturbation.shared_perturbations)(context)
     points = [problem.point(eps) for eps in perturbations]
     index = jnp.broadcast_to(index, len(problem.tasks))
     loss_fns = problem.loss_fn, *sample_loss_fns
-    return [at_points(fn, points, index, unrolled=unrolled) for fn in loss_fns]
+    return [passes_at(fn, points, index) for fn in loss_fns]
 
 
 def task_pass(
@@ -39,11 +40,12 @@ def task_pass(
     """`i` to the loss, the gradient and those of samples, at the task's point."""
     samples = problem.sample_loss_fns
     unrolled = is_unrolled(problem.unroll, len(problem.tasks))
+    passes_at = partial(at_points, unrolled=unrolled)
     if tasks_share_points(perturbation):
-        shared = shared_points(
-            perturbation, problem, context, *samples, unrolled=unrolled
+        shared = shared_points(perturbation, problem, context, passes_at, *samples)
+        return lambda i: _loss_and_gradients(
+            [points.value_and_gradient(i) for points in shared]
         )
-        return lambda i: _values_and_gradients(shared, i)
 
     index = jnp.zeros(len(problem.tasks), jnp.int32)
     loss = perturbation.loss
@@ -52,15 +54,17 @@ def task_pass(
     def pass_at_point(i):
         """The point is formed, used and dropped."""
         point = problem.point(perturbation.perturb(context, i), i)
-        points = [at_points(fn, [point], index, unrolled=unrolled) for fn in loss_fns]
+        found = [passes_at(fn, [point], index).value_and_gradient(i) for fn in loss_fns]
         if loss is not None:
-            passes = [jax.vjp(lambda point: loss(problem, context, point, i), point)]
-            points = [SharedPoints(index, [], lambda _i: passes, False), *points]
-        return _values_and_gradients(points, i)
+            of_point = jax.value_and_grad(
+                lambda point: loss(problem, context, point, i)
+            )
+            found = [of_point(point), *found]
+        return _loss_and_gradients(found)
 
     return pass_at_point
 
 
-def _values_and_gradients(points, i):
-    loss, gradient = points[0].value_and_gradient(i)
-    return loss, gradient, [sample.value_and_gradient(i)[1] for sample in points[1:]]
+def _loss_and_gradients(found):
+    (loss, gradient), *samples = found
+    return loss, gradient, [of_sample for _, of_sample in samples]

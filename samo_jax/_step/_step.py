@@ -1,6 +1,7 @@
 """`take_step`: from a problem to its direction, by the cheapest way."""
 
 from collections.abc import Callable
+from functools import partial
 
 import jax
 
@@ -14,10 +15,21 @@ from samo_jax._tree import PyTree
 
 
 def take_step(
-    method: Method, problem: Problem, states: States, task_mask: jax.Array
+    method: Method,
+    problem: Problem,
+    states: States,
+    task_mask: jax.Array,
+    drawn: jax.Array | None,
 ) -> tuple[PyTree, Outcome]:
-    """The direction of one step, like the incoming updates, and what it is made of."""
-    outcome = _way(method, problem)(method, problem, states, task_mask)
+    """The direction of one step, like the incoming updates, and what it is made of.
+
+    Of the drawn tasks, where some are: the others are absent.
+    """
+    if drawn is None:
+        way = _way(method, problem)
+    else:
+        way = partial(step_by_all_gradients, drawn=drawn)
+    outcome = way(method, problem, states, task_mask)
     return settle(outcome, states, problem.labels, problem.mean_grad)
 
 

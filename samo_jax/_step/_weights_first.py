@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from samo_jax._combiners._types import Weighting, weighting_update
 from samo_jax._problem import Problem
+from samo_jax._shared_points import all_at_points
 from samo_jax._step._method import Method, Outcome, States
 from samo_jax._step._passes import shared_points
 
@@ -17,7 +18,7 @@ def step_by_weights_first(
     """`w` of the losses, then `sum_i w_i g_i` in one backward pass per shared point."""
     perturbation, devices = method.perturbation, method.devices
     context = perturbation.prepare(problem, states.perturbation)
-    (points,) = shared_points(perturbation, problem, context)
+    (points,) = shared_points(perturbation, problem, context, all_at_points)
     losses = devices.mean(points.losses())
     present = devices.all(task_mask & jnp.isfinite(losses))
     no_gramian = jnp.zeros((len(losses), len(losses)), losses.dtype)
