@@ -35,12 +35,20 @@ def gradvac(tasks, target):
     )
 
 
-def cagrad(_, c):
-    return samo_jax.cagrad(c)
+def mgda(tasks, _):
+    return samo_jax.mgda(preference=tasks)
 
 
-def fairgrad(_, alpha):
-    return samo_jax.fairgrad(alpha)
+def cagrad(tasks, c):
+    return samo_jax.cagrad(c, preference=tasks)
+
+
+def fairgrad(tasks, alpha):
+    return samo_jax.fairgrad(alpha, preference=tasks)
+
+
+def nash_mtl(tasks, _):
+    return samo_jax.nash_mtl(preference=tasks)
 
 
 def fixed(combiner):
@@ -61,7 +69,7 @@ METHODS = {
     "total": Method(fixed(samo_jax.total()), LINEAR),
     "constant": Method(preferring(samo_jax.constant), LINEAR),
     "random_weights": Method(fixed(samo_jax.random_weights(0)), "LUS CONE SS"),
-    "mgda": Method(fixed(samo_jax.mgda()), "NC NCI PI CONE"),
+    "mgda": Method(mgda, "NC NCI PI CONE"),
     "upgrad": Method(preferring(samo_jax.upgrad), "NC NCI LUS PI CONE SS"),
     "dualproj": Method(preferring(samo_jax.dualproj), "NC NCI PI CONE SS"),
     "cagrad-0.5": Method(cagrad, "PI CONE SS", hyperparameter=0.5),
@@ -78,7 +86,7 @@ METHODS = {
     "conflict_free_inverse": Method(
         fixed(samo_jax.conflict_free_inverse()), "NCI LUS PI RAY"
     ),
-    "nash_mtl": Method(fixed(samo_jax.nash_mtl()), "NC NCI PI CONE RAY SS", 0),
+    "nash_mtl": Method(nash_mtl, "NC NCI PI CONE RAY SS", 0),
     "fairgrad-0.5": Method(fairgrad, "NC NCI PI CONE SS", 1 / 3, 0.5),
     "fairgrad-1": Method(fairgrad, "NC NCI PI CONE RAY SS", 0, 1),
     "fairgrad-2": Method(fairgrad, "NC NCI PI CONE SS", -1 / 3, 2),
