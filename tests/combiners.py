@@ -66,6 +66,7 @@ VARIANTS = [
     Case("log_losses", "mean", {"weighting": samo_jax.mean()}),
     Case("log_losses", "gradnorm", {"weighting": samo_jax.gradnorm()}),
     Case("smoothed", "geometric_mean", {"weighting": samo_jax.geometric_mean()}),
+    Case("normalized", "running", {"norm": "running", "combiner": samo_jax.upgrad()}),
     Case("grouped", "gradnorm", {"weighting": samo_jax.smoothed(samo_jax.gradnorm())}),
 ]
 # Losses that a preference or weights of these tasks make different.

@@ -94,6 +94,9 @@ METHODS = {
     "krum": Method(fixed(samo_jax.krum(1, 2)), "PI CONE"),
     "gradnorm": Method(fixed(samo_jax.gradnorm()), LINEAR),
     "smoothed": Method(fixed(samo_jax.smoothed(samo_jax.db_mtl())), "PI CONE RAY SS"),
+    "normalized": Method(
+        fixed(samo_jax.normalized(samo_jax.upgrad())), "NC NCI PI CONE RAY SS", 0
+    ),
     "geometric_mean": Method(fixed(samo_jax.geometric_mean()), LINEAR),
     "stch": Method(fixed(samo_jax.stch(0.3)), LINEAR),
     "famo": Method(fixed(samo_jax.famo()), LINEAR),

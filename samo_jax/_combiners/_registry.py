@@ -33,6 +33,7 @@ from samo_jax._combiners.gramian._imtl_g import imtl_g, imtl_g_weights
 from samo_jax._combiners.gramian._krum import krum, krum_weights
 from samo_jax._combiners.gramian._mgda import mgda, mgda_weights
 from samo_jax._combiners.gramian._nash_mtl import nash_mtl, nash_mtl_weights
+from samo_jax._combiners.gramian._normalized import normalized
 from samo_jax._combiners.gramian._pcgrad import pcgrad, pcgrad_weights
 from samo_jax._combiners.gramian._smoothed import smoothed
 from samo_jax._combiners.gramian._upgrad import upgrad, upgrad_weights
@@ -103,6 +104,7 @@ __all__ = [
     "modo",
     "nash_mtl",
     "nash_mtl_weights",
+    "normalized",
     "pbi",
     "pbi_loss",
     "pcgrad",
@@ -127,6 +129,10 @@ def _with_key(_num_tasks: int, key: jax.Array) -> dict[str, Any]:
 
 def _of_mgda(_num_tasks: int, _key: jax.Array) -> dict[str, Any]:
     return {"weighting": mgda()}
+
+
+def _around_mgda(_num_tasks: int, _key: jax.Array) -> dict[str, Any]:
+    return {"combiner": mgda()}
 
 
 def _equal(num_tasks: int) -> list[float]:
@@ -535,6 +541,23 @@ _ENTRIES = (
         needs=("the weighting's", "history"),
         call="smoothed(weighting)",
         arguments=_of_mgda,
+    ),
+    CombinerEntry(
+        normalized,
+        "gramian",
+        about=(
+            "any combiner on gradients over their norm, or over a running average of "
+            "it; losses on other scales"
+        ),
+        cost="the combiner's",
+        promises={
+            "N": "the combiner's",
+            "+": "the combiner's",
+            "S": "if it needs no losses",
+        },
+        needs=("the combiner's", "Gramian"),
+        call="normalized(combiner, norm)",
+        arguments=_around_mgda,
     ),
     CombinerEntry(
         log_losses,
