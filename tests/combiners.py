@@ -61,6 +61,7 @@ VARIANTS = [
     Case("aligned_mtl", "rmse", {"scale_mode": "rmse"}),
     Case("graddrop", "leak", per_task="leak"),
     Case("moco", "raw", {"decay": 0.0, "gamma": 0.01, "normalize": False}),
+    Case("pcd", "0", {"tau": 0.0}),
     Case("sdmgrad", "preference", {"learning_rate": 0.1}, "preference"),
     Case("stch", "preference", {"mu": 0.3}, "preference"),
     Case("log_losses", "mean", {"weighting": samo_jax.mean()}),

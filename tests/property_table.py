@@ -75,6 +75,8 @@ METHODS = {
     "cagrad-0.5": Method(cagrad, "PI CONE SS", hyperparameter=0.5),
     "cagrad-1": Method(cagrad, "NC NCI PI CONE SS", hyperparameter=1),
     "cagrad-2": Method(cagrad, "NC NCI PI CONE SS", hyperparameter=2),
+    "pcd-0": Method(lambda *_: samo_jax.pcd(tau=0.0), "NC NCI LUS CONE RAY"),
+    "pcd-0.3": Method(lambda *_: samo_jax.pcd(tau=0.3), "LUS CONE RAY"),
     "pcgrad": Method(fixed(samo_jax.pcgrad(0)), "LUS CONE SS"),
     "gradvac": Method(
         gradvac, "LUS CONE SS", hyperparameter=0.3, has_rounded_roots=True

@@ -34,6 +34,7 @@ from samo_jax._combiners.gramian._krum import krum, krum_weights
 from samo_jax._combiners.gramian._mgda import mgda, mgda_weights
 from samo_jax._combiners.gramian._nash_mtl import nash_mtl, nash_mtl_weights
 from samo_jax._combiners.gramian._normalized import normalized
+from samo_jax._combiners.gramian._pcd import pcd, pcd_weights
 from samo_jax._combiners.gramian._pcgrad import pcgrad, pcgrad_weights
 from samo_jax._combiners.gramian._smoothed import smoothed
 from samo_jax._combiners.gramian._upgrad import upgrad, upgrad_weights
@@ -107,6 +108,8 @@ __all__ = [
     "normalized",
     "pbi",
     "pbi_loss",
+    "pcd",
+    "pcd_weights",
     "pcgrad",
     "pcgrad_weights",
     "random_weights",
@@ -257,6 +260,19 @@ _ENTRIES = (
         promises={"N": "", "+": ""},
         needs=("Gramian",),
         call="dualproj()",
+    ),
+    CombinerEntry(
+        pcd,
+        "gramian",
+        about=(
+            "one task first: its gradient, bent as little as the others' [share of "
+            "progress](https://arxiv.org/abs/2606.29521) allows; accuracy before "
+            "sparsity"
+        ),
+        cost="a QP: some O(K³)",
+        promises={"N": "tau = 0", "S": "", "L": "", "+": ""},
+        needs=("Gramian", "history"),
+        call="pcd(primary, tau)",
     ),
     CombinerEntry(
         pcgrad,
