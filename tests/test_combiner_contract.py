@@ -119,6 +119,12 @@ def first_updates(case, problems):
     return Updates(np.asarray(directions, float), np.asarray(weights, float))
 
 
+def solves(case):
+    return (case.entry.family, case.variant) == ("gramian", "") and case.name not in {
+        "gradnorm"
+    }
+
+
 def norms(vectors):
     return np.linalg.norm(vectors, axis=-1)
 
@@ -259,6 +265,15 @@ def test_what_is_not_finite_changes_nothing(case, what):
 
 def is_info(node):
     return isinstance(node, samo_jax.SolveInfo)
+
+
+@pytest.mark.parametrize(
+    "name", [*("log_losses", "grouped"), *(case.name for case in CASES if solves(case))]
+)
+def test_states_keep_what_the_last_solve_says(name):
+    (case,) = (case for case in CASES if str(case) == name)
+    (info,) = filter(is_info, jax.tree.leaves(init(case), is_leaf=is_info))
+    assert np.all(info.converged)
 
 
 @aggregators
