@@ -71,6 +71,8 @@ def stateful_aggregators(k: int) -> dict[str, tj.Aggregator]:
     methods = {
         "excess_mtl": tj.ExcessMTL(robust_step_size=0.5, n_warmup_steps=1),
         "smoothed": tj.GramianWeightedAggregator(smoothed),
+        "pcd-0": tj.PCD(tau=0.0, eps=0),
+        "pcd-0.3": tj.PCD(tau=0.3, eps=0),
     }
     if k == 2:
         methods["gradvac"] = tj.GradVac(beta=0.3)

@@ -273,11 +273,16 @@ def check_offset(offset: TaskValues) -> None:
         )
 
 
-def check_preference(preference: TaskValues | None) -> None:
-    """Raise unless the preference is a direction in the non-negative orthant."""
+def check_preference(preference: TaskValues | None, *, positive: bool = False) -> None:
+    """Raise unless the preference is a direction in the (open) non-negative orthant."""
     if preference is None or isinstance(preference, jax.core.Tracer):
         return
     values = as_numbers("preference", preference)
+    if positive and not np.all(values > 0):
+        raise ValueError(
+            f"`preference` must be positive and finite, got {preference}. A task that "
+            "nobody prefers is left out of the losses, or gets a small number."
+        )
     if not (np.all(np.isfinite(values)) and np.all(values >= 0) and np.any(values > 0)):
         raise ValueError(
             "`preference` must be finite and non-negative with a positive entry, got "

@@ -35,12 +35,20 @@ def gradvac(tasks, target):
     )
 
 
-def cagrad(_, c):
-    return samo_jax.cagrad(c)
+def mgda(tasks, _):
+    return samo_jax.mgda(preference=tasks)
 
 
-def fairgrad(_, alpha):
-    return samo_jax.fairgrad(alpha)
+def cagrad(tasks, c):
+    return samo_jax.cagrad(c, preference=tasks)
+
+
+def fairgrad(tasks, alpha):
+    return samo_jax.fairgrad(alpha, preference=tasks)
+
+
+def nash_mtl(tasks, _):
+    return samo_jax.nash_mtl(preference=tasks)
 
 
 def fixed(combiner):
@@ -61,12 +69,14 @@ METHODS = {
     "total": Method(fixed(samo_jax.total()), LINEAR),
     "constant": Method(preferring(samo_jax.constant), LINEAR),
     "random_weights": Method(fixed(samo_jax.random_weights(0)), "LUS CONE SS"),
-    "mgda": Method(fixed(samo_jax.mgda()), "NC NCI PI CONE"),
+    "mgda": Method(mgda, "NC NCI PI CONE"),
     "upgrad": Method(preferring(samo_jax.upgrad), "NC NCI LUS PI CONE SS"),
     "dualproj": Method(preferring(samo_jax.dualproj), "NC NCI PI CONE SS"),
     "cagrad-0.5": Method(cagrad, "PI CONE SS", hyperparameter=0.5),
     "cagrad-1": Method(cagrad, "NC NCI PI CONE SS", hyperparameter=1),
     "cagrad-2": Method(cagrad, "NC NCI PI CONE SS", hyperparameter=2),
+    "pcd-0": Method(lambda *_: samo_jax.pcd(tau=0.0), "NC NCI LUS CONE RAY"),
+    "pcd-0.3": Method(lambda *_: samo_jax.pcd(tau=0.3), "LUS CONE RAY"),
     "pcgrad": Method(fixed(samo_jax.pcgrad(0)), "LUS CONE SS"),
     "gradvac": Method(
         gradvac, "LUS CONE SS", hyperparameter=0.3, has_rounded_roots=True
@@ -78,7 +88,7 @@ METHODS = {
     "conflict_free_inverse": Method(
         fixed(samo_jax.conflict_free_inverse()), "NCI LUS PI RAY"
     ),
-    "nash_mtl": Method(fixed(samo_jax.nash_mtl()), "NC NCI PI CONE RAY SS", 0),
+    "nash_mtl": Method(nash_mtl, "NC NCI PI CONE RAY SS", 0),
     "fairgrad-0.5": Method(fairgrad, "NC NCI PI CONE SS", 1 / 3, 0.5),
     "fairgrad-1": Method(fairgrad, "NC NCI PI CONE RAY SS", 0, 1),
     "fairgrad-2": Method(fairgrad, "NC NCI PI CONE SS", -1 / 3, 2),
@@ -86,6 +96,9 @@ METHODS = {
     "krum": Method(fixed(samo_jax.krum(1, 2)), "PI CONE"),
     "gradnorm": Method(fixed(samo_jax.gradnorm()), LINEAR),
     "smoothed": Method(fixed(samo_jax.smoothed(samo_jax.db_mtl())), "PI CONE RAY SS"),
+    "normalized": Method(
+        fixed(samo_jax.normalized(samo_jax.upgrad())), "NC NCI PI CONE RAY SS", 0
+    ),
     "geometric_mean": Method(fixed(samo_jax.geometric_mean()), LINEAR),
     "stch": Method(fixed(samo_jax.stch(0.3)), LINEAR),
     "famo": Method(fixed(samo_jax.famo()), LINEAR),

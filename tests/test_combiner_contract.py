@@ -119,6 +119,12 @@ def first_updates(case, problems):
     return Updates(np.asarray(directions, float), np.asarray(weights, float))
 
 
+def solves(case):
+    return (case.entry.family, case.variant) == ("gramian", "") and case.name not in {
+        "gradnorm"
+    }
+
+
 def norms(vectors):
     return np.linalg.norm(vectors, axis=-1)
 
@@ -137,7 +143,11 @@ def test_the_registry_has_every_public_combiner():
         for name, value in vars(samo_jax).items()
         if inspect.isfunction(value)
         and inspect.signature(value).return_annotation
-        in (samo_jax.Weighting, samo_jax.Aggregator)
+        in (
+            samo_jax.Weighting,
+            samo_jax.Aggregator,
+            samo_jax.Weighting | samo_jax.Aggregator,
+        )
     }
     assert factories == set(COMBINERS)
 
@@ -152,7 +162,8 @@ def test_degenerate_gradients_have_finite_directions(case):
         assert (found.weights > 0).any(axis=1).all()
         zeros = norms(problems.gradients) == 0
         assert (found.weights[zeros] <= 1 / NUM_TASKS + 1e-6).all()
-    if case.entry.family == "gramian" and case.name not in {"fairgrad", "nash_mtl"}:
+    of_their_own_length = {"fairgrad", "nash_mtl", "normalized"}
+    if case.entry.family == "gramian" and case.name not in of_their_own_length:
         longest = norms(problems.gradients).max(axis=1)
         assert (norms(found.directions) <= 100 * longest).all()
     zero = norms(problems.gradients).sum(axis=1) == 0
@@ -201,7 +212,7 @@ def test_a_single_task_goes_along_its_gradient(case):
         assert cosine == pytest.approx(1, abs=1e-5)
     if case.name == "db_mtl":
         np.testing.assert_allclose(found.weights, 1 / problems.losses, rtol=1e-5)
-    elif case.name not in {"fairgrad", "nash_mtl", "cagrad"}:
+    elif case.name not in {"fairgrad", "nash_mtl", "cagrad", "normalized"}:
         np.testing.assert_allclose(found.weights, 1, rtol=1e-5)
 
 
@@ -254,6 +265,15 @@ def test_what_is_not_finite_changes_nothing(case, what):
 
 def is_info(node):
     return isinstance(node, samo_jax.SolveInfo)
+
+
+@pytest.mark.parametrize(
+    "name", [*("log_losses", "grouped"), *(case.name for case in CASES if solves(case))]
+)
+def test_states_keep_what_the_last_solve_says(name):
+    (case,) = (case for case in CASES if str(case) == name)
+    (info,) = filter(is_info, jax.tree.leaves(init(case), is_leaf=is_info))
+    assert np.all(info.converged)
 
 
 @aggregators

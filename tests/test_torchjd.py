@@ -42,10 +42,13 @@ METHODS = {
     "gradvac": lambda _: samo_jax.gradvac(0, beta=0.3),
     "excess_mtl": lambda _: samo_jax.excess_mtl(0.5),
     "smoothed": lambda _: samo_jax.smoothed(samo_jax.upgrad(), decay=0.75),
+    "pcd": lambda _: samo_jax.pcd(),
+    "pcd-0": lambda _: samo_jax.pcd(tau=0.0),
+    "pcd-0.3": lambda _: samo_jax.pcd(tau=0.3),
 }
 # TorchJD's sums are means here.
 SUMS = ["conflict_free_inverse", "gradvac", "pcgrad"]
-TWO_STEPS = ["excess_mtl", "gradvac", "smoothed"]
+TWO_STEPS = ["excess_mtl", "gradvac", "pcd-0", "pcd-0.3", "smoothed"]
 
 GOLDEN = np.load(Path(__file__).parent / "golden" / "torchjd.npz")
 CASES = [key.removesuffix("/matrix") for key in GOLDEN if key.endswith("/matrix")]
@@ -176,6 +179,10 @@ TOLERANCES = {
     "upgrad-tight": (1e-13, 1e-6),
     "dualproj-tight": (1e-13, 1e-6),
     "smoothed": (1e-13, 1e-6),
+    "pcd-0": (1e-12, 1e-5),
+    "pcd-0.3": (1e-12, 1e-5),
+    # Its 1e-8 next to squared norms.
+    "pcd": (1e-6, 1e-5),
     "imtl_g": (1e-10, 1e-5),
     "conflict_free_inverse": (1e-10, 1e-5),
     "aligned_mtl-min": (1e-10, 5e-3),
@@ -196,7 +203,7 @@ TOLERANCES = {
 # Where TorchJD's solver is not accurate: absolute tolerances meet small gradients, and
 # first-order or interior-point methods ill-conditioned ones.
 INACCURATE = {
-    "scale-0.001": ["excess_mtl", "fairgrad-1", "nash_mtl"],
+    "scale-0.001": ["excess_mtl", "fairgrad-1", "nash_mtl", "pcd"],
     "scale-1000": ["nash_mtl"],
     "spread-100": ["nash_mtl"],
     "condition-1000": ["cagrad-1", "mgda-tight"],

@@ -33,6 +33,8 @@ from samo_jax._combiners.gramian._imtl_g import imtl_g, imtl_g_weights
 from samo_jax._combiners.gramian._krum import krum, krum_weights
 from samo_jax._combiners.gramian._mgda import mgda, mgda_weights
 from samo_jax._combiners.gramian._nash_mtl import nash_mtl, nash_mtl_weights
+from samo_jax._combiners.gramian._normalized import normalized
+from samo_jax._combiners.gramian._pcd import pcd, pcd_weights
 from samo_jax._combiners.gramian._pcgrad import pcgrad, pcgrad_weights
 from samo_jax._combiners.gramian._smoothed import smoothed
 from samo_jax._combiners.gramian._upgrad import upgrad, upgrad_weights
@@ -103,8 +105,11 @@ __all__ = [
     "modo",
     "nash_mtl",
     "nash_mtl_weights",
+    "normalized",
     "pbi",
     "pbi_loss",
+    "pcd",
+    "pcd_weights",
     "pcgrad",
     "pcgrad_weights",
     "random_weights",
@@ -127,6 +132,10 @@ def _with_key(_num_tasks: int, key: jax.Array) -> dict[str, Any]:
 
 def _of_mgda(_num_tasks: int, _key: jax.Array) -> dict[str, Any]:
     return {"weighting": mgda()}
+
+
+def _around_mgda(_num_tasks: int, _key: jax.Array) -> dict[str, Any]:
+    return {"combiner": mgda()}
 
 
 def _equal(num_tasks: int) -> list[float]:
@@ -251,6 +260,19 @@ _ENTRIES = (
         promises={"N": "", "+": ""},
         needs=("Gramian",),
         call="dualproj()",
+    ),
+    CombinerEntry(
+        pcd,
+        "gramian",
+        about=(
+            "one task first: its gradient, bent as little as the others' [share of "
+            "progress](https://arxiv.org/abs/2606.29521) allows; accuracy before "
+            "sparsity"
+        ),
+        cost="a QP: some O(K³)",
+        promises={"N": "tau = 0", "S": "", "L": "", "+": ""},
+        needs=("Gramian", "history"),
+        call="pcd(primary, tau)",
     ),
     CombinerEntry(
         pcgrad,
@@ -535,6 +557,23 @@ _ENTRIES = (
         needs=("the weighting's", "history"),
         call="smoothed(weighting)",
         arguments=_of_mgda,
+    ),
+    CombinerEntry(
+        normalized,
+        "gramian",
+        about=(
+            "any combiner on gradients over their norm, or over a running average of "
+            "it; losses on other scales"
+        ),
+        cost="the combiner's",
+        promises={
+            "N": "the combiner's",
+            "+": "the combiner's",
+            "S": "if it needs no losses",
+        },
+        needs=("the combiner's", "Gramian"),
+        call="normalized(combiner, norm)",
+        arguments=_around_mgda,
     ),
     CombinerEntry(
         log_losses,

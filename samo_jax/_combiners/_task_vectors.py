@@ -24,6 +24,12 @@ def preference_vector(
     return per_task("preference", preference, num_tasks, uniform)
 
 
+def relative_preference(preference: TaskValues | None, num_tasks: int) -> jax.Array:
+    """`preference` over its largest entry, shape (K,); None, or all equal: ones."""
+    vector = per_task("preference", preference, num_tasks, 1)
+    return safe_divide(vector, jnp.max(vector))
+
+
 def required_losses(losses: Vector | None, method: str, num_tasks: int) -> jax.Array:
     """`losses` as a (K,) array; raise if they are missing."""
     if losses is None:

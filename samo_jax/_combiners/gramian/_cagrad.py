@@ -9,7 +9,15 @@ from jax import lax
 from jax.scipy.linalg import solve
 from jax.typing import ArrayLike
 
-from samo_jax._checks import check_choice, check_nonnegative
+from samo_jax._checks import (
+    TaskValues,
+    Vector,
+    check_choice,
+    check_nonnegative,
+    check_preference,
+)
+from samo_jax._combiners._by_name import by_name
+from samo_jax._combiners._task_vectors import among_present, relative_preference
 from samo_jax._combiners._types import Weighting
 from samo_jax._combiners.gramian._gramian_weighting import gramian_weighting
 from samo_jax._combiners.solvers._compensated import matvec
@@ -36,6 +44,7 @@ def cagrad_weights(
     c: ArrayLike = 0.5,
     rescale: Rescale = 0,
     *,
+    preference: Vector | None = None,
     present: ArrayLike | None = None,
     return_info: Literal[False] = False,
 ) -> jax.Array: ...
@@ -45,6 +54,7 @@ def cagrad_weights(
     c: ArrayLike = 0.5,
     rescale: Rescale = 0,
     *,
+    preference: Vector | None = None,
     present: ArrayLike | None = None,
     return_info: Literal[True],
 ) -> tuple[jax.Array, SolveInfo]: ...
@@ -53,6 +63,7 @@ def cagrad_weights(
     c: ArrayLike = 0.5,
     rescale: Rescale = 0,
     *,
+    preference: Vector | None = None,
     present: ArrayLike | None = None,
     return_info: bool = False,
 ) -> jax.Array | tuple[jax.Array, SolveInfo]:
@@ -74,6 +85,8 @@ def cagrad_weights(
         gramian: G, shape (K, K), inner products of the task gradients.
         c: radius of the ball relative to `||g0||`, non-negative.
         rescale: 0 returns w, 1 (the reference's default) w / (1 + c^2), 2 w / (1 + c).
+        preference: p, shape (K,), non-negative, of any scale: g0 is the mean with these
+            weights, p / sum(p) taking the place of 1/K. None: uniform.
         present: shape (K,), bool, the tasks that take part; others get the weight 0.
             None: all.
         return_info: also return a `SolveInfo`, whose residual is
@@ -83,8 +96,8 @@ def cagrad_weights(
         w, shape (K,), or `(w, info)`.
 
     Raises:
-        ValueError: if `gramian` is not square, `c` is negative or `rescale` not 0, 1
-            or 2.
+        ValueError: if `gramian` is not square, `c` is negative, `rescale` not 0, 1 or
+            2, or `preference` is not K non-negative numbers.
 
     Examples:
         >>> import jax.numpy as jnp, samo_jax
@@ -96,37 +109,41 @@ def cagrad_weights(
         Liu et al., `Conflict-Averse Gradient Descent for Multi-task Learning
         <https://arxiv.org/abs/2110.14048>`_, 2021
     """
-    _check(c, rescale)
-    weights, info = _solve(gramian, c, present)
-    weights = weights / (1, 1 + c**2, 1 + c)[rescale]
+    _check(c, rescale, preference)
+    weights, info = _rescaled(gramian, c, rescale, preference, present)
     return (weights, info) if return_info else weights
 
 
-def _check(c, rescale):
+def _check(c, rescale, preference):
     check_choice("rescale", rescale, get_args(Rescale))
     check_nonnegative("c", c, "0 is the mean.")
+    check_preference(preference)
+
+
+def _rescaled(gramian, c, rescale, preference, present):
+    weights, info = _solve(gramian, c, preference, present)
+    return weights / (1, 1 + c**2, 1 + c)[rescale], info
 
 
 @jax.jit
-def _solve(gramian, c, present):
+def _solve(gramian, c, preference, present):
+    preference = relative_preference(preference, jnp.shape(gramian)[0])
     solve = in_order(partial(_conflict_averse, c=c))
-    return solve_gramian(gramian, solve, present=present)
+    return solve_gramian(gramian, solve, preference, present=present)
 
 
-def _conflict_averse(problem: Equilibrated, c) -> Solution:
+def _conflict_averse(problem: Equilibrated, preference, c) -> Solution:
     # Units: y_i = 2^(k_i - max k) v_i, and t in those of the smallest gradient.
     matrix, exponents, active, _ = problem
     dtype = matrix.dtype
     eps = float(jnp.finfo(dtype).eps)
-    count = jnp.maximum(jnp.sum(active), 1).astype(dtype)
+    shares = among_present(preference, active)
     largest = jnp.max(jnp.where(active, exponents, jnp.iinfo(jnp.int32).min))
     smallest = jnp.min(jnp.where(active, exponents, jnp.iinfo(jnp.int32).max))
     units = jnp.where(
         active, jnp.ldexp(jnp.ones_like(matrix[0]), smallest - exponents), 0
     )
-    mean = jnp.where(
-        active, jnp.ldexp(jnp.ones_like(units), exponents - largest) / count, 0
-    )
+    mean = jnp.where(active, jnp.ldexp(shares, exponents - largest), 0)
     rates = matvec(matrix, mean)[0]
     square = jnp.maximum(mean @ rates, 0)
     # Where gradients cancel, the mean's length is rounding, and so is every answer.
@@ -204,7 +221,7 @@ def _conflict_averse(problem: Equilibrated, c) -> Solution:
     near = solved | ((c < 1) & real & (error < eps**0.25))
     y = jnp.where(ascends & ~(known & near), at_zero.weights, y)
     return Solution(
-        active.astype(dtype) / count + jnp.ldexp(y, largest - exponents),
+        shares + jnp.ldexp(y, largest - exponents),
         residual,
         solution.steps,
         solved & (known | (c == 0)),
@@ -212,20 +229,25 @@ def _conflict_averse(problem: Equilibrated, c) -> Solution:
 
 
 @named
-def cagrad(c: float = 0.5, rescale: Rescale = 0) -> Weighting:
+@by_name("preference")
+def cagrad(
+    c: float = 0.5, rescale: Rescale = 0, *, preference: TaskValues | None = None
+) -> Weighting:
     """`cagrad_weights` as a weighting for `multitask` and `samo`.
 
     Args:
         c: radius of the ball relative to `||g0||`, non-negative. SAMO's scripts use
             0.4.
         rescale: 0, 1 or 2, see `cagrad_weights`. SAMO's scripts use 1.
+        preference: p, shape (K,) or by name, non-negative: g0 is the mean with these
+            weights. None: uniform.
 
     Returns:
         A `Weighting`. On a non-finite Gramian it keeps its last weights;
         `SolverState.info` says so.
 
     Raises:
-        ValueError: if `c` is negative or `rescale` not 0, 1 or 2.
+        ValueError: if `c` or `preference` is negative, or `rescale` not 0, 1 or 2.
 
     Examples:
         >>> import jax.numpy as jnp, samo_jax
@@ -234,9 +256,7 @@ def cagrad(c: float = 0.5, rescale: Rescale = 0) -> Weighting:
         >>> print(weights)
         [0.5 0.5]
     """
-    _check(c, rescale)
+    _check(c, rescale, preference)
     return gramian_weighting(
-        lambda gramian, present: cagrad_weights(
-            gramian, c, rescale, present=present, return_info=True
-        )
+        lambda gramian, present: _rescaled(gramian, c, rescale, preference, present)
     )

@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from samo_jax._checks import Vector, check_choice
-from samo_jax._combiners._task_vectors import required_losses
+from samo_jax._checks import TaskValues, Vector, check_choice, check_preference
+from samo_jax._combiners._by_name import by_name
+from samo_jax._combiners._task_vectors import relative_preference, required_losses
 from samo_jax._combiners._types import Weighting
 from samo_jax._combiners.gramian._gramian_weighting import (
     gramian_and_loss_weighting,
@@ -38,6 +39,7 @@ def mgda_weights(
     *,
     normalization: Normalization = "none",
     apply_to: ApplyTo = "normalized",
+    preference: Vector | None = None,
     present: ArrayLike | None = None,
     return_info: Literal[False] = False,
 ) -> jax.Array: ...
@@ -48,6 +50,7 @@ def mgda_weights(
     *,
     normalization: Normalization = "none",
     apply_to: ApplyTo = "normalized",
+    preference: Vector | None = None,
     present: ArrayLike | None = None,
     return_info: Literal[True],
 ) -> tuple[jax.Array, SolveInfo]: ...
@@ -57,6 +60,7 @@ def mgda_weights(
     *,
     normalization: Normalization = "none",
     apply_to: ApplyTo = "normalized",
+    preference: Vector | None = None,
     present: ArrayLike | None = None,
     return_info: bool = False,
 ) -> jax.Array | tuple[jax.Array, SolveInfo]:
@@ -74,6 +78,10 @@ def mgda_weights(
     is `v_i / c_i` over their sum (LibMTL does not divide by that sum). With
     `apply_to="raw"`, as in many implementations, w is v.
 
+    With a preference p, the rates follow it: the min-norm point is that of `g_i / p_i`
+    (times `1 / c_i`), and d maximises `min_i <g_i, d> / (p_i c_i)` over directions of
+    one length. A task of preference 0 demands no more than not to be hurt.
+
     Tasks with a zero gradient are left out (weight 0). Between duplicated gradients the
     split is arbitrary, the direction is not. (With a normalization the same is true of
     parallel ones, up to the direction's length.) At a Pareto-stationary point d is zero
@@ -86,6 +94,7 @@ def mgda_weights(
         normalization: "none", "l2", "loss" or "loss+".
         apply_to: whether the weights were meant for the "normalized" or the "raw"
             gradients.
+        preference: p, shape (K,), non-negative, of any scale. None: uniform.
         present: shape (K,), bool, the tasks that take part; others get the weight 0.
             None: all.
         return_info: also return a `SolveInfo`, whose residual is the relative duality
@@ -97,7 +106,8 @@ def mgda_weights(
 
     Raises:
         ValueError: if `gramian` is not square, `normalization` or `apply_to` is none of
-            the above, or the losses needed are None or not of shape (K,).
+            the above, the losses needed are None or not of shape (K,), or `preference`
+            is not K non-negative numbers.
 
     Examples:
         >>> import jax.numpy as jnp, samo_jax
@@ -114,20 +124,26 @@ def mgda_weights(
         Sener and Koltun, `Multi-Task Learning as Multi-Objective Optimization
         <https://arxiv.org/abs/1810.04650>`_, 2018
     """
-    _check(normalization, apply_to)
+    _check(normalization, apply_to, preference)
     weights, info, _ = _solve(
-        gramian, losses, present, normalization=normalization, apply_to=apply_to
+        gramian,
+        losses,
+        present,
+        preference,
+        normalization=normalization,
+        apply_to=apply_to,
     )
     return (weights, info) if return_info else weights
 
 
-def _check(normalization, apply_to):
+def _check(normalization, apply_to, preference):
     check_choice("normalization", normalization, get_args(Normalization))
     check_choice("apply_to", apply_to, get_args(ApplyTo))
+    check_preference(preference)
 
 
 @partial(jax.jit, static_argnames=("normalization", "apply_to"))
-def _solve(gramian, losses, present, *, normalization, apply_to):
+def _solve(gramian, losses, present, preference, *, normalization, apply_to):
     gramian = check_gramian(gramian)
     if normalization in ("loss", "loss+"):
         losses = required_losses(losses, f"mgda({normalization!r})", len(gramian))
@@ -138,20 +154,23 @@ def _solve(gramian, losses, present, *, normalization, apply_to):
     solve = partial(
         _min_norm, by_norm=normalization in ("l2", "loss+"), raw=apply_to == "raw"
     )
-    return *solve_gramian(gramian, in_order(solve), losses, present=present), unusable
+    demands = losses * relative_preference(preference, len(gramian))
+    return *solve_gramian(gramian, in_order(solve), demands, present=present), unusable
 
 
 def _min_norm(
-    problem: Equilibrated, losses: jax.Array, by_norm: bool, raw: bool
+    problem: Equilibrated, demands: jax.Array, by_norm: bool, raw: bool
 ) -> Solution:
     # With x_i = v_i / c_i the QP is `min x'Gx/2 - c'x`, here in y_i = 2^k_i x_i, with
     # its linear term 2^-k_i c_i in units in which the largest one is near one.
     matrix, exponents, active, _ = problem
-    scales = jnp.where(active, losses, 1) / jnp.max(jnp.where(active, losses, 0))
+    demands = jnp.where(active, demands, 0)
+    demands = jnp.where(jnp.any(demands > 0), demands, active.astype(matrix.dtype))
+    scales = safe_divide(demands, jnp.max(demands))
     smallest = jnp.min(jnp.where(active, exponents, jnp.iinfo(jnp.int32).max))
     units = jnp.ldexp(jnp.ones_like(matrix[0]), smallest - exponents)
     lengths = jnp.sqrt(jnp.diagonal(matrix)) if by_norm else units
-    linear = jnp.where(active, scales * lengths, 0)
+    linear = scales * lengths
 
     solution = nonnegative_qp(matrix, linear)
 
@@ -162,9 +181,10 @@ def _min_norm(
 
     certified = on_simplex(solution.weights, linear)
     # (Hv)_i
-    descent = matrix @ safe_divide(certified, linear) / jnp.where(active, linear, 1)
+    demanding = linear > 0
+    descent = matrix @ safe_divide(certified, linear) / jnp.where(demanding, linear, 1)
     value = certified @ descent
-    least = jnp.min(jnp.where(active, descent, jnp.inf))
+    least = jnp.min(jnp.where(demanding, descent, jnp.inf))
     return solution._replace(
         weights=certified if raw else on_simplex(solution.weights, units),
         residual=safe_divide(value - least, value),
@@ -172,14 +192,20 @@ def _min_norm(
 
 
 @named
+@by_name("preference")
 def mgda(
-    normalization: Normalization = "none", *, apply_to: ApplyTo = "normalized"
+    normalization: Normalization = "none",
+    *,
+    apply_to: ApplyTo = "normalized",
+    preference: TaskValues | None = None,
 ) -> Weighting:
     """`mgda_weights` as a weighting for `multitask` and `samo`.
 
     Args:
         normalization: "none", "l2", "loss" or "loss+", see `mgda_weights`.
         apply_to: "normalized" or "raw", see `mgda_weights`.
+        preference: p, shape (K,) or by name, non-negative, of any scale, to which the
+            tasks' rates are proportional. None: uniform.
 
     Returns:
         A `Weighting` that needs `losses` for "loss" and "loss+". On a non-finite
@@ -189,7 +215,8 @@ def mgda(
         task by task.
 
     Raises:
-        ValueError: if `normalization` or `apply_to` is none of the above.
+        ValueError: if `normalization` or `apply_to` is none of the above, or
+            `preference` is negative.
 
     Examples:
         >>> import jax.numpy as jnp, samo_jax
@@ -199,9 +226,11 @@ def mgda(
         >>> print(weights, state.info.converged)
         [0.75 0.25] True
     """
-    _check(normalization, apply_to)
+    _check(normalization, apply_to, preference)
 
-    solve = partial(_solve, normalization=normalization, apply_to=apply_to)
+    solve = partial(
+        _solve, preference=preference, normalization=normalization, apply_to=apply_to
+    )
     if normalization in ("loss", "loss+"):
         return gramian_and_loss_weighting(solve)
     return gramian_weighting(lambda gramian, present: solve(gramian, None, present)[:2])

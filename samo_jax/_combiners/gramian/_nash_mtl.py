@@ -7,7 +7,8 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
 
-from samo_jax._checks import check_count
+from samo_jax._checks import TaskValues, Vector, check_count
+from samo_jax._combiners._by_name import by_name
 from samo_jax._combiners._types import Weighting
 from samo_jax._combiners.gramian._fairgrad import fairgrad, fairgrad_weights
 from samo_jax._combiners.gramian._gramian_weighting import SolverState
@@ -17,18 +18,23 @@ from samo_jax._tree import zero_unless
 
 
 def nash_mtl_weights(
-    gramian: ArrayLike, *, present: ArrayLike | None = None
+    gramian: ArrayLike,
+    *,
+    preference: Vector | None = None,
+    present: ArrayLike | None = None,
 ) -> jax.Array:
-    """Weights of the Nash bargaining direction: `(Gw)_i = 1 / w_i`, w > 0.
+    """Weights of the Nash bargaining direction: `(Gw)_i = p_i / w_i`, w > 0.
 
-    They maximise the product of the tasks' descent rates `<g_i, d>` over directions of
-    one length. It is `fairgrad_weights` with alpha = 1, exact where the reference
-    alternates 20 convex programs. Every guard of `fairgrad_weights` applies. The
-    direction always has norm sqrt(K) and does not change when single gradients are
-    rescaled; the reference then clips it to norm 1 (`optax.clip_by_global_norm`).
+    They maximise the product of the tasks' descent rates `<g_i, d>` (to the powers p,
+    their bargaining powers) over directions of one length. It is `fairgrad_weights`
+    with alpha = 1, exact where the reference alternates 20 convex programs. Every guard
+    of `fairgrad_weights` applies. The direction always has norm sqrt(K) and does not
+    change when single gradients are rescaled; the reference then clips it to norm 1
+    (`optax.clip_by_global_norm`).
 
     Args:
         gramian: G, shape (K, K), inner products of the task gradients.
+        preference: p, shape (K,), positive; its scale does not matter. None: ones.
         present: shape (K,), bool, the tasks that take part; others get the weight 0.
             None: all.
 
@@ -36,7 +42,7 @@ def nash_mtl_weights(
         w, shape (K,).
 
     Raises:
-        ValueError: if `gramian` is not square.
+        ValueError: if `gramian` is not square, or `preference` not K positive numbers.
 
     Examples:
         >>> import jax.numpy as jnp, samo_jax
@@ -47,7 +53,7 @@ def nash_mtl_weights(
         Navon et al., `Multi-Task Learning as a Bargaining Game
         <https://arxiv.org/abs/2202.01017>`_, 2022
     """
-    return fairgrad_weights(gramian, 1.0, present=present)
+    return fairgrad_weights(gramian, 1.0, preference=preference, present=present)
 
 
 class NashState(NamedTuple):
@@ -65,18 +71,23 @@ class NashState(NamedTuple):
 
 
 @named
-def nash_mtl(update_every: int = 1) -> Weighting:
+@by_name("preference")
+def nash_mtl(
+    update_every: int = 1, *, preference: TaskValues | None = None
+) -> Weighting:
     """`nash_mtl_weights` as a weighting, optionally solved every few steps only.
 
     Args:
         update_every: steps between two solves; the weights are kept in between, unless
             a task comes or goes.
+        preference: p, shape (K,) or by name, positive, of any scale. None: uniform.
 
     Returns:
         A `Weighting`.
 
     Raises:
-        ValueError: if `update_every` is not a positive int.
+        ValueError: if `update_every` is not a positive int, or `preference` not
+            positive.
 
     Examples:
         >>> import jax.numpy as jnp, samo_jax
@@ -87,7 +98,7 @@ def nash_mtl(update_every: int = 1) -> Weighting:
         [1. 1.]
     """
     check_count("update_every", update_every, "1 solves at every step.")
-    inner = fairgrad(1.0)
+    inner = fairgrad(1.0, preference=preference)
 
     def init(num_tasks):
         return NashState(
