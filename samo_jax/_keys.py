@@ -1,6 +1,6 @@
 """`raw_key`: PRNG keys in states, as arrays that every library can save."""
 
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +23,7 @@ def typed_key(data: jax.Array | None, key: jax.Array | int) -> jax.Array:
             "an older version, once: `jax.random.key_data(key)`."
         )
     impl = jax.random.key_impl(key) if _is_typed(key) else None
-    return jax.random.wrap_key_data(data, impl=impl)
+    return jax.random.wrap_key_data(cast(jax.Array, data), impl=impl)
 
 
 def _is_typed(key: Any) -> bool:
