@@ -16,7 +16,7 @@ def raw_key(key: jax.Array | int) -> jax.Array:
 
 def typed_key(data: jax.Array | None, key: jax.Array | int) -> jax.Array:
     """The key of the data in a state, which `raw_key` made of a key like `key`."""
-    if getattr(data, "dtype", None) != jnp.uint32:
+    if data is None or data.dtype != jnp.uint32:
         raise ValueError(
             "`state` must hold PRNG keys as uint32 data, got "
             f"{getattr(data, 'dtype', data)}. Convert typed keys, of a checkpoint by "
