@@ -27,7 +27,6 @@ from devices import (
     train_step,
 )
 from three_heads import without_keys
-from tiers import mostly_slow
 
 
 def collectives(compiled):
@@ -35,7 +34,8 @@ def collectives(compiled):
     return Counter((kind, shape) for kind, _, shape in exchanged(compiled))
 
 
-@pytest.mark.parametrize("sharding", mostly_slow(SHARDINGS, but={"fully sharded"}))
+@pytest.mark.slow
+@pytest.mark.parametrize("sharding", SHARDINGS)
 def test_step(sharding):
     params, batch = params_and_batch()
     tx = make_tx(samo_jax.fairgrad())
