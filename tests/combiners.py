@@ -72,4 +72,12 @@ VARIANTS = [
 ]
 # Losses that a preference or weights of these tasks make different.
 PER_TASK = {"constant": "weights", "pbi": "preference", "cosmos": "preference"}
-CASES = [Case(name, per_task=PER_TASK.get(name, "")) for name in COMBINERS] + VARIANTS
+ENTRIES = [Case(name, per_task=PER_TASK.get(name, "")) for name in COMBINERS]
+CASES = ENTRIES + VARIANTS
+# One of each kind: solved in a loop, with a memory, at random; of losses; of gradients,
+# with a memory, of a second batch.
+REPRESENTATIVES = [
+    case
+    for case in ENTRIES
+    if case.name in {"mgda", "gradnorm", "pcgrad", "dwa", "stch", "moco", "modo"}
+]

@@ -209,6 +209,8 @@ PERTURBATIONS = {
         rho, "adaptive", decay=0.5, dtype="bfloat16", clean_pass=False
     ),
 }
+# One point for all tasks, one for each, a few shared ones, and a memory.
+REPRESENTATIVES = {"global", "local", "joint-shared", "memory"}
 
 
 def multitask(perturbation, combiner=None, **kwargs):

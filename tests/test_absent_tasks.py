@@ -15,6 +15,7 @@ import samo_jax
 from samo_jax._combiners._types import combiner_update, init_combiner
 
 import combiners
+from tiers import mostly_slow
 
 K, STEPS, LEARNING_RATE = 3, 1000, 0.02
 # What changes faster than by default, or weighs losses below one, too.
@@ -32,6 +33,9 @@ CASES = {
     for case in combiners.CASES
 }
 all_cases = pytest.mark.parametrize("name", CASES)
+few_cases = pytest.mark.parametrize(
+    "name", mostly_slow(CASES, but=map(str, combiners.REPRESENTATIVES))
+)
 # What K tasks draw of a key is not what fewer draw: equal in law alone.
 DRAWN = {"random_weights"}
 # Weights that tend to what the losses and gradients say, wherever they come from.
@@ -234,7 +238,7 @@ def steps_of(name, tasks, present, state=None):
 ALL_TASKS, OTHERS = (0, 1, 2), (0, 1)
 
 
-@all_cases
+@few_cases
 def test_steps_are_those_of_the_combiner_of_the_present_tasks(name):
     present = np.array([True, True, False])
     found = steps_of(name, ALL_TASKS, present)
@@ -248,7 +252,7 @@ def test_steps_are_those_of_the_combiner_of_the_present_tasks(name):
             np.testing.assert_allclose(weights[:2], others, rtol=1e-3, atol=1e-5)
 
 
-@all_cases
+@few_cases
 def test_what_is_remembered_of_absent_tasks_waits(name):
     *_, (_, _, before) = steps_of(name, ALL_TASKS, np.ones(K, bool))
     present = np.array([True, False, True])

@@ -13,6 +13,7 @@ from three_heads import (
     NUM_TASKS,
     assert_finite,
 )
+from tiers import mostly_slow
 
 COMBINERS = {
     "graddrop": samo_jax.graddrop(0),
@@ -75,7 +76,7 @@ def project(y):
     return np.maximum(y - low, 0)
 
 
-@pytest.mark.parametrize("normalize", [True, False])
+@pytest.mark.parametrize("normalize", mostly_slow([True, False], but={True}))
 def test_moco_recurrence(normalize):
     grads, losses = sequences(8)
     directions, weights, _ = run(
@@ -94,6 +95,7 @@ def test_moco_recurrence(normalize):
     assert np.any(weights == 0) or np.ptp(weights[-1]) > 0.05
 
 
+@pytest.mark.slow
 def test_moco_tends_to_the_min_norm_point():
     grads, losses = sequences(1)
     grads, losses = np.repeat(grads, 300, 0), np.repeat(losses, 300, 0)
@@ -157,7 +159,7 @@ def test_trimmed_mean(trim):
         np.testing.assert_allclose(directions, np.median(grads, axis=1), rtol=1e-5)
 
 
-@pytest.mark.parametrize("leak", [0.0, 0.3, [0.0, 0.5, 1.0], 1.0])
+@pytest.mark.parametrize("leak", mostly_slow([0.0, 0.3, [0.0, 0.5, 1.0], 1.0], but=2))
 def test_graddrop_keeps_one_sign_and_has_the_published_mean(leak):
     grads, losses = sequences(1)
     steps = 4000
@@ -200,6 +202,7 @@ def test_graddrop_draws_anew_each_step_and_leaf_and_repeats_with_the_key():
     np.testing.assert_array_equal(direction["x"], 1)
 
 
+@pytest.mark.slow
 @all_combiners
 def test_permutation_equivariance(combiner):
     grads, losses = sequences(6)
@@ -210,7 +213,7 @@ def test_permutation_equivariance(combiner):
     np.testing.assert_allclose(permuted[1], weights[:, order], rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("scale", [1e-10, 1e10])
+@pytest.mark.parametrize("scale", mostly_slow([1e-10, 1e10], but=1))
 @pytest.mark.parametrize(
     ("name", "degree"),
     [
@@ -250,7 +253,7 @@ def test_zero_gradients(combiner):
 
 
 @pytest.mark.parametrize("name", ["moco", "excess_mtl", "db_mtl_momentum"])
-@pytest.mark.parametrize("bad", [np.nan, np.inf])
+@pytest.mark.parametrize("bad", mostly_slow([np.nan, np.inf], but=1))
 def test_gradients_that_are_not_finite_leave_the_state(name, bad):
     grads, losses = sequences(3)
     spoilt = grads.copy()
@@ -264,7 +267,7 @@ def test_gradients_that_are_not_finite_leave_the_state(name, bad):
         np.testing.assert_array_equal(directions[1], directions[0])
 
 
-@pytest.mark.parametrize("bad", [np.nan, np.inf, 0.0, -1.0])
+@pytest.mark.parametrize("bad", mostly_slow([np.nan, np.inf, 0.0, -1.0], but={-1.0}))
 def test_db_mtl_needs_positive_losses(bad):
     grads, losses = sequences(3)
     losses[0, 1] = losses[2, 2] = bad

@@ -204,6 +204,7 @@ def test_many_metrics_are_averaged_over_tasks():
     assert table[1][1] == "6.00"
 
 
+@pytest.mark.slow
 def test_plot_of_many_methods(tmp_path):
     methods = [
         f"{combiner}+{perturbation}"
@@ -243,6 +244,7 @@ def test_every_benchmark_learns(name):
     assert modules(small.net(sorted(tasks)[:1])) & tasks == {min(tasks)}
 
 
+@pytest.mark.slow
 def test_one_bad_batch_leaves_no_nan_in_a_training_loop():
     """The experiments' own, whose network has batch statistics and dropout."""
     benchmark = small_runs.normalised_benchmark()

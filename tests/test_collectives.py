@@ -26,7 +26,6 @@ from devices import (
     task_losses,
     train_step,
 )
-from tiers import mostly_slow
 
 
 def collectives(compiled):
@@ -34,7 +33,8 @@ def collectives(compiled):
     return Counter((kind, shape) for kind, _, shape in exchanged(compiled))
 
 
-@pytest.mark.parametrize("sharding", mostly_slow(SHARDINGS, but={"fully sharded"}))
+@pytest.mark.slow
+@pytest.mark.parametrize("sharding", SHARDINGS)
 def test_step(sharding):
     params, batch = params_and_batch()
     tx = make_tx(samo_jax.fairgrad())

@@ -13,14 +13,24 @@ import samo_jax
 from samo_jax import COMBINERS
 from samo_jax._combiners._types import combiner_update, init_combiner
 
-from combiners import CASES, KEY
+from combiners import CASES, ENTRIES, KEY, REPRESENTATIVES
 from three_heads import NUM_TASKS, assert_finite, types
+from tiers import mostly_slow
 
-all_cases = pytest.mark.parametrize("case", CASES, ids=str)
+SLOW_TO_COMPILE = {"upgrad", "dualproj", "cagrad", "fairgrad", "nash_mtl"}
+SLOW_TO_COMPILE |= {"grouped", "smoothed", "log_losses"}
+QUICK = [case for case in ENTRIES if case.name not in SLOW_TO_COMPILE]
+all_cases, quick_cases, few_cases = (
+    pytest.mark.parametrize("case", mostly_slow(CASES, but=first), ids=str)
+    for first in (ENTRIES, QUICK, REPRESENTATIVES)
+)
 gramian_cases, aggregators = (
     pytest.mark.parametrize(
         "case",
-        [case for case in CASES if case.entry.family == family and not case.variant],
+        mostly_slow(
+            [case for case in ENTRIES if case.entry.family == family],
+            but=[case for case in REPRESENTATIVES if case.entry.family == family],
+        ),
         ids=str,
     )
     for family in ("gramian", "gradients")
@@ -152,7 +162,7 @@ def test_the_registry_has_every_public_combiner():
     assert factories == set(COMBINERS)
 
 
-@all_cases
+@quick_cases
 def test_degenerate_gradients_have_finite_directions(case):
     problems = degenerate_problems()
     found = first_updates(case, problems)
@@ -172,10 +182,14 @@ def test_degenerate_gradients_have_finite_directions(case):
 
 @pytest.mark.parametrize(
     ("case", "num_tasks"),
-    [
-        *((case, NUM_TASKS) for case in CASES),
-        *((case, 2) for case in CASES if "K = 2" in case.entry.promises.values()),
-    ],
+    mostly_slow(
+        [
+            *((case, NUM_TASKS) for case in CASES),
+            *((case, 2) for case in CASES if "K = 2" in case.entry.promises.values()),
+        ],
+        but=[(case, NUM_TASKS) for case in QUICK],
+        several=True,
+    ),
     ids=str,
 )
 def test_promises_of_the_registry(case, num_tasks):
@@ -216,7 +230,7 @@ def test_a_single_task_goes_along_its_gradient(case):
         np.testing.assert_allclose(found.weights, 1, rtol=1e-5)
 
 
-@all_cases
+@few_cases
 def test_hundred_steps_compile_once_and_equal_a_batch(case):
     problems = random_problems(NUM_TASKS)
     update, state = jitted_step(CASES.index(case)), init(case)
@@ -235,7 +249,7 @@ def test_hundred_steps_compile_once_and_equal_a_batch(case):
     assert update._cache_size() == 1
 
 
-@all_cases
+@few_cases
 @pytest.mark.parametrize("what", ["gradients", "losses"])
 def test_what_is_not_finite_changes_nothing(case, what):
     """Uniform weights first, then the last good ones; the state says so."""
@@ -315,7 +329,7 @@ def test_types_are_a_fixed_point(case):
             assert weights.dtype == jnp.result_type(float)
 
 
-@all_cases
+@pytest.mark.parametrize("case", CASES, ids=str)
 def test_repr_is_the_call(case):
     combiner = case.make(NUM_TASKS)
     assert repr(combiner).startswith(f"samo_jax.{case.name}(")
@@ -323,7 +337,7 @@ def test_repr_is_the_call(case):
         assert repr(eval(repr(combiner), {"samo_jax": samo_jax})) == repr(combiner)
 
 
-@pytest.mark.parametrize("shape", [(3,), (2, 3), (2, 2, 2)])
+@pytest.mark.parametrize("shape", mostly_slow([(3,), (2, 3), (2, 2, 2)], but=1))
 def test_gramians_must_be_square(shape):
     arguments = {"pcgrad": {"key": KEY}, "krum": {"num_byzantine": 0}}
     names = [name for name in COMBINERS if hasattr(samo_jax, f"{name}_weights")]

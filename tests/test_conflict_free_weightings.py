@@ -9,13 +9,14 @@ from scipy.optimize import nnls
 
 import samo_jax
 
+from tiers import mostly_slow
+
 METHODS = {
     "dualproj": samo_jax.dualproj_weights,
     "upgrad": samo_jax.upgrad_weights,
     "cagrad-1.5": partial(samo_jax.cagrad_weights, c=1.5),
     "nash_mtl": samo_jax.nash_mtl_weights,
 }
-slow = pytest.mark.slow
 J_BASE = np.array([[-4.0, 1, 1], [6, 1, 1]])
 
 
@@ -40,9 +41,7 @@ def nnls_projection(jac, u):
     return jac.T @ (u + s / scales)
 
 
-@pytest.mark.parametrize(
-    "num_tasks", [pytest.param(1, marks=slow), 2, 5, pytest.param(12, marks=slow)]
-)
+@pytest.mark.parametrize("num_tasks", mostly_slow([1, 2, 5, 12], but={2}))
 @pytest.mark.usefixtures("x64")
 def test_projections_against_nnls(num_tasks):
     for size in (1, 3, 7, 30):
@@ -61,10 +60,8 @@ def test_projections_against_nnls(num_tasks):
         )
 
 
-@pytest.mark.parametrize(
-    "num_tasks", [pytest.param(2, marks=slow), 10, pytest.param(40, marks=slow)]
-)
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("num_tasks", mostly_slow([2, 10, 40], but={10}))
+@pytest.mark.parametrize("name", mostly_slow(METHODS, but={"dualproj"}))
 def test_no_conflict_in_float32(name, num_tasks):
     """Half as many parameters as tasks: rank-deficient, mostly Pareto-stationary."""
     for scale in (1e-10, 1.0, 1e10):
@@ -90,7 +87,7 @@ def two_tasks_cagrad(gramian, c):
     return 0.5 + kappa / np.sqrt(w @ gramian @ w) * w
 
 
-@pytest.mark.parametrize("c", [0.1, 0.5, 1.0, 2.0])
+@pytest.mark.parametrize("c", mostly_slow([0.1, 0.5, 1.0, 2.0], but={0.5}))
 def test_cagrad_with_two_tasks(c, x64):  # noqa: ARG001
     for seed in range(20):
         jac = jacobian(2, 5, spread=10, seed=seed)
@@ -101,7 +98,7 @@ def test_cagrad_with_two_tasks(c, x64):  # noqa: ARG001
         )
 
 
-@pytest.mark.parametrize("c", [0.4, 1.5])
+@pytest.mark.parametrize("c", mostly_slow([0.4, 1.5], but={0.4}))
 def test_cagrad_beats_every_other_direction_of_its_ball(c, x64):  # noqa: ARG001
     """The worst task's rate is the best among random points of the simplex."""
     for seed in range(5):
@@ -115,7 +112,7 @@ def test_cagrad_beats_every_other_direction_of_its_ball(c, x64):  # noqa: ARG001
         assert np.min(jac @ direction) >= np.max(np.min(others @ jac.T, axis=1)) - 1e-9
 
 
-@pytest.mark.parametrize("c", [1.0, 1.5])
+@pytest.mark.parametrize("c", mostly_slow([1.0, 1.5], but={1.0}))
 def test_cagrad_is_dualproj_where_no_task_can_improve(c, x64):  # noqa: ARG001
     for seed in range(5):
         jac = jacobian(5, 3, spread=10, seed=seed)
@@ -128,6 +125,7 @@ def test_cagrad_is_dualproj_where_no_task_can_improve(c, x64):  # noqa: ARG001
         )
 
 
+@pytest.mark.slow
 def test_cagrad_rescales():
     gramian = J_BASE @ J_BASE.T
     plain = samo_jax.cagrad_weights(gramian, 0.5)
@@ -143,6 +141,7 @@ def test_cagrad_without_radius_is_the_mean():
     )
 
 
+@pytest.mark.slow
 def test_nash_keeps_its_weights_between_solves():
     nash_mtl = samo_jax.nash_mtl(update_every=3)
     state, found = nash_mtl.init(2), []

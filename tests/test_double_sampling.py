@@ -22,6 +22,7 @@ from three_heads import (
     multitask,
     types,
 )
+from tiers import mostly_slow
 
 COMBINERS = {"modo": samo_jax.modo(), "sdmgrad": samo_jax.sdmgrad()}
 all_combiners = pytest.mark.parametrize("combiner", COMBINERS.values(), ids=COMBINERS)
@@ -62,7 +63,7 @@ def picked(grads):
     return grads
 
 
-@pytest.mark.parametrize("count", [2, 3])
+@pytest.mark.parametrize("count", mostly_slow([2, 3], but=1))
 def test_modo_recurrence(count, x64):  # noqa: ARG001
     combiner, weights, state = samo_jax.modo(0.3, 0.2), np.full(3, 1 / 3), None
     for seed in range(4):
@@ -75,8 +76,8 @@ def test_modo_recurrence(count, x64):  # noqa: ARG001
         np.testing.assert_allclose(direction, jac.T @ weights, atol=1e-6)
 
 
-@pytest.mark.parametrize("count", [2, 3])
-@pytest.mark.parametrize("preference", [None, [0.2, 0.5, 0.3]])
+@pytest.mark.parametrize("count", mostly_slow([2, 3], but=1))
+@pytest.mark.parametrize("preference", mostly_slow([None, [0.2, 0.5, 0.3]], but=1))
 def test_sdmgrad_recurrence(count, preference, x64):  # noqa: ARG001
     combiner = samo_jax.sdmgrad(0.4, 0.3, 0.6, 5, preference=preference)
     u = np.full(3, 1 / 3) if preference is None else np.array(preference)
@@ -109,7 +110,7 @@ def test_equal_samples_lead_to_the_min_norm_point(x64):  # noqa: ARG001
 
 
 @all_combiners
-@pytest.mark.parametrize("scale", [1e-10, 1e10])
+@pytest.mark.parametrize("scale", mostly_slow([1e-10, 1e10], but={1e-10}))
 def test_scale_of_the_gradients(combiner, scale):
     direction, _, _ = run(combiner, samples(2))
     scaled, _, _ = run(combiner, scale * samples(2))

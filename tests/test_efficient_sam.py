@@ -27,6 +27,7 @@ from sharpness import (
     total_examples,
     update,
 )
+from tiers import mostly_slow
 
 NAMES = tuple(LABELS)
 SIZE = 8
@@ -51,7 +52,7 @@ def draw(method, keys):
     return jax.vmap(lambda key: eps(method, key))(keys), eps(samo_jax.sam(0.3), None)
 
 
-@pytest.mark.parametrize("beta", [0.5, 0.8])
+@pytest.mark.parametrize("beta", mostly_slow([0.5, 0.8], but=1))
 def test_mask_is_bernoulli_for_every_parameter_and_unbiased(beta, key):
     draws = 4000
     eps, sam = draw(samo_jax.efficient_sam(0.3, beta), jax.random.split(key, draws))
@@ -86,7 +87,10 @@ def losses_by_hand(w, data):
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize(("gamma", "count"), [(0.5, 4), (0.3, 2), (0.01, 1), (1.0, 8)])
+@pytest.mark.parametrize(
+    ("gamma", "count"),
+    mostly_slow([(0.5, 4), (0.3, 2), (0.01, 1), (1.0, 8)], but=1, several=True),
+)
 def test_takes_the_examples_whose_loss_grows_most(gamma, count):
     params, data = initial_params("float64"), batch(3, "float64", SIZE)
     method = samo_jax.efficient_sam(0.3, 1.0, gamma, direction="local")
@@ -122,6 +126,7 @@ def test_one_task_with_random_weights():
     assert np.any(abs(other["kernel"] - actual["kernel"]) > 1e-3)  # a new mask
 
 
+@pytest.mark.slow
 def test_unroll():
     looped, unrolled = (
         descend(

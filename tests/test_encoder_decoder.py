@@ -41,6 +41,7 @@ def test_shapes_and_size():
     assert count == sum((area * a + 1) * b for area, a, b in convolutions)
 
 
+@pytest.mark.slow
 def test_a_head_is_reached_by_its_own_task_alone(small):
     net, params, images = small
 

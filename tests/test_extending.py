@@ -170,6 +170,7 @@ def test_steps_computed_by_hand(tasks, points, unroll):
         params = {name: leaf - 0.1 * expected[name] for name, leaf in params.items()}
 
 
+@pytest.mark.slow
 def test_injected_schedule_is_its_values():
     rho = optax.linear_schedule(0.5, 0.1, 2)
 

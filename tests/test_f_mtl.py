@@ -97,17 +97,21 @@ def by_hand(weights_of, rho, *, adaptive=False, direction="local", kind="separat
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize(
     ("arguments", "expected"),
-    [
-        ({}, {}),
-        ({"direction": "global"}, {"direction": "global"}),
-        ({"rho": 2.0, "adaptive": True}, {"rho": 2.0, "adaptive": True}),
-        ({"norm": "together"}, {"kind": "together"}),
-        ({"norm": "layerwise"}, {"kind": "layerwise"}),
-        (
-            {"adaptive": True, "norm": "together"},
-            {"adaptive": True, "kind": "together"},
-        ),
-    ],
+    mostly_slow(
+        [
+            ({}, {}),
+            ({"direction": "global"}, {"direction": "global"}),
+            ({"rho": 2.0, "adaptive": True}, {"rho": 2.0, "adaptive": True}),
+            ({"norm": "together"}, {"kind": "together"}),
+            ({"norm": "layerwise"}, {"kind": "layerwise"}),
+            (
+                {"adaptive": True, "norm": "together"},
+                {"adaptive": True, "kind": "together"},
+            ),
+        ],
+        but=2,
+        several=True,
+    ),
 )
 def test_loss_and_flat_parts_are_combined_separately(arguments, expected):
     actual = descend(f_mtl(samo_jax.mgda(), **arguments), "float64")
@@ -137,10 +141,11 @@ LINEAR = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "arguments", [{}, {"norm": "together"}, {"mask": MASK}], ids=str
 )
-@pytest.mark.parametrize("name", mostly_slow(LINEAR, but={"constant"}))
+@pytest.mark.parametrize("name", LINEAR)
 def test_linear_combiner_is_per_task_sam(name, arguments):
     combiner = LINEAR[name]
     per_task_sam = samo_jax.sam(0.3, direction="local", **arguments)
@@ -152,6 +157,7 @@ def test_linear_combiner_is_per_task_sam(name, arguments):
     )
 
 
+@pytest.mark.slow
 def test_mgda_is_not_linear():
     local = samo_jax.local_sam(0.3)
     decomposed = descend(f_mtl(samo_jax.mgda()))[0]["kernel"]

@@ -13,12 +13,10 @@ from scipy.optimize import brentq, root
 
 import samo_jax
 
+from tiers import mostly_slow
+
 sizes = pytest.mark.parametrize(  # each a compilation
-    "num_tasks",
-    [
-        *(pytest.param(size, marks=pytest.mark.slow) for size in (2, 3, 5, 200)),
-        40,
-    ],
+    "num_tasks", [2, 3, 5, 40, 200]
 )
 SCALES = [1e-10, 1.0, 1e10]
 ALPHAS = [0.5, 1.0, 2.0]
@@ -31,7 +29,7 @@ METHODS = {
 }
 
 
-@pytest.fixture(params=METHODS)
+@pytest.fixture(params=mostly_slow(METHODS, but={"mgda", "fairgrad-0.5"}))
 def method(request):
     return METHODS[request.param]
 
@@ -76,6 +74,7 @@ def solve_all(function, gramians):
     )
 
 
+@pytest.mark.slow
 @sizes
 def test_fairgrad_residual_in_float32(num_tasks):
     gramians = spread_gramians(num_tasks, [1e4])
@@ -94,6 +93,7 @@ def test_fairgrad_residual_in_float32(num_tasks):
             assert residual <= max(1e-4, 10 * floor)
 
 
+@pytest.mark.slow
 @sizes
 def test_mgda_optimality_in_float32(num_tasks):
     for spread in (1.0, 1e2, 1e4):
@@ -124,7 +124,7 @@ def brute_force_min_norm(gramian):
     return np.array(best[1])
 
 
-@pytest.mark.parametrize("num_tasks", [1, 2, 3, 5])
+@pytest.mark.parametrize("num_tasks", mostly_slow([1, 2, 3, 5], but={3}))
 def test_mgda_against_brute_force(num_tasks, x64):  # noqa: ARG001
     for seed in range(5):
         gramian = random_gramian(num_tasks, spread=10, seed=seed).astype(float)
@@ -133,8 +133,10 @@ def test_mgda_against_brute_force(num_tasks, x64):  # noqa: ARG001
         )
 
 
-@pytest.mark.parametrize("alpha", [0.5, 1.0, 2.0, 4.0, 8.0])
-@pytest.mark.parametrize("num_tasks", [2, 5, 20])
+@pytest.mark.parametrize(
+    "alpha", mostly_slow([0.5, 1.0, 2.0, 4.0, 8.0], but={0.5, 2.0})
+)
+@pytest.mark.parametrize("num_tasks", mostly_slow([2, 5, 20], but={5}))
 def test_fairgrad_against_scipy(num_tasks, alpha, x64):  # noqa: ARG001
     gramian = random_gramian(num_tasks, spread=10, rank=10 * num_tasks).astype(float)
     solution = root(
@@ -153,7 +155,9 @@ def two_task_gramian(correlation, norm_ratio):
     )
 
 
-@pytest.mark.parametrize("correlation", [-0.99, -0.5, 0.0, 0.7, 0.99])
+@pytest.mark.parametrize(
+    "correlation", mostly_slow([-0.99, -0.5, 0.0, 0.7, 0.99], but={-0.99, 0.7})
+)
 @pytest.mark.parametrize("norm_ratio", [1.0, 3.0, 100.0])
 def test_two_tasks_closed_forms(correlation, norm_ratio, x64):  # noqa: ARG001
     gramian = two_task_gramian(correlation, norm_ratio)
@@ -194,7 +198,7 @@ def test_one_task(method):
     np.testing.assert_allclose(weights, [expected], rtol=1e-6)
 
 
-@pytest.mark.parametrize("factor", [1e-12, 0.3, 1e12])
+@pytest.mark.parametrize("factor", mostly_slow([1e-12, 0.3, 1e12], but=1))
 def test_scaling_law(method, factor):
     """Scaling the Gramian by s^2 scales FairGrad by s^(-2 alpha / (1 + alpha))."""
     alpha = 0 if method is mgda_weights else method.keywords["alpha"]
@@ -242,7 +246,10 @@ def test_more_tasks_than_parameters(method):
 
 @pytest.mark.parametrize(
     "name",
-    ["opposite", "opposite, unequal", "stationary", "more tasks than parameters"],
+    mostly_slow(
+        ["opposite", "opposite, unequal", "stationary", "more tasks than parameters"],
+        but={"opposite, unequal", "stationary"},
+    ),
 )
 def test_mgda_direction_vanishes_at_stationary_points(name):
     jacobian, gramian = degenerate(name)

@@ -31,6 +31,7 @@ from samo_jax.experiments.training.train_step import (
 from miniatures import write_celeba, write_dense, write_office, write_qm9
 from small_runs import Normalised, normalised_benchmark, trainer
 from three_heads import without_keys
+from tiers import mostly_slow
 
 WRITE = {
     "cityscapes": partial(write_dense, layout=CITYSCAPES),
@@ -116,6 +117,7 @@ def normalised():
     return normalised_benchmark()
 
 
+@pytest.mark.slow
 def test_clean_pass_alone_changes_batch_statistics(normalised):
     """They are by hand, and SAMO's those of plain training; so are dropout's keys."""
     batch = normalised.train
@@ -139,7 +141,9 @@ def test_clean_pass_alone_changes_batch_statistics(normalised):
     np.testing.assert_allclose(statistics["var"], expected, rtol=1e-5)
 
 
-@pytest.mark.parametrize("method", ["mean+global_sam", "mean+samo"])
+@pytest.mark.parametrize(
+    "method", mostly_slow(["mean+global_sam", "mean+samo"], but={"mean+samo"})
+)
 def test_probes_alone_are_in_evaluation_mode(normalised, method):
     modes = []
 

@@ -12,6 +12,8 @@ from jax.sharding import PartitionSpec as P
 
 import samo_jax
 
+from tiers import mostly_slow
+
 NUM_TASKS = 7
 PERTURBATIONS = {
     "plain": None,
@@ -70,16 +72,15 @@ def direct_update(name):
 
 @pytest.mark.parametrize(
     ("name", "block"),
-    [
-        *(("plain", 1), ("shared probe", 2)),
-        *(
-            pytest.param(name, block, marks=pytest.mark.slow)
-            for name, block in (
-                *(("plain", 3), ("shared probe", 1)),
-                *(("joint", 1), ("joint", 3), ("joint", 9)),
-            )
-        ),
-    ],
+    mostly_slow(
+        [
+            *(("plain", 1), ("plain", 3)),
+            *(("shared probe", 1), ("shared probe", 2)),
+            *(("joint", 1), ("joint", 3), ("joint", 9)),
+        ],
+        but=1,
+        several=True,
+    ),
 )
 def test_equals_the_step_of_all_gradients(name, block):
     params, loss_fn = problem()
@@ -91,6 +92,7 @@ def test_equals_the_step_of_all_gradients(name, block):
         chex.assert_trees_all_close(*outcomes, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_holds_few_gradients():
     params, loss_fn = problem(width=300)
 

@@ -28,6 +28,8 @@ from samo_jax import (
     total,
 )
 
+from tiers import mostly_slow
+
 KEY = 7
 
 
@@ -177,7 +179,7 @@ def test_directions_against_full_gradients(name, x64):  # noqa: ARG001
         )
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", mostly_slow(METHODS, but={"pcgrad", "imtl_g"}))
 def test_float32_at_all_scales(name):
     """Weights do not change with the scale, and float32 is close to float64."""
     jacobian = random_jacobian(6, spread=20)
@@ -189,8 +191,10 @@ def test_float32_at_all_scales(name):
         assert error <= 1e-4 * np.linalg.norm(expected)
 
 
-@pytest.mark.parametrize("correlation", [-0.99, -0.3, 0.0, 0.8])
-@pytest.mark.parametrize("ratio", [1.0, 50.0])
+@pytest.mark.parametrize(
+    "correlation", mostly_slow([-0.99, -0.3, 0.0, 0.8], but={-0.99, 0.8})
+)
+@pytest.mark.parametrize("ratio", mostly_slow([1.0, 50.0], but={1.0}))
 def test_two_tasks_closed_forms(correlation, ratio, x64):  # noqa: ARG001
     a, b, c = 1.0, correlation * ratio, ratio**2
     gramian = np.array([[a, b], [b, c]])
@@ -225,6 +229,7 @@ def test_conflict_free_inverse_prescribes_cosines(x64):  # noqa: ARG001
     np.testing.assert_allclose(cosines / cosines[0], preference, rtol=1e-9)
 
 
+@pytest.mark.slow
 def test_aligned_mtl_preference(x64):  # noqa: ARG001
     jacobian = random_jacobian(3)
     gramian, preference = jacobian @ jacobian.T, np.array([0.5, 0.2, 0.3])
@@ -264,7 +269,7 @@ DEGENERATE = {
 }
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", mostly_slow(METHODS, but={"imtl_g", "pcgrad"}))
 def test_zero_gradients_are_left_out(name):
     weights = METHODS[name](np.zeros((3, 3), np.float32))
     np.testing.assert_allclose(weights, [1 / 3] * 3, rtol=1e-6)
@@ -327,6 +332,7 @@ def test_gradvac_averages_cosines(x64):  # noqa: ARG001
         np.testing.assert_allclose(state.memory.targets, targets, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_gradvac_stays_finite_on_duplicates():
     weighting = gradvac(KEY)
     update = jax.jit(weighting.update)
@@ -399,7 +405,9 @@ def test_smoothed_ignores_non_finite_weights():
     np.testing.assert_array_equal(weights, first)
 
 
-@pytest.mark.parametrize("name", ["random_weights", "pcgrad", "gradvac"])
+@pytest.mark.parametrize(
+    "name", mostly_slow(["random_weights", "pcgrad", "gradvac"], but=1)
+)
 def test_draws_depend_on_key_and_step(name):
     weighting = WEIGHTINGS[name]
     gramian = single(random_jacobian(3, size=2, seed=5))

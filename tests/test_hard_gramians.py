@@ -192,7 +192,9 @@ precisions = pytest.mark.parametrize("precision", mostly_slow(EPS, but={"float32
 
 
 @precisions
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize(
+    "name", mostly_slow(METHODS, but={"mgda", "dualproj", "imtl_g", "gradvac"})
+)
 def test_weights_are_finite(name, precision):
     found = run(name, precision)
     assert not labelled(found, ~np.isfinite(found.weights).all(axis=1))
@@ -201,7 +203,7 @@ def test_weights_are_finite(name, precision):
 
 
 @precisions
-@pytest.mark.parametrize("name", CONFLICT_FREE)
+@pytest.mark.parametrize("name", mostly_slow(CONFLICT_FREE, but={"mgda", "dualproj"}))
 def test_no_conflict_where_none_is_promised(name, precision):
     """Solved or not. Where the solution is defined, the very cosine is not negative."""
     found, eps = run(name, precision), EPS[precision]
@@ -213,7 +215,7 @@ def test_no_conflict_where_none_is_promised(name, precision):
 
 
 @precisions
-@pytest.mark.parametrize("name", CONFLICT_FREE)
+@pytest.mark.parametrize("name", mostly_slow(CONFLICT_FREE, but={"mgda", "dualproj"}))
 def test_converged_means_it(name, precision):
     """A solution that counts as one has no conflict, unless d is zero for the Gramian.
 
@@ -226,6 +228,7 @@ def test_converged_means_it(name, precision):
     assert not labelled(found, wrong & (lengths > 8 * half * found.terms))
 
 
+@pytest.mark.slow
 def test_mean_gradient_of_a_ball_without_radius():
     """CAGrad with c = 0, whatever the Gramian."""
     for precision in EPS:
@@ -264,7 +267,11 @@ def test_fairgrad_is_exact(shape, precision):
 
 
 @pytest.mark.parametrize(
-    "name", ["mgda", "upgrad", "dualproj", "conflict_free_inverse"]
+    "name",
+    mostly_slow(
+        ["mgda", "upgrad", "dualproj", "conflict_free_inverse"],
+        but={"mgda", "dualproj"},
+    ),
 )
 def test_independent_of_the_order_of_the_tasks(name):
     """To the last bit, if no two gradients have the same norm."""
@@ -308,7 +315,7 @@ OF_PRESENT = {
 }
 
 
-@pytest.mark.parametrize("name", mostly_slow(OF_PRESENT, but={"upgrad-preference"}))
+@pytest.mark.parametrize("name", mostly_slow(OF_PRESENT, but={"krum"}))
 def test_absent_tasks_do_not_exist(name, x64):  # noqa: ARG001
     """The weights of the present ones are those they have alone; the others' are zero.
 
@@ -347,7 +354,7 @@ def test_krum_of_few_present_tasks():
         np.testing.assert_allclose(weights, present / count, rtol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["pcgrad", "gradvac"])
+@pytest.mark.parametrize("name", mostly_slow(["pcgrad", "gradvac"], but=1))
 def test_absent_tasks_are_met_by_no_surgery(name, x64):  # noqa: ARG001
     """Of two present tasks, whose order does not matter, each meets the other."""
     jac = normal(np.random.default_rng(2))
@@ -377,7 +384,7 @@ COMBINERS = {
 }
 
 
-@pytest.mark.parametrize("name", mostly_slow(COMBINERS, but={"mgda", "nash_mtl"}))
+@pytest.mark.parametrize("name", mostly_slow(COMBINERS, but={"mgda"}))
 def test_last_weights_of_absent_tasks_wait(name):
     combiner, present = COMBINERS[name], ~ABSENT
     gramian = jnp.asarray(np.cov(normal(np.random.default_rng(3))))
@@ -395,7 +402,7 @@ def test_last_weights_of_absent_tasks_wait(name):
     assert second.info.finite
 
 
-@pytest.mark.parametrize("name", ["db_mtl", "mgda-loss"])
+@pytest.mark.parametrize("name", mostly_slow(["db_mtl", "mgda-loss"], but=1))
 def test_state_tells_of_losses_that_allow_no_weights(name):
     """Which tasks' losses, in how many updates: the weights stand still meanwhile."""
     combiner, gramian = COMBINERS[name], jnp.diag(jnp.arange(1.0, 4))

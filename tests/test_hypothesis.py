@@ -152,6 +152,7 @@ pipelines = (
 )
 
 
+@pytest.mark.slow
 @searching(max_examples=30)
 @given(*pipelines)
 def test_shapes_and_types_are_kept(model, combiner, perturbation, unroll):

@@ -79,6 +79,7 @@ def test_dualproj(matrix):
     assert dual_cone_residual(matrix, preference, weights) <= TOLERANCE
 
 
+@pytest.mark.slow
 @searching
 @given(gramians)
 def test_upgrad(matrix):
@@ -91,6 +92,7 @@ def test_upgrad(matrix):
     np.testing.assert_allclose(weights, np.sum(parts, axis=0), rtol=1e-5)
 
 
+@pytest.mark.slow
 @searching
 @given(gramians, st.sampled_from([0.4, 1.0, 2.0]))
 def test_cagrad(matrix, c):
@@ -123,6 +125,7 @@ def test_cagrad(matrix, c):
     assert np.max(gap / sizes) <= TOLERANCE
 
 
+@pytest.mark.slow
 @searching
 @given(gramians, st.sampled_from([0.5, 1.0, 2.0]))
 def test_fairgrad(matrix, alpha):

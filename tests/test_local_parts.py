@@ -150,6 +150,7 @@ def test_a_radius_needs_no_new_compilation():
         np.testing.assert_allclose(cosines["whole"], cosines["g0"], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_other_data_have_their_own_metrics():
     """The share of the variance that they leave unexplained is that of their labels."""
     validation, test = map(PROBLEMS["targets"], ("validation", "test"))

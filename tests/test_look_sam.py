@@ -36,6 +36,7 @@ from sharpness import (
     total_loss,
     update,
 )
+from tiers import mostly_slow
 
 # Compiled, for eager control flow compiles at every step.
 descend = functools.partial(descend, compiled=True)
@@ -90,7 +91,9 @@ def look(inner, every, alpha, start=0):
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize(("every", "start"), [(3, 0), (2, 1)])
+@pytest.mark.parametrize(
+    ("every", "start"), mostly_slow([(3, 0), (2, 1)], but=[(2, 1)], several=True)
+)
 @pytest.mark.parametrize(
     ("descend", "tx", "inner", "kwargs"),
     [
@@ -113,7 +116,7 @@ METHODS = {
 }
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", mostly_slow(METHODS, but={"momentum"}))
 def test_every_step_is_the_inner_transformation(name):
     inner = multitask(*METHODS[name])
     assert_close(descend(samo_jax.look_sam(inner, every=1, **K)), descend(inner))
@@ -136,6 +139,7 @@ def test_alpha_follows_a_schedule():
     )
 
 
+@pytest.mark.slow
 def test_injected_alpha():
     @optax.inject_hyperparams
     def factory(alpha):
@@ -176,7 +180,7 @@ def test_steps_in_between_do_not_run_the_inner_transformation():
     assert counts[0] == counts[1] == counts[2] == counts[3] / 2 > 0
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", mostly_slow(["float32", "bfloat16"], but=1))
 def test_types_and_scan(dtype):
     tx = samo_jax.look_sam(multitask(*METHODS["samo"]), every=2, **K)
     params, data = initial_params(dtype), batch(0, dtype)

@@ -222,15 +222,10 @@ LOSSES = {
 
 SOME_LOSSES = {
     "by_head",
-    "one_output_for_all",
     "tails_in_common",
-    "with_integers",
     "with_custom_vjp",
     "through_a_ref",
-    "with_a_closure",
-    "with_a_callback_backwards",
     "with_python_numbers",
-    "jitted",
 }
 LEFT_WHOLE = {
     "through_a_ref",
@@ -310,9 +305,7 @@ SHARED_PROBE = samo_jax.joint_sam(local=samo_jax.probe(shared=True))
 
 
 @pytest.mark.usefixtures("rewriting")
-@pytest.mark.parametrize(
-    "name", mostly_slow(STEPS, but={"through_a_ref", "clipped_features"})
-)
+@pytest.mark.parametrize("name", mostly_slow(STEPS, but={"clipped_features"}))
 def test_a_gramian_by_blocks_is_that_of_all_gradients(name):
     """Also where backward passes are not linear, and columns would be wrong."""
     run = jax.jit(
@@ -324,8 +317,9 @@ def test_a_gramian_by_blocks_is_that_of_all_gradients(name):
     assert_close(*run(make_params()), rtol=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("rewriting")
-@pytest.mark.parametrize("name", mostly_slow(STEPS, but={"by_head", "with_a_closure"}))
+@pytest.mark.parametrize("name", STEPS)
 def test_shared_points_are_the_tasks_own(name):
     perturbations = SHARED_PROBE, SHARED_PROBE._replace(shared_perturbations=None)
     run = jax.jit(
@@ -358,13 +352,17 @@ def test_steps_without_jit(num_tasks):
 @pytest.mark.usefixtures("rewriting")
 @pytest.mark.parametrize(
     ("perturbation", "combiner", "passes"),
-    [
-        (samo_jax.global_sam(), samo_jax.upgrad(), 2),
-        (samo_jax.global_sam(), samo_jax.mean(), 2),
-        (SHARED_PROBE, samo_jax.upgrad(), 5),
-        (samo_jax.joint_sam(), samo_jax.upgrad(), 1 + 3 * K),
-    ],
-    ids=["global", "global mean", "shared probe", "joint"],
+    mostly_slow(
+        [
+            (samo_jax.global_sam(), samo_jax.mean(), 2),
+            (SHARED_PROBE, samo_jax.upgrad(), 5),
+            (samo_jax.global_sam(), samo_jax.upgrad(), 2),
+            (samo_jax.joint_sam(), samo_jax.upgrad(), 1 + 3 * K),
+        ],
+        but=2,
+        several=True,
+    ),
+    ids=["global mean", "shared probe", "global", "joint"],
 )
 def test_callbacks_run_once_a_forward_pass(perturbation, combiner, passes):
     seen = []
@@ -430,7 +428,7 @@ def with_a_fault(params):
     }
 
 
-@pytest.mark.parametrize("unroll", [True, False, 4])
+@pytest.mark.parametrize("unroll", mostly_slow([True, False, 4], but={False}))
 def test_a_fault_in_one_head_stays_there(unroll):
     params = make_params()
     grads = jax.jit(partial(task_gradients, with_a_fault, unroll=unroll))(params)
@@ -449,7 +447,9 @@ PERTURBATIONS = {
 }
 
 
-@pytest.mark.parametrize("combiner", [samo_jax.mean(), samo_jax.upgrad()])
+@pytest.mark.parametrize(
+    "combiner", mostly_slow([samo_jax.upgrad(), samo_jax.mean()], but=1)
+)
 @pytest.mark.parametrize(
     "perturbation", mostly_slow(PERTURBATIONS, but={"plain", "shared probe"})
 )

@@ -14,6 +14,7 @@ from three_heads import (
     NUM_TASKS,
     assert_finite,
 )
+from tiers import mostly_slow
 
 PREFERENCE = np.array([0.2, 0.5, 0.3])
 POINT = np.array([0.1, 0.0, 0.2])
@@ -56,10 +57,10 @@ PUBLISHED = {
     ),
 }
 all_weightings = pytest.mark.parametrize(
-    "weighting", WEIGHTINGS.values(), ids=WEIGHTINGS
+    "name", mostly_slow(WEIGHTINGS, but=WEIGHTINGS.keys() - {"log_losses"})
 )
 log_weightings = pytest.mark.parametrize(
-    "weighting", LOGARITHMIC.values(), ids=LOGARITHMIC
+    "name", mostly_slow(LOGARITHMIC, but={"uncertainty", "famo"})
 )
 
 
@@ -219,6 +220,7 @@ def test_dwa_survives_zero_and_overflowing_ratios():
     assert_finite(state)
 
 
+@pytest.mark.slow
 def test_log_losses_is_the_weighting_on_gradients_of_logarithms(key):
     losses = jnp.array([0.3, 2.0, 5.0])
     task_grads = jax.random.normal(key, (3, 6))
@@ -258,7 +260,11 @@ def test_log_losses_carries_the_weightings_state_and_extra_arguments(key):
 
 
 @pytest.mark.parametrize(
-    "name", ["geometric_mean", "uncertainty", "imtl_l", "famo", "log_losses", "dwa"]
+    "name",
+    mostly_slow(
+        ["geometric_mean", "uncertainty", "imtl_l", "famo", "log_losses", "dwa"],
+        but={"famo", "dwa"},
+    ),
 )
 def test_permutation_equivariance(name):
     sequence, order = positive_losses(7), np.array([2, 0, 1])
@@ -284,6 +290,7 @@ def test_permutation_equivariance_with_a_preference(method):
     )
 
 
+@pytest.mark.slow
 def test_scales():
     losses = positive_losses(6)
     row = np.array([1e-15, 1.0, 1e15])
@@ -302,7 +309,7 @@ def test_scales():
         )
 
 
-@pytest.mark.parametrize("name", ["stch", "geometric_mean", "dwa"])
+@pytest.mark.parametrize("name", mostly_slow(["stch", "geometric_mean", "dwa"], but=1))
 def test_equal_losses_give_mean_like_weights(name):
     weighting = samo_jax.stch(0.1) if name == "stch" else WEIGHTINGS[name]
     weights = run(weighting, np.full((3, 4), 2.5))[0]
@@ -324,7 +331,8 @@ def test_losses_on_the_ray_and_at_the_origin_have_finite_weights():
 
 
 @all_weightings
-def test_losses_that_are_not_finite_change_nothing(weighting):
+def test_losses_that_are_not_finite_change_nothing(name):
+    weighting = WEIGHTINGS[name]
     sequence = positive_losses(5)
     sequence[0, 1], sequence[3, 0] = np.nan, np.inf
     weights, state = run(weighting, sequence)
@@ -339,7 +347,8 @@ def test_losses_that_are_not_finite_change_nothing(weighting):
 
 @log_weightings
 @pytest.mark.parametrize("bad", [0.0, -1.0])
-def test_losses_without_a_logarithm_change_nothing(weighting, bad):
+def test_losses_without_a_logarithm_change_nothing(name, bad):
+    weighting = WEIGHTINGS[name]
     sequence = positive_losses(3)
     sequence[2, 1] = bad
     weights, state = run(weighting, sequence)
@@ -352,6 +361,7 @@ def test_losses_without_a_logarithm_change_nothing(weighting, bad):
 
 
 @all_weightings
-def test_extreme_losses_leave_a_finite_state(weighting):
+def test_extreme_losses_leave_a_finite_state(name):
+    weighting = WEIGHTINGS[name]
     sequence = np.array([[1e-37, 1.0, 1e37]] * 4 + [[1e37, 1.0, 1e-37]] * 4)
     assert_finite(run(weighting, sequence))

@@ -102,12 +102,20 @@ def one_task(perturbation, axis_name, **kwargs):
     [
         pytest.param({"data": 8}, None, 8, id="device"),
         pytest.param({"group": 4, "member": 2}, "member", 4, id="group"),
-        pytest.param({"group": 2, "member": 4}, None, 8, id="device-of-two-axes"),
+        pytest.param(
+            {"group": 2, "member": 4},
+            None,
+            8,
+            id="device-of-two-axes",
+            marks=pytest.mark.slow,
+        ),
         pytest.param({"group": 2, "member": 4}, ("group", "member"), 1, id="global"),
-        pytest.param({"data": 8}, "data", 1, id="global-of-one-axis"),
+        pytest.param(
+            {"data": 8}, "data", 1, id="global-of-one-axis", marks=pytest.mark.slow
+        ),
     ],
 )
-@pytest.mark.parametrize("check_vma", [True, False])
+@pytest.mark.parametrize("check_vma", mostly_slow([True, False], but={True}))
 def test_one_task(axes, averaged, groups, check_vma):
     actual = sharded_updates(
         one_task(samo_jax.sam(RADIUS), tuple(axes)),
@@ -117,8 +125,8 @@ def test_one_task(axes, averaged, groups, check_vma):
     assert_close(actual, by_hand(groups))
 
 
-@pytest.mark.parametrize("unroll", [True, False])
-@pytest.mark.parametrize("direction", ["local", "global"])
+@pytest.mark.parametrize("unroll", mostly_slow([True, False], but={False}))
+@pytest.mark.parametrize("direction", mostly_slow(["local", "global"], but={"local"}))
 def test_tasks_with_heads(direction, unroll):
     """Every device has K perturbations; combiner and heads see averaged gradients."""
     tx = samo_jax.multitask(
@@ -159,14 +167,17 @@ def unsharded_updates(tx, loss, steps=1):
 
 @pytest.mark.parametrize(
     "perturbation",
-    [
-        None,
-        samo_jax.sam(RADIUS),
-        samo_jax.friendly_sam(RADIUS, 0.5),
-        samo_jax.momentum_sam(RADIUS),
-        samo_jax.monge_sam(RADIUS),
-    ],
-    ids=["plain", "sam", "friendly", "momentum", "monge"],
+    mostly_slow(
+        [
+            samo_jax.momentum_sam(RADIUS),
+            None,
+            samo_jax.sam(RADIUS),
+            samo_jax.friendly_sam(RADIUS, 0.5),
+            samo_jax.monge_sam(RADIUS),
+        ],
+        but=1,
+    ),
+    ids=["momentum", "plain", "sam", "friendly", "monge"],
 )
 def test_averaged_updates_give_the_unsharded_step(perturbation):
     """Two steps: what the methods remember is averaged too."""
@@ -180,9 +191,7 @@ def test_averaged_updates_give_the_unsharded_step(perturbation):
 
 @pytest.mark.parametrize(
     "method",
-    mostly_slow(
-        ["friendly_sam", "momentum_sam", "samo", "f_mtl"], but={"momentum_sam", "samo"}
-    ),
+    mostly_slow(["friendly_sam", "momentum_sam", "samo", "f_mtl"], but={"samo"}),
 )
 def test_methods_with_state_keep_it_common(method):
     """Each device's own updates in, and yet one state: `out_specs=P()` checks it."""
@@ -203,7 +212,9 @@ def test_methods_with_state_keep_it_common(method):
 
 
 @pytest.mark.parametrize(
-    "axis_type", [AxisType.Auto, AxisType.Explicit], ids=["auto", "explicit"]
+    "axis_type",
+    mostly_slow([AxisType.Auto, AxisType.Explicit], but=1),
+    ids=["auto", "explicit"],
 )
 @pytest.mark.parametrize(
     "method", mostly_slow(["sam", "surrogate_gap_sam", "look_sam"], but={"sam"})
@@ -247,7 +258,7 @@ SHARDED |= {
 }
 
 
-@pytest.mark.parametrize("name", mostly_slow(SHARDED, but={"sam", "momentum_sam"}))
+@pytest.mark.parametrize("name", mostly_slow(SHARDED, but={"momentum_sam"}))
 def test_explicitly_sharded_parameters(name):
     """Nothing is ravelled, and the state keeps its sharding."""
     tx = SHARDED[name]

@@ -10,6 +10,8 @@ import pytest
 
 import samo_jax
 
+from tiers import mostly_slow
+
 NUM_TASKS, WIDTH, DEPTH, EXAMPLES = 8, 16, 6, 1024
 
 
@@ -100,7 +102,9 @@ def test_same_direction_in_less_memory(perturbation, losses, options, unroll, sh
     assert used < share * most
 
 
-@pytest.mark.parametrize("perturbation", PERTURBATIONS)
+@pytest.mark.parametrize(
+    "perturbation", mostly_slow(PERTURBATIONS, but={"shared probe"})
+)
 def test_only_gradients_are_held_for_every_task(perturbation, monkeypatch):
     """On one device; over several XLA for CPUs transposes a copy for the Gramian."""
     monkeypatch.setattr(jax, "device_count", lambda: 1)

@@ -111,11 +111,9 @@ def memory_by_hand(alpha, decay, clean_pass, local=None):
     return direction
 
 
-@pytest.mark.parametrize("clean_pass", [True, False])
+@pytest.mark.parametrize("clean_pass", mostly_slow([True, False], but={True}))
 @pytest.mark.parametrize("decay", mostly_slow([0.0, 0.6], but={0.6}))
-@pytest.mark.parametrize(
-    "alpha", mostly_slow([0.5, 0.2, "adaptive"], but={0.2, "adaptive"})
-)
+@pytest.mark.parametrize("alpha", mostly_slow([0.5, 0.2, "adaptive"], but={"adaptive"}))
 def test_memory_sam(alpha, decay, clean_pass):
     perturbation = samo_jax.memory_sam(RHO, alpha, decay=decay, clean_pass=clean_pass)
     assert_close(
@@ -124,7 +122,7 @@ def test_memory_sam(alpha, decay, clean_pass):
     )
 
 
-@pytest.mark.parametrize("alpha", [0.3, "adaptive"])
+@pytest.mark.parametrize("alpha", mostly_slow([0.3, "adaptive"], but=1))
 def test_exact_local_part(alpha):
     perturbation = samo_jax.joint_sam(RHO, alpha, local="local")
     assert_close(
@@ -202,6 +200,7 @@ def opposed(size):
     return lambda w: [3 * slope @ w, -(slope @ w) + 0.1 * other @ w]
 
 
+@pytest.mark.slow
 def test_adaptive_alpha_looks_away_from_the_mean_where_a_task_conflicts():
     g0, (first, second) = joint_direction_after(3, opposed(8), 8, "local")
     unit = g0 / np.linalg.norm(g0)
@@ -209,6 +208,7 @@ def test_adaptive_alpha_looks_away_from_the_mean_where_a_task_conflicts():
     assert second @ unit < -0.9
 
 
+@pytest.mark.slow
 def test_adaptive_alpha_leaves_an_unreliable_estimate_out():
     """Of a random direction in 4000 dimensions little remains."""
     control = samo_jax.probe(sign="random")

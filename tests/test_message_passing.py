@@ -128,6 +128,7 @@ def test_edge_convolution_by_brute_force(key):
         np.testing.assert_allclose(output[0, i], expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_readout_of_equal_atoms_is_the_atom(key):
     """Attention sums to one over the atoms that are present, and only over them."""
     atom = jnp.array([0.5, -1.0, 2.0])

@@ -6,6 +6,8 @@ import pytest
 
 import samo_jax
 
+from tiers import mostly_slow
+
 NORMALIZATIONS = ["none", "l2", "loss", "loss+"]
 LOSSES = np.array([0.5, 2.0, 30.0, 1.5])
 all_normalizations = pytest.mark.parametrize("normalization", NORMALIZATIONS)
@@ -24,7 +26,7 @@ def scales(jac, normalization):
 
 
 @all_normalizations
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", mostly_slow(range(5), but=1))
 def test_min_norm_point_of_the_normalised_gradients(normalization, seed, x64):  # noqa: ARG001
     jac = jacobian(seed, spread=2.0)
     c = scales(jac, normalization)
@@ -44,7 +46,7 @@ def test_min_norm_point_of_the_normalised_gradients(normalization, seed, x64):  
 
 
 @all_normalizations
-@pytest.mark.parametrize("scale", [1e-12, 1e12])
+@pytest.mark.parametrize("scale", mostly_slow([1e-12, 1e12], but=1))
 def test_scale_invariance_in_float32(normalization, scale):
     gramian = jacobian() @ jacobian().T
     np.testing.assert_allclose(

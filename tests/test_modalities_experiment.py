@@ -107,6 +107,7 @@ def test_interrupted_and_resumed_as_uninterrupted(monkeypatch, tmp_path):
     assert rows[2:] == list(LABELS.values())
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("few_radii")
 def test_other_methods(tmp_path, capsys):
     out = tmp_path / "out"

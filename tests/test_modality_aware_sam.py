@@ -11,6 +11,7 @@ import pytest
 import samo_jax
 
 from three_heads import assert_close, assert_finite, types
+from tiers import mostly_slow
 
 M = 2
 RHO = 0.3
@@ -108,7 +109,7 @@ def sam(**kwargs):
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("encoders", [None, {"a": 0, "b": 1}])
+@pytest.mark.parametrize("encoders", mostly_slow([None, {"a": 0, "b": 1}], but=1))
 @pytest.mark.parametrize("decompose", PARTS)
 def test_three_gradient_algorithm(decompose, encoders):
     def joined(function):
@@ -141,7 +142,7 @@ def test_the_forms_differ_and_the_examples_disagree():
         assert np.linalg.norm(updates[i] - updates[j]) > 0.01
 
 
-@pytest.mark.parametrize("decompose", ["sample", "modality"])
+@pytest.mark.parametrize("decompose", mostly_slow(["sample", "modality"], but=1))
 def test_equal_parts_are_the_batch_form(decompose):
     """Losses or contributions that do not tell the parts apart."""
 
@@ -215,7 +216,10 @@ def test_zero_radius_is_plain(decompose):
     assert_close(direction, jax.grad(loss_fn)(jnp.asarray(W, jnp.float32)))
 
 
-@pytest.mark.parametrize(("values", "perturbed"), [((0.3, 0.3), 0), ((0.3, 0.4), 1)])
+@pytest.mark.parametrize(
+    ("values", "perturbed"),
+    mostly_slow([((0.3, 0.3), 0), ((0.3, 0.4), 1)], but=1, several=True),
+)
 def test_ties_go_to_the_first_modality(values, perturbed):
     def labels(_):
         return {"a": 0, "b": {"kernel": 1}, "fusion": -1}
@@ -265,8 +269,8 @@ def mean_losses(w):
     return jax.tree.map(jnp.mean, two_tasks(w))
 
 
-@pytest.mark.parametrize("unroll", [True, False])
-@pytest.mark.parametrize("decompose", ["batch", "sample"])
+@pytest.mark.parametrize("unroll", mostly_slow([True, False], but={False}))
+@pytest.mark.parametrize("decompose", mostly_slow(["batch", "sample"], but={"sample"}))
 def test_two_tasks(decompose, unroll):
     """Each task has its own contributions, clean gradient and perturbation."""
     w = {"trunk": jnp.asarray(W, jnp.float32), "both": jnp.array(0.7, jnp.float32)}
@@ -341,7 +345,9 @@ def test_two_tasks(decompose, unroll):
 
 
 @pytest.mark.usefixtures("strict")
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    "dtype", mostly_slow(["float32", "bfloat16"], but={"bfloat16"})
+)
 @pytest.mark.parametrize("decompose", PARTS)
 def test_strict_promotion_and_types(decompose, dtype):
     w = jnp.asarray(W, dtype)
@@ -367,6 +373,7 @@ def test_strict_promotion_and_types(decompose, dtype):
     assert_finite(after)
 
 
+@pytest.mark.slow
 def test_accuracy_of_many_modalities_is_sampled():
     """Beyond six, with a key, and with another draw at each step."""
     num_modalities = 8

@@ -163,11 +163,12 @@ def test_linen_two_heads_learn(linen_variables, batch):
     assert_falls(history)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("perturbation", "unroll"),
     [
-        pytest.param("global_sam", True, marks=pytest.mark.slow),
-        pytest.param("global_sam", False, marks=pytest.mark.slow),
+        ("global_sam", True),
+        ("global_sam", False),
         ("local_sam", True),
     ],
     ids=["global", "global-looped", "local"],
@@ -350,9 +351,10 @@ def nnx_probe_case(_linen_variables, batch):
     return nnx.as_pure(params), loss_fn
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "case",
-    [linen_probe_case, pytest.param(nnx_probe_case, marks=pytest.mark.slow)],
+    [linen_probe_case, nnx_probe_case],
     ids=["linen", "nnx"],
 )
 def test_probes_run_in_evaluation_mode(linen_variables, batch, case):
@@ -615,11 +617,12 @@ def optax_microbatched_loss_fn(params, batch):
     )(params, batch)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "microbatched",
     [
         scanned_loss_fn,
-        pytest.param(optax_microbatched_loss_fn, marks=pytest.mark.slow),
+        optax_microbatched_loss_fn,
     ],
     ids=["scan", "optax.microbatching"],
 )

@@ -61,6 +61,15 @@ METHODS = OF_THE_REGISTRY | {
     "friendly, scheduled": samo_jax.friendly_sam(rising, rising),
     "surrogate gap, scheduled": samo_jax.surrogate_gap_sam(rising, rising),
 }
+SCANNED = {
+    repr(perturbation)
+    for perturbation in (
+        samo_jax.global_sam(RADIUS),
+        samo_jax.local_sam(RADIUS),
+        samo_jax.joint_sam(local=samo_jax.probe(shared=True)),
+        samo_jax.memory_sam(RADIUS),
+    )
+}
 
 
 def f_mtl(combiner, **arguments):
@@ -122,7 +131,9 @@ def test_types_are_a_fixed_point(name):
             assert state.weights.dtype == jnp.result_type(float)
 
 
-@pytest.mark.parametrize("name", TRANSFORMED)
+@pytest.mark.parametrize(
+    "name", mostly_slow(TRANSFORMED, but={"f_mtl, adaptive", "look_sam"})
+)
 @pytest.mark.usefixtures("strict")
 def test_types_of_transformations_are_a_fixed_point(name):
     for x64, dtype, _, _ in SETTINGS:
@@ -130,7 +141,7 @@ def test_types_of_transformations_are_a_fixed_point(name):
             assert_types_are_a_fixed_point(TRANSFORMED[name], dtype)
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", mostly_slow(METHODS, but=SCANNED))
 def test_types_of_one_task_are_a_fixed_point(name):
     for x64, dtype, _, _ in SETTINGS[1::2]:
         with jax.enable_x64(x64):
@@ -140,7 +151,7 @@ def test_types_of_one_task_are_a_fixed_point(name):
 
 @pytest.mark.parametrize(
     "name",
-    mostly_slow(METHODS | TRANSFORMED, but={*OF_THE_REGISTRY, *TRANSFORMED}),
+    mostly_slow(METHODS | TRANSFORMED, but={*SCANNED, "f_mtl, adaptive", "look_sam"}),
 )
 def test_a_scan_equals_single_steps(name):
     """Also, one is a loop over the tasks under jit, the others are not."""
@@ -165,7 +176,7 @@ def test_a_scan_equals_single_steps(name):
     assert carry[1].step == 3
 
 
-@pytest.mark.parametrize("name", ["momentum_sam", "efficient_sam"])
+@pytest.mark.parametrize("name", mostly_slow(["momentum_sam", "efficient_sam"], but=1))
 def test_one_compiled_function_serves_every_step(name):
     tx, params = multitask(PERTURBATIONS[name].factory(RADIUS)), initial_params()
     step = jax.jit(lambda params, state, data: update(tx, params, state, data))

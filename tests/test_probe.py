@@ -77,9 +77,9 @@ def check_directions(problem, found, probes_of, names=SHARED):
         )
 
 
-@pytest.mark.parametrize("unit", [False, True])
+@pytest.mark.parametrize("unit", mostly_slow([False, True], but={False}))
 @pytest.mark.parametrize("distribution", ["normal", "rademacher"])
-@pytest.mark.parametrize("num_probes", [1, 3])
+@pytest.mark.parametrize("num_probes", mostly_slow([1, 3], but={3}))
 def test_antithetic_probes_of_each_task(num_probes, distribution, unit):
     direction = probe(
         lambda step: 0.1 / (1 + step),
@@ -134,6 +134,7 @@ def test_mask_leaves_the_global_gradient_elsewhere():
     check_directions(problem, found, probes_of, ("bias",))
 
 
+@pytest.mark.slow
 def test_more_probes_see_more():
     """cos^2 is about n / P for n probes of P parameters."""
     params = jnp.zeros(200)
@@ -171,9 +172,12 @@ def test_random_sign_is_right_half_of_the_time_and_runs_no_pass():
     assert 10 < sum(right) < 30
 
 
-@pytest.mark.parametrize("unroll", mostly_slow([True, False, 2], but={False}))
+@pytest.mark.slow
+@pytest.mark.parametrize("unroll", [True, False, 2])
 @pytest.mark.parametrize(
-    "combiner", [samo_jax.mean(), samo_jax.fairgrad()], ids=["mean", "fairgrad"]
+    "combiner",
+    [samo_jax.fairgrad(), samo_jax.mean()],
+    ids=["fairgrad", "mean"],
 )
 def test_two_points_are_the_shared_probe(combiner, unroll):
     two_points = samo_jax.joint_sam(0.3, local=probe(shared=True))

@@ -20,6 +20,7 @@ from properties import (
     run,
 )
 from property_table import METHODS, TWO_TASKS
+from tiers import mostly_slow
 
 RANDOM = {"random_weights", "graddrop"}
 scopes = pytest.mark.parametrize(
@@ -33,7 +34,11 @@ scopes = pytest.mark.parametrize(
     ],
     ids=str,
 )
-methods = pytest.mark.parametrize("name", METHODS)
+OTHER_SETTINGS = {"cagrad-0.5", "cagrad-2", "fairgrad-0.5", "fairgrad-2"}
+OTHER_SETTINGS |= {"aligned_mtl-median", "aligned_mtl-rmse"}
+methods = pytest.mark.parametrize(
+    "name", mostly_slow(METHODS, but=METHODS.keys() - OTHER_SETTINGS)
+)
 
 
 def test_every_combiner_has_its_properties():
@@ -42,7 +47,7 @@ def test_every_combiner_has_its_properties():
     assert set(samo_jax.COMBINERS) - named == {"grouped", "modo", "sdmgrad"}
 
 
-@pytest.mark.parametrize("num_tasks", [4, 9, 20])
+@pytest.mark.parametrize("num_tasks", mostly_slow([4, 9, 20], but=1))
 def test_samplers(num_tasks):
     """By the largest `min(v)` among the v with `v'J = 0` and `sum(v) = 1`, if any."""
     for kind, rank, jac in matrices(num_tasks):
@@ -88,7 +93,7 @@ def test_property(name, quality, scope):
     check_property(METHODS[name], quality, scope)
 
 
-@pytest.mark.parametrize("name", ["cagrad-1", "nash_mtl"])
+@pytest.mark.parametrize("name", mostly_slow(["cagrad-1", "nash_mtl"], but=1))
 def test_properties_of_one_task(name):
     runs = run(METHODS[name], 1, "float64")
     for quality in METHODS[name].properties.split():

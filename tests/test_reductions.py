@@ -29,9 +29,7 @@ from three_heads import (
 from tiers import mostly_slow
 
 
-@pytest.mark.parametrize(
-    "name", mostly_slow(PERTURBATIONS, but={"local_sam", "shared_probe"})
-)
+@pytest.mark.parametrize("name", mostly_slow(PERTURBATIONS, but={"shared_probe"}))
 def test_unroll_does_not_change_the_direction(name):
     unrolled, looped, chunked = (
         first_direction(
@@ -45,11 +43,16 @@ def test_unroll_does_not_change_the_direction(name):
 
 @pytest.mark.parametrize(
     ("combiner", "perturbation"),
-    [
-        pytest.param(COMBINERS["mgda"], samo_jax.global_sam(0.0), id="mgda-global"),
-        pytest.param(COMBINERS["fairgrad"], samo_jax.local_sam(0), id="fairgrad-local"),
-        pytest.param(MEAN, samo_jax.joint_sam(0.0), id="mean-joint"),
-    ],
+    mostly_slow(
+        [
+            (MEAN, samo_jax.joint_sam(0.0)),
+            (COMBINERS["mgda"], samo_jax.global_sam(0.0)),
+            (COMBINERS["fairgrad"], samo_jax.local_sam(0)),
+        ],
+        but=1,
+        several=True,
+    ),
+    ids=["mean-joint", "mgda-global", "fairgrad-local"],
 )
 def test_zero_radius_is_the_plain_combiner(combiner, perturbation):
     perturbed = first_direction(multitask(combiner, perturbation, param_labels=HEADS))
@@ -62,6 +65,7 @@ def test_mean_with_zero_radius_is_the_incoming_gradient():
     assert_close(first_direction(samo(rho=0.0, param_labels=None)), expected)
 
 
+@pytest.mark.slow
 def test_alpha_one_is_global_sam_whatever_the_key():
     expected = first_direction(
         multitask(MEAN, samo_jax.global_sam(0.3), param_labels=HEADS)
@@ -76,6 +80,7 @@ def sum_losses(data):
     return lambda params: sum(losses_on(data)(params).values())
 
 
+@pytest.mark.slow
 def test_one_task_is_sam():
     params, rho = initial_params(), 0.3
     loss_fn = sum_losses(batch(0))

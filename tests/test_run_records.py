@@ -175,6 +175,7 @@ def test_tensorboard_is_missing(tmp_path, monkeypatch):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_resumed_as_uninterrupted(folder, tmp_path):
     resumed = tmp_path / "run"
     shutil.copytree(folder, resumed)
@@ -279,6 +280,7 @@ def test_curves():
     np.testing.assert_allclose([share[0] for share in of.weights.values()], expected)
 
 
+@pytest.mark.slow
 def test_plot_of_many_tasks(tmp_path):
     results = {f"method{i}": {0: diagnosed(40)} for i in range(5)}
     results |= {"mean": {0: diagnosed(40, weights=False)}}

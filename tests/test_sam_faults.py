@@ -15,6 +15,7 @@ import samo_jax
 from sharpness import (
     PERTURBATIONS,
     RADIUS,
+    REPRESENTATIVES,
     descend_on_total,
     initial_params,
     single_task,
@@ -43,7 +44,7 @@ def two_updates(tx, loss_fn, params):
 # A zero gradient is not NaN
 
 
-@pytest.mark.parametrize("name", PERTURBATIONS)
+@pytest.mark.parametrize("name", mostly_slow(PERTURBATIONS, but=REPRESENTATIVES))
 def test_zero_gradient_everywhere(name):
     tx = single_task(PERTURBATIONS[name]())
     updates, state = two_updates(
@@ -53,7 +54,7 @@ def test_zero_gradient_everywhere(name):
     chex.assert_tree_all_finite(state._replace(key=()))
 
 
-@pytest.mark.parametrize("name", PERTURBATIONS)
+@pytest.mark.parametrize("name", mostly_slow(PERTURBATIONS, but=REPRESENTATIVES))
 def test_zero_gradient_on_all_leaves_but_one(name):
     tx = single_task(PERTURBATIONS[name]())
     updates, state = two_updates(
@@ -64,7 +65,7 @@ def test_zero_gradient_on_all_leaves_but_one(name):
     chex.assert_tree_all_finite(state._replace(key=()))
 
 
-@pytest.mark.parametrize("name", PERTURBATIONS)
+@pytest.mark.parametrize("name", mostly_slow(PERTURBATIONS, but=REPRESENTATIVES))
 def test_zero_gradient_at_the_perturbed_point_alone(name):
     """Where contrib.sam's blend of both branches spreads a NaN."""
     tx = single_task(PERTURBATIONS[name](1.0))
@@ -95,7 +96,7 @@ def test_huge_and_tiny_gradients():
 # Keys, chains, periods, copies, counts
 
 
-@pytest.mark.parametrize("name", ["joint", "efficient"])
+@pytest.mark.parametrize("name", mostly_slow(["joint", "efficient"], but=1))
 def test_keys_of_any_kind_give_the_same_run(name):
     runs = [
         descend_on_total(samo_jax.single_task(PERTURBATIONS[name](), key=key))
@@ -126,6 +127,7 @@ def test_extra_arguments_reach_every_member_of_a_chain():
     assert seen == [names] * 4
 
 
+@pytest.mark.slow
 def test_a_period_of_one_is_sam():
     every_step = samo_jax.look_sam(SAM, every=1)
     chex.assert_trees_all_close(
@@ -158,7 +160,7 @@ def test_parameters_are_not_stored(name):
         assert all(leaf.dtype == jnp.float32 for leaf in memory)
 
 
-@pytest.mark.parametrize("name", ["sam", "momentum", "efficient"])
+@pytest.mark.parametrize("name", mostly_slow(["sam", "momentum", "efficient"], but=1))
 def test_one_update_is_one_step_of_the_optimiser(name):
     tx = optax.chain(single_task(PERTURBATIONS[name]()), optax.adam(0.1))
     _, state = two_updates(tx, lambda p: jnp.sum(p["w"] ** 2), TREE)
@@ -232,6 +234,7 @@ def net_loss(params, stats, x, key):
     return jnp.mean((out - 1) ** 2), new["batch_stats"]
 
 
+@pytest.mark.slow
 def test_both_passes_drop_the_same_units(net):
     """One example: a dropped unit has no gradient."""
     x, variables = net

@@ -58,7 +58,7 @@ def test_closed_forms_with_the_empty_coalition_as_zero():
     np.testing.assert_allclose(jnp.sum(phi), tab, rtol=1e-5)
 
 
-@pytest.mark.parametrize("num_modalities", [3, 8])
+@pytest.mark.parametrize("num_modalities", mostly_slow([3, 8], but=1))
 def test_axioms(num_modalities):
     """Efficiency, additivity, and what dummies and twins get; sampled ones too."""
     key = jax.random.key(1)
@@ -122,7 +122,10 @@ def test_sampled_values_converge():
     assert error(64) == pytest.approx(error(4) / 4, rel=0.2)
 
 
-@pytest.mark.parametrize(("num_modalities", "coalitions"), [(3, 8), (8, 16 * 7 + 2)])
+@pytest.mark.parametrize(
+    ("num_modalities", "coalitions"),
+    mostly_slow([(3, 8), (8, 16 * 7 + 2)], but=1, several=True),
+)
 def test_each_coalition_is_evaluated_once(num_modalities, coalitions):
     seen = []
 
@@ -142,7 +145,7 @@ def test_each_coalition_is_evaluated_once(num_modalities, coalitions):
 
 
 @pytest.mark.usefixtures("strict")
-@pytest.mark.parametrize("num_modalities", [2, 7])
+@pytest.mark.parametrize("num_modalities", mostly_slow([2, 7], but={7}))
 def test_pytrees_dtypes_and_jit(num_modalities):
     def value_fn(present):
         return {

@@ -8,7 +8,7 @@ import pytest
 import samo_jax
 
 from passes import NUM_TASKS, operations
-from sharpness import PERTURBATIONS, descend, multitask
+from sharpness import PERTURBATIONS, REPRESENTATIVES, descend, multitask
 from tiers import mostly_slow
 
 SHARED = [
@@ -40,7 +40,7 @@ def own_points(name):
 
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("unroll", mostly_slow([True, False, 2], but={False}))
-@pytest.mark.parametrize("name", SHARED)
+@pytest.mark.parametrize("name", mostly_slow(SHARED, but=REPRESENTATIVES & set(SHARED)))
 def test_shared_points_are_those_of_each_task(name, unroll):
     tx = multitask(PERTURBATIONS[name](), samo_jax.fairgrad(), unroll=unroll)
     chex.assert_trees_all_close(
@@ -51,10 +51,17 @@ def test_shared_points_are_those_of_each_task(name, unroll):
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize(
     ("name", "perturbation"),
-    [
-        *((name, "joint-shared") for name in LINEAR),
-        *(("random", perturbation) for perturbation in (None, "global", "friendly")),
-    ],
+    mostly_slow(
+        [
+            *((name, "joint-shared") for name in LINEAR),
+            *(
+                ("random", perturbation)
+                for perturbation in (None, "global", "friendly")
+            ),
+        ],
+        but=[("uncertainty", "joint-shared"), ("random", None)],
+        several=True,
+    ),
 )
 def test_linear_combiners_need_no_task_gradients(name, perturbation):
     combiner = LINEAR[name]
@@ -79,41 +86,39 @@ def test_combiners_of_the_gramian_are_not_linear():
 # Passes, counted in the compiled program
 
 SHARED_PROBE = samo_jax.joint_sam(local=samo_jax.probe(shared=True))
+FAIRGRAD, MEAN = samo_jax.fairgrad(), samo_jax.mean()
 PASSES = {  # forward and backward, in a step with the clean pass or without
-    "plain": (None, False, 1, NUM_TASKS),
-    "global": (samo_jax.global_sam(), True, 2, NUM_TASKS + 1),
-    "two points": (SHARED_PROBE, True, 5, NUM_TASKS + 1),
+    "plain": (FAIRGRAD, None, False, 1, NUM_TASKS),
+    "global": (FAIRGRAD, samo_jax.global_sam(), True, 2, NUM_TASKS + 1),
+    "two points": (FAIRGRAD, SHARED_PROBE, True, 5, NUM_TASKS + 1),
     "shared probe": (
+        FAIRGRAD,
         SHARED_PROBE._replace(shared_perturbations=None),
         True,
         NUM_TASKS + 3,
         NUM_TASKS + 1,
     ),
-    "samo": (samo_jax.joint_sam(), True, 3 * NUM_TASKS + 1, NUM_TASKS + 1),
-    "memory": (samo_jax.memory_sam(), True, NUM_TASKS + 1, NUM_TASKS + 1),
+    "samo": (FAIRGRAD, samo_jax.joint_sam(), True, 3 * NUM_TASKS + 1, NUM_TASKS + 1),
+    "memory": (FAIRGRAD, samo_jax.memory_sam(), True, NUM_TASKS + 1, NUM_TASKS + 1),
     "memory alone": (
+        FAIRGRAD,
         samo_jax.memory_sam(clean_pass=False),
         False,
         NUM_TASKS,
         NUM_TASKS,
     ),
-}
-LINEAR_PASSES = {
-    "plain": (None, False, 1, 1),
-    "global": (samo_jax.global_sam(), True, 2, 2),
-    "two points": (SHARED_PROBE, True, 5, 3),
+    "mean plain": (MEAN, None, False, 1, 1),
+    "mean global": (MEAN, samo_jax.global_sam(), True, 2, 2),
+    "mean two points": (MEAN, SHARED_PROBE, True, 5, 3),
 }
 
 
 @pytest.mark.parametrize(
-    ("combiner", "perturbation", "clean_pass", "forward", "backward"),
-    [
-        *((samo_jax.fairgrad(), *passes) for passes in PASSES.values()),
-        *((samo_jax.mean(), *passes) for passes in LINEAR_PASSES.values()),
-    ],
-    ids=[*PASSES, *(f"mean {name}" for name in LINEAR_PASSES)],
+    "name",
+    mostly_slow(PASSES, but={"global", "two points", "memory alone", "mean global"}),
 )
-def test_passes(combiner, perturbation, clean_pass, forward, backward):
+def test_passes(name):
+    combiner, perturbation, clean_pass, forward, backward = PASSES[name]
     tx = samo_jax.multitask(combiner, perturbation, num_tasks=NUM_TASKS, key=0)
     # Random numbers, norms and the Gramian are the rest.
     assert 1 <= operations(tx, clean_pass, forward, backward) < 1.18

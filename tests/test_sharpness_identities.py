@@ -14,6 +14,7 @@ from sharpness import (
     LABELS,
     PERTURBATIONS,
     RADIUS,
+    REPRESENTATIVES,
     descend,
     descend_on_total,
     multitask,
@@ -43,7 +44,7 @@ def plain(num_tasks):
     return descend_on_total(samo_jax.multitask(MEAN, num_tasks=1))
 
 
-@pytest.mark.parametrize("name", PERTURBATIONS)
+@pytest.mark.parametrize("name", mostly_slow(PERTURBATIONS, but=REPRESENTATIVES))
 def test_radius_zero_is_no_perturbation(name):
     perturbation = PERTURBATIONS[name](0.0)
     if name == "efficient":
@@ -75,12 +76,23 @@ SAM_OF_ONE_TASK = {
 }
 
 
-@pytest.mark.parametrize("name", SAM_IN_DISGUISE)
+@pytest.mark.parametrize(
+    "name",
+    mostly_slow(
+        SAM_IN_DISGUISE,
+        but={"global", "monge-alpha-0", "samo-alpha-1", "adaptive-nowhere"},
+    ),
+)
 def test_is_global_sam(name):
     assert_close(descend(multitask(SAM_IN_DISGUISE[name])), three_tasks("sam"))
 
 
-@pytest.mark.parametrize("name", SAM_IN_DISGUISE | SAM_OF_ONE_TASK)
+@pytest.mark.parametrize(
+    "name",
+    mostly_slow(
+        SAM_IN_DISGUISE | SAM_OF_ONE_TASK, but={"joint-norm", "local", "samo-alpha-1"}
+    ),
+)
 def test_is_sam(name):
     perturbation = (SAM_IN_DISGUISE | SAM_OF_ONE_TASK)[name]
     assert_close(descend_on_total(single_task(perturbation)), one_task("sam"))
@@ -88,21 +100,26 @@ def test_is_sam(name):
 
 @pytest.mark.parametrize(
     ("perturbation", "name"),
-    [
-        (samo_jax.local_sam(RADIUS), "sam-local"),
-        (samo_jax.monge_sam(RADIUS, 0.0, direction="local"), "sam-local"),
-        (samo_jax.fisher_sam(RADIUS, 0.0, direction="local"), "sam-local"),
-        (samo_jax.surrogate_gap_sam(RADIUS, 0.0, direction="local"), "sam-local"),
-        (samo_jax.sam(RADIUS, direction=samo_jax.joint_sam(0.7)), "joint"),
-        (samo_jax.sam(RADIUS, direction=samo_jax.friendly_sam(0.7)), "friendly"),
-        (samo_jax.sam(RADIUS, direction=samo_jax.momentum_sam(0.7)), "momentum"),
-        (samo_jax.sam(RADIUS, norm="layerwise"), "layerwise"),
-    ],
+    mostly_slow(
+        [
+            (samo_jax.local_sam(RADIUS), "sam-local"),
+            (samo_jax.monge_sam(RADIUS, 0.0, direction="local"), "sam-local"),
+            (samo_jax.fisher_sam(RADIUS, 0.0, direction="local"), "sam-local"),
+            (samo_jax.surrogate_gap_sam(RADIUS, 0.0, direction="local"), "sam-local"),
+            (samo_jax.sam(RADIUS, direction=samo_jax.joint_sam(0.7)), "joint"),
+            (samo_jax.sam(RADIUS, direction=samo_jax.friendly_sam(0.7)), "friendly"),
+            (samo_jax.sam(RADIUS, direction=samo_jax.momentum_sam(0.7)), "momentum"),
+            (samo_jax.sam(RADIUS, norm="layerwise"), "layerwise"),
+        ],
+        but=1,
+        several=True,
+    ),
 )
 def test_is_another_spelling(perturbation, name):
     assert_close(descend(multitask(perturbation)), three_tasks(name))
 
 
+@pytest.mark.slow
 def test_methods_differ():
     names = [n for n in PERTURBATIONS if n not in ("global", "local")]
     last = [three_tasks(name)[-1]["kernel"] for name in names]
@@ -134,7 +151,7 @@ COMBINERS = {"mgda": MGDA, "upgrad": samo_jax.upgrad(), "imtl_g": samo_jax.imtl_
 
 
 @pytest.mark.parametrize("combiner", mostly_slow(COMBINERS, but={"mgda"}))
-@pytest.mark.parametrize("name", PERTURBATIONS)
+@pytest.mark.parametrize("name", mostly_slow(PERTURBATIONS, but=REPRESENTATIVES))
 def test_one_task_with_any_combiner_is_single_task(name, combiner):
     combiner = COMBINERS[combiner]
     tx = samo_jax.multitask(combiner, PERTURBATIONS[name](), num_tasks=1, key=0)
@@ -143,10 +160,14 @@ def test_one_task_with_any_combiner_is_single_task(name, combiner):
 
 @pytest.mark.parametrize(
     ("f_mtl", "name"),
-    [
-        (samo_jax.f_mtl(COMBINERS["mgda"], RADIUS, num_tasks=1), "sam"),
-        (samo_jax.f_mtl(MEAN, RADIUS, num_tasks=1, direction="global"), "sam"),
-    ],
+    mostly_slow(
+        [
+            (samo_jax.f_mtl(COMBINERS["mgda"], RADIUS, num_tasks=1), "sam"),
+            (samo_jax.f_mtl(MEAN, RADIUS, num_tasks=1, direction="global"), "sam"),
+        ],
+        but=1,
+        several=True,
+    ),
     ids=["local", "global"],
 )
 def test_f_mtl_of_one_task_is_sam(f_mtl, name):
@@ -178,14 +199,18 @@ def schedule(step):
     return jnp.asarray(RADII)[step]
 
 
-@pytest.mark.parametrize(("method", "name"), HYPERPARAMETERS)
+@pytest.mark.parametrize(
+    ("method", "name"), mostly_slow(HYPERPARAMETERS, but=5, several=True)
+)
 def test_a_schedule_is_its_value_at_each_step(method, name):
     scheduled = descend(multitask(with_value(method, name, schedule)))
     floats = [multitask(with_value(method, name, value)) for value in RADII]
     assert_close(scheduled, descend(lambda step: floats[step]))
 
 
-@pytest.mark.parametrize(("method", "name"), HYPERPARAMETERS)
+@pytest.mark.parametrize(
+    ("method", "name"), mostly_slow(HYPERPARAMETERS, but=1, several=True)
+)
 def test_a_float_is_a_constant_schedule(method, name):
     constant = multitask(with_value(method, name, optax.constant_schedule(0.2)))
     assert_close(descend(constant), descend(multitask(with_value(method, name, 0.2))))
@@ -196,7 +221,9 @@ def test_a_float_is_a_constant_schedule(method, name):
     [schedule, pytest.param(RADIUS, marks=pytest.mark.slow)],
     ids=["schedule", "float"],
 )
-@pytest.mark.parametrize(("method", "name"), HYPERPARAMETERS)
+@pytest.mark.parametrize(
+    ("method", "name"), mostly_slow(HYPERPARAMETERS, but=1, several=True)
+)
 def test_hyperparameters_can_be_injected(method, name, injected):
     @optax.inject_hyperparams
     def factory(value):

@@ -158,11 +158,15 @@ def test_published_directions(method, jacobian, expected):
 
 @pytest.mark.parametrize(
     ("name", "expected"),
-    [
-        ("conflict_free_inverse", [0.1588, 2.0706, 2.0706]),
-        ("pcgrad", [0.5848, 3.8012, 3.8012]),
-        ("nash_mtl", [0.0542, 0.7061, 0.7061]),
-    ],
+    mostly_slow(
+        [
+            ("conflict_free_inverse", [0.1588, 2.0706, 2.0706]),
+            ("pcgrad", [0.5848, 3.8012, 3.8012]),
+            ("nash_mtl", [0.0542, 0.7061, 0.7061]),
+        ],
+        but=1,
+        several=True,
+    ),
 )
 def test_published_directions_in_other_conventions(name, expected, dtype):
     np.testing.assert_allclose(direction(name, "base", dtype), expected, atol=1e-4)
@@ -224,7 +228,20 @@ def recorded_errors(name, dtype):
             yield case, np.linalg.norm(error) / np.linalg.norm(expected)
 
 
-@pytest.mark.parametrize("name", TOLERANCES)
+@pytest.mark.parametrize(
+    "name",
+    mostly_slow(
+        TOLERANCES,
+        but={
+            "mgda-tight",
+            "imtl_g",
+            "aligned_mtl-min",
+            "krum",
+            "trimmed_mean",
+            "conflict_free_inverse",
+        },
+    ),
+)
 def test_recorded_directions(name, dtype):
     tolerance = TOLERANCES[name][dtype == "float32"]
     for case, error in recorded_errors(name, dtype):
@@ -273,7 +290,7 @@ OBJECTIVES = {
 }
 
 
-@pytest.mark.parametrize("name", OBJECTIVES)
+@pytest.mark.parametrize("name", mostly_slow(OBJECTIVES, but={"mgda", "mgda-tight"}))
 def test_objectives_are_no_worse_than_recorded(name, dtype):
     """What a method minimises, up to the rounding of its terms."""
     tolerance = {"float64": 1e-13, "float32": 1e-5}[dtype]
@@ -285,6 +302,7 @@ def test_objectives_are_no_worse_than_recorded(name, dtype):
         assert ours <= theirs + tolerance * size, case
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("c", [0.5, 1.0])
 def test_cagrad_stays_in_its_ball(c, dtype):
     for case, jacobian in MATRICES.items():
