@@ -24,8 +24,8 @@ class NormalizedState(NamedTuple):
     """State of `normalized`.
 
     Attributes:
-        norms: shape (K,), what each task's gradient was last divided by: its norm, or
-            the running average of its norms; 0 before its first gradient.
+        norms: shape (K,), the last divisor of each task's gradient: its norm, or the
+            running average of its norms; 0 before its first gradient.
         combiner_state: state of the wrapped combiner.
     """
 
