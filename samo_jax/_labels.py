@@ -25,7 +25,8 @@ def label_leaves(params: PyTree, labels: ParamLabels) -> PyTree:
 
     The index of a task, which names it where the losses are a list, becomes a str.
     """
-    if labels is None:
+    # `optax.tree.map_params` has a tree without leaves stand for the parameters.
+    if labels is None or not jax.tree.leaves(params):
         return jax.tree.map(lambda _: SHARED, params)
     return jax.tree.map(_task_name, prefix_leaves(params, labels, "param_labels"))
 
