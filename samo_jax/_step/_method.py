@@ -1,6 +1,6 @@
 """`Method`: the settings of `multitask`, and what one step hands on."""
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -78,7 +78,7 @@ def draw_tasks(method: Method, problem: Problem) -> jax.Array | None:
         return None
     num_tasks = len(problem.tasks)
     # Perturbations fold in numbers up to K.
-    key = jax.random.fold_in(problem.key, num_tasks + 1)
+    key = jax.random.fold_in(cast(jax.Array, problem.key), num_tasks + 1)
     order = jax.random.permutation(key, num_tasks)
     return jnp.sort(order[: method.tasks_per_step])
 
