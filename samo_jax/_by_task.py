@@ -150,14 +150,14 @@ def map_params(
 
 def _batches(batches: Any, unroll: Unroll) -> tuple[int, Callable[..., jax.Array]]:
     """K, and `batch_of(fn, i)`, which calls a function with the batch of task i."""
-    if isinstance(batches, Integral) or batches is None:
+    if isinstance(batches, Integral):
         check_count("batches", batches, "An int is K, the number of tasks.")
         return int(cast(int, batches)), lambda fn, i: fn(i)
     if isinstance(batches, list):
         return _listed(batches, unroll)
     leaves = jax.tree.leaves(batches)
     shapes = [jnp.shape(leaf) for leaf in leaves]
-    if len({shape[:1] for shape in shapes}) != 1 or () in shapes or 0 in shapes[0][:1]:
+    if len({shape[:1] for shape in shapes}) != 1 or shapes[0][:1] in ((), (0,)):
         raise ValueError(
             "`batches` must be arrays with one leading task axis, shape (K, ...), got "
             f"leaves of shapes {shapes}. Batches of different shapes go into a list, "

@@ -41,7 +41,7 @@ def nonnegative_qp(matrix: jax.Array, linear: jax.Array) -> Solution:
 
 
 def _interior_point(matrix: jax.Array, linear: jax.Array) -> Solution:
-    """Mehrotra's predictor-corrector method, a fixed number of steps.
+    """Mehrotra's predictor-corrector method, until y or z is nothing, or it stands.
 
     With z = C y - c, Newton's method on `y_i z_i = sigma mu` solves
     `(C + diag(z / y)) dy = c - C y + (sigma mu - dy_p dz_p) / y`.
@@ -58,7 +58,7 @@ def _interior_point(matrix: jax.Array, linear: jax.Array) -> Solution:
         return jnp.minimum(1, _STEP_TO_BOUNDARY * ratio)
 
     def step(carry):
-        y, z, steps = carry
+        y, z, steps, _ = carry
         gap = y @ z / num_tasks
         high, low = matvec(matrix, y)
         mismatch = (high - linear - z) + low
@@ -81,11 +81,18 @@ def _interior_point(matrix: jax.Array, linear: jax.Array) -> Solution:
         new = (y + length * dy, z + length * dz)
         usable = jnp.all(jnp.isfinite(dy) & (new[0] > 0) & (new[1] > 0))
         y, z = jax.tree.map(lambda a, b: jnp.where(usable, a, b), new, (y, z))
-        return y, z, steps + 1
+        return y, z, steps + 1, usable
+
+    def unfinished(carry):
+        y, z, steps, usable = carry
+        # Far below the rounding of C y, for a step costs as much as a pivot.
+        small = eps**1.5 * jnp.max(jnp.abs(linear))
+        near = jnp.max(jnp.minimum(y, z)) <= small
+        return usable & ~near & (steps < _INTERIOR_STEPS)
 
     ones = jnp.ones_like(linear)
-    start = (ones, ones, jnp.array(0, jnp.int32))
-    y, z, steps = lax.fori_loop(0, _INTERIOR_STEPS, lambda _, carry: step(carry), start)
+    start = (ones, ones, jnp.array(0, jnp.int32), jnp.array(True))
+    y, z, steps, _ = lax.while_loop(unfinished, step, start)
     residual = jnp.max(jnp.minimum(y, z))
     return Solution(jnp.where(y > z, y, 0), residual, steps, jnp.array(False))
 
