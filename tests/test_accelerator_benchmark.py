@@ -142,6 +142,7 @@ def test_a_worker_survives_what_hangs_and_what_fails():
         missing.stop()
 
 
+@pytest.mark.slow
 def test_the_package_runs_from_a_checkout():
     """Where it is not installed, it has no version but works."""
     hidden = (

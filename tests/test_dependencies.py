@@ -52,6 +52,10 @@ SCALARS = {
     "a mask": (lambda a, b: jnp.where(a > 0, b, 0.0), [NO, LIKELY]),
     "a case": (lambda a, b: jnp.where(a > 0, a, 2 * a + b), [CERTAIN, LIKELY]),
     "a factor of the batch": (lambda a, b: a * MASK[3] + b * 3.0, [LIKELY, CERTAIN]),
+    "a factor of constants": (
+        lambda a, b: a * (jnp.ones(3) * jnp.full(3, 2.0))[0] + b,
+        [CERTAIN, CERTAIN],
+    ),
     "a branch": (
         lambda a, b: lax.cond(a > 0, lambda: a * b, lambda: jnp.sin(b)),
         [LIKELY, CERTAIN],

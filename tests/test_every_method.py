@@ -197,6 +197,7 @@ def test_texts_are_their_own_normal_form():
     assert every - some == {"modo", "sdmgrad"}
 
 
+@pytest.mark.slow
 def test_efficient_sam_gets_the_losses_of_examples(initial_params, benchmark):
     """With all parameters and examples it is SAM."""
     stepped = []

@@ -34,6 +34,7 @@ from three_heads import (
     multitask,
     train_step,
 )
+from tiers import mostly_slow
 
 PAGE = Path(__file__).parents[1] / "docs" / "extending.md"
 DEFINITIONS = re.findall(
@@ -197,11 +198,14 @@ def test_injected_schedule_is_its_values():
 
 @pytest.mark.parametrize(
     "combiner",
-    [
-        samo_jax.smoothed(inverse_norms()),
-        samo_jax.grouped(inverse_norms()),
-        agreeing_signs(),
-    ],
+    mostly_slow(
+        [
+            samo_jax.smoothed(inverse_norms()),
+            samo_jax.grouped(inverse_norms()),
+            agreeing_signs(),
+        ],
+        but=1,
+    ),
     ids=["smoothed", "grouped", "aggregator"],
 )
 def test_trains_in_a_scan_inside_other_methods(combiner):

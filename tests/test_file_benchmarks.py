@@ -189,6 +189,7 @@ def test_training_with_batch_statistics_learns_and_repeats(normalised):
     assert first.loss_curve != other.loss_curve
 
 
+@pytest.mark.slow
 def test_each_task_is_normalised_by_itself():
     """As the network applied to one task's inputs after the other's."""
     inputs = {

@@ -226,6 +226,7 @@ def test_resume_needs_a_run(tmp_path, capsys):
     assert f"{tmp_path} is no folder of a run" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_agreement():
     """Against NumPy; heads do not count."""
     params = {"trunk": jnp.array([1.0, -2.0, 0.5]), "b": jnp.array(1.0)}

@@ -56,6 +56,7 @@ def test_segnet_has_the_size_of_the_reference():
     assert count(variables) == SHARED + sum(map(head, NYU.values()))
 
 
+@pytest.mark.slow
 def test_mtan_has_the_size_of_the_reference():
     """From the channels of its attention modules and of the layers between them."""
     attention = [  # into and out of each, encoder then decoder
