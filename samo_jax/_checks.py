@@ -18,11 +18,11 @@ from samo_jax._tree import PyTree
 _MODELS = {
     "flax.nnx": (
         "`graphdef, params, rest = nnx.split(model, nnx.Param, ...)`",
-        "`nnx.merge(graphdef, params, rest)`",
+        "nnx.merge(graphdef, params, rest, copy=True)",
     ),
     "equinox": (
         "`params, static = eqx.partition(model, eqx.is_inexact_array)`",
-        "`eqx.combine(params, static)`",
+        "eqx.combine(params, static)",
     ),
 }
 
@@ -91,18 +91,34 @@ def check_params(params: PyTree) -> None:
 
 @contextmanager
 def explained(params: PyTree) -> Iterator[None]:
-    """Errors of a loss function that takes the parameters for the model itself."""
+    """Errors of a loss function that does not make the model of the parameters."""
     try:
         yield
-    except (TypeError, AttributeError) as error:
-        library = _library(params)
-        no_model = ("'State'", "in State", "'NoneType' object is not callable")
-        if library is None or not any(text in str(error) for text in no_model):
+    except Exception as error:
+        fault = _model_fault(error)
+        library = None if fault is None else _library(params)
+        if library is None:
             raise
+        split, merge = _MODELS[library]
         raise ValueError(
-            f"`loss_fn` must make the model of its parameters first, got {error}. "
-            f"{_MODELS[library][1]} makes it."
+            f"`loss_fn` must {fault}, got {error}. Write {split} and "
+            f"`loss_fn = lambda params: losses({merge})`."
         ) from error
+
+
+def _model_fault(error: Exception) -> str | None:
+    """What the loss function should have done with the model, if that is the error."""
+    if type(error).__name__ == "TraceContextError":
+        return "not write to a model outside of it"
+    no_model = (
+        "'State'",
+        "in State",
+        "'NoneType' object is not callable",
+        "Incorrect number of leaves",
+    )
+    if any(text in str(error) for text in no_model):
+        return "make the model of its parameters first"
+    return None
 
 
 def _library(params: PyTree) -> str | None:

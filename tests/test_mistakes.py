@@ -63,11 +63,30 @@ MLP = eqx.nn.MLP(3, 2, 4, 1, key=jax.random.key(0))
 NET = nnx.Sequential(
     nnx.Linear(3, 2, rngs=nnx.Rngs(0)), nnx.Dropout(0.5, rngs=nnx.Rngs(0))
 )
+NORMALISED = nnx.BatchNorm(2, rngs=nnx.Rngs(0))
 
 
 def call(model):
     """The losses of who takes the parameters for the model."""
     return list(model(jnp.ones(3)))
+
+
+def normalised(model):
+    return list(model(jnp.ones((4, 2)))[0])
+
+
+def nnx_update(loss_fn, model=NET):
+    """What users of `nnx.Optimizer` write: the gradients are of the model."""
+    optimizer = nnx.Optimizer(model, samo(), wrt=nnx.Param)
+    grads = jax.tree.map(jnp.zeros_like, nnx.state(model, nnx.Param))
+    optimizer.update(model, grads, loss_fn=loss_fn)
+
+
+def merged_of(model, *filters):
+    """The losses of a model made of its parameters and of other state."""
+    graphdef = nnx.graphdef(model)
+    rest = [nnx.state(model, other) for other in filters]
+    return lambda params: normalised(nnx.merge(graphdef, params, *rest))
 
 
 def update_model(params, loss_fn=call):
@@ -266,6 +285,19 @@ LIBRARY = {
         nnx.state(NET, nnx.Param)
     ),
     "the same in the clean pass": lambda: clean_pass(call, nnx.state(NET, nnx.Param)),
+    "the loss function of an nnx model": lambda: nnx_update(call),
+    "the same with a method of the model": lambda: nnx_update(
+        lambda model: (model.train(), call(model))[1]
+    ),
+    "the nnx model made of its parameters alone": lambda: nnx_update(
+        merged_of(NORMALISED), NORMALISED
+    ),
+    "the nnx model outside, of which batch norm changes the statistics": lambda: (
+        nnx_update(lambda _: normalised(NORMALISED), NORMALISED)
+    ),
+    "the nnx model made without a copy": lambda: nnx_update(
+        merged_of(NORMALISED, nnx.BatchStat), NORMALISED
+    ),
     "losses with other data": lambda: update(samo(), with_accuracy),
     "losses with other data, in the clean pass": lambda: clean_pass(with_accuracy),
     "has_aux without other data": lambda: clean_pass(loss_fn, has_aux=True),

@@ -20,6 +20,7 @@ from three_heads import (
     average,
     batch,
     distance,
+    first_direction,
     initial_params,
     jitted_update,
     losses_on,
@@ -43,6 +44,7 @@ AFTER = {
         {"fast": optax.adam(1e-1), "frozen": optax.set_to_zero()},
         {"trunk": "fast", "left": "fast", "right": "frozen", "up": "frozen"},
     ),
+    "clip": optax.clip_by_global_norm(0.1),
     "weight_decay": optax.add_decayed_weights(0.1, TRUNK),
     "flatten": optax.flatten(optax.adam(1e-2)),
     "polyak_sgd": optax.polyak_sgd(),
@@ -71,6 +73,39 @@ def test_transformation_after_samo(after):
     assert_close(updates, expected)
     assert_close(new_state, (first_state, after_state))
     assert types(new_state) == types(state)
+
+
+def test_clipping_before_samo_changes_nothing():
+    clip = optax.clip_by_global_norm(1e-3)
+    assert_close(first_direction(optax.chain(clip, samo())), reference_direction())
+
+
+@pytest.mark.parametrize(
+    ("labels", "weights"),
+    [
+        pytest.param(None, [1 / 6, 5 / 6], id="without labels"),
+        pytest.param({"encoder": "frozen", "adapter": "shared"}, 0.5, id="labelled"),
+    ],
+)
+def test_leaves_frozen_by_partition_count_unless_labelled(labels, weights):
+    """Orthogonal gradients, whose weights are inverse to their squared norms."""
+    frozen = optax.partition(
+        {"trained": optax.sgd(1.0), "frozen": optax.set_to_zero()},
+        {"encoder": "frozen", "adapter": "trained"},
+    )
+    tx = optax.chain(
+        samo_jax.multitask(samo_jax.mgda(), num_tasks=2, param_labels=labels), frozen
+    )
+    params = {"encoder": jnp.ones(()), "adapter": jnp.ones(2)}
+
+    def loss_fn(params):
+        return jnp.array([2.0, 0.0]) * params["encoder"] + params["adapter"]
+
+    _, grads = samo_jax.mean_value_and_grad(loss_fn)(params)
+    updates, state = tx.update(grads, tx.init(params), params, loss_fn=loss_fn)
+    expected = jnp.broadcast_to(jnp.array(weights), (2,))
+    assert_close(optax.tree.get(state, "weights"), expected)
+    assert_close(updates, {"encoder": jnp.zeros(()), "adapter": -expected})
 
 
 def test_unknown_extra_args_are_ignored():
