@@ -53,7 +53,12 @@ def report(state: PyTree, tasks: Sequence[str] | PyTree) -> dict[str, jax.Array]
         >>> print(found["loss/left"], found["norm/right"], found["conflict_rate"])
         5.0 6.0 0.0
     """
-    state = _find_state(state)
+    # An `nnx.Optimizer` has variables in place of arrays.
+    state = jax.tree.map(
+        jnp.asarray,
+        _find_state(state),
+        is_leaf=lambda node: hasattr(node, "__jax_array__"),
+    )
     names = _names(tasks, len(state.weights))
     found = _by_task("weight", names, state.weights)
     found |= _by_task("skipped", names, state.skipped)
