@@ -316,31 +316,3 @@ def test_many_tasks_are_traced_a_few_times():
     w = jnp.ones(3)
     jax.jit(lambda w, s: tx.update(w, s, w, loss_fn=loss_fn)).lower(w, tx.init(w))
     assert len(calls) < 10
-
-
-# Mistakes
-
-
-def test_mistakes_are_told():
-    w = jnp.ones(3)
-    x = jnp.ones((2, 3))
-
-    def raises(match, call):
-        with pytest.raises(ValueError, match=match):
-            call()
-
-    def dot(w, x):
-        return jnp.sum(w * x)
-
-    raises("`loss` must be a function, got None", lambda: samo_jax.by_task(None, x))
-    raises("`batches` must be a positive int", lambda: samo_jax.by_task(dot, 0))
-    raises("one leading task axis", lambda: samo_jax.by_task(dot, (x, w)))
-    raises("`batches` must not be empty", lambda: samo_jax.by_task(dot, []))
-    raises("must have equal shapes", lambda: samo_jax.by_task(dot, [x, w], unroll=2))
-    raises("2 distinct strings", lambda: samo_jax.by_task(dot, x, names=["a", "a"]))
-    raises("2 distinct strings", lambda: samo_jax.by_task(dot, x, names="ab"))
-    raises("`unroll` must be", lambda: samo_jax.by_task(dot, x, unroll=-1))
-    vector = samo_jax.by_task(lambda w, x: w * x, x)
-    raises(r"one floating-point scalar, got float32\[3\]", lambda: vector(w))
-    pair = samo_jax.by_task(lambda w, x: (jnp.sum(w * x), x), x)
-    raises("one floating-point scalar, got ", lambda: pair(w))

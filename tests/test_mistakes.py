@@ -59,6 +59,7 @@ def with_accuracy(p):
     return loss_fn(p), {"accuracy": jnp.ones(4)}
 
 
+PAIR = jnp.ones((2, 3))
 MLP = eqx.nn.MLP(3, 2, 4, 1, key=jax.random.key(0))
 NET = nnx.Sequential(
     nnx.Linear(3, 2, rngs=nnx.Rngs(0)), nnx.Dropout(0.5, rngs=nnx.Rngs(0))
@@ -164,6 +165,10 @@ LIBRARY = {
     "a memory, streamed": lambda: multitask(
         MEAN, samo_jax.memory_sam(), gramian_block=1
     ),
+    "no task at a step": lambda: samo(tasks_per_step=0),
+    "more tasks at a step than there are": lambda: samo(tasks_per_step=3),
+    "tasks drawn and streamed": lambda: samo(tasks_per_step=1, gramian_block=1),
+    "tasks drawn without a key": lambda: multitask(tasks_per_step=1),
     "one mask for two tasks": lambda: update(samo(), task_mask=[True]),
     "an unknown norm": lambda: samo_jax.sam(norm="layer"),
     "an unknown direction": lambda: samo_jax.sam(direction="locale"),
@@ -265,6 +270,24 @@ LIBRARY = {
     "a function of paths as labels": lambda: update(samo(param_labels=by_path)),
     "a mask in words": lambda: update(multitask(MEAN, samo_jax.sam(mask="no"))),
     # The loss function
+    "no loss of a task": lambda: samo_jax.by_task(None, PAIR),
+    "no tasks by index": lambda: samo_jax.by_task(jnp.dot, 0),
+    "batches of different lengths": lambda: samo_jax.by_task(
+        jnp.dot, (PAIR, jnp.ones(3))
+    ),
+    "no batches": lambda: samo_jax.by_task(jnp.dot, []),
+    "batches of different shapes, in chunks": lambda: samo_jax.by_task(
+        jnp.dot, [jnp.ones(2), jnp.ones(3)], unroll=2
+    ),
+    "batches with one name": lambda: samo_jax.by_task(
+        jnp.dot, PAIR, names=["left", "left"]
+    ),
+    "a loss per example of a task": lambda: samo_jax.by_task(jnp.multiply, PAIR)(
+        jnp.ones(3)
+    ),
+    "a loss of a task with other data": lambda: samo_jax.by_task(
+        lambda w, x: (jnp.dot(w, x), x), PAIR
+    )(jnp.ones(3)),
     "no loss function": lambda: samo().update(PARAMS, samo().init(PARAMS), PARAMS),
     "losses instead of their function": lambda: update(samo(), loss_fn(PARAMS)),
     "a loss function of no argument": lambda: update(samo(), lambda: loss_fn(PARAMS)),

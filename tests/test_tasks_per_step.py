@@ -144,20 +144,3 @@ def test_samo_draws_too():
     tx = samo_jax.samo(samo_jax.mean(), num_tasks=4, key=0, tasks_per_step=3)
     _, state = trained(tx, by_task())
     assert jnp.sum(state.weights > 0) == 3
-
-
-def test_mistakes_are_told():
-    for match, call in (
-        ("`tasks_per_step` must be a positive int", lambda: make(0)),
-        ("`tasks_per_step` must be at most `num_tasks`=4, got 5", lambda: make(5)),
-        (
-            "Leave out one",
-            lambda: make(2, gramian_block=1),
-        ),
-        (
-            "`key`",
-            lambda: samo_jax.multitask(samo_jax.mean(), num_tasks=4, tasks_per_step=2),
-        ),
-    ):
-        with pytest.raises(ValueError, match=match):
-            call()
