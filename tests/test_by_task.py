@@ -129,6 +129,7 @@ def test_steps_are_those_of_the_plain_function(combiner, perturbation, unroll):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("perturbation", mostly_slow([None, "joint"], but={None}))
 def test_gramian_blocks_are_those_of_the_plain_function(perturbation):
@@ -188,6 +189,7 @@ INDEX_LABELS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("unroll", mostly_slow([True, False], but={False}))
 @pytest.mark.parametrize("combiner", mostly_slow(["mean", "mgda"], but={"mgda"}))

@@ -55,7 +55,7 @@ def ours(combiner, labels=LABELS):
     return samo_jax.combine_gradients(combiner, num_tasks=3, param_labels=labels)
 
 
-@pytest.mark.parametrize("name", mostly_slow(REGISTRY, but={"fairgrad", "graddrop"}))
+@pytest.mark.parametrize("name", mostly_slow(REGISTRY, but={"graddrop"}))
 def test_equals_multitask(name):
     """Exactly, in several steps, with absent tasks, in direction and state."""
     combiner, num_samples = arguments(name)

@@ -308,6 +308,7 @@ matrices = st.tuples(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(matrices)
 def test_optimality_on_any_full_rank_gramian(drawn):

@@ -491,6 +491,7 @@ def test_directions_that_are_not_finite_never_reach_the_parameters():
     np.testing.assert_array_equal(state.skipped, [1, 1, 1])
 
 
+@pytest.mark.slow
 def test_devices_agree():
     """A NaN in one device's examples leaves the task out on all of them."""
     tx = samo_jax.multitask(

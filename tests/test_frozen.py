@@ -67,7 +67,7 @@ def numbers(state):
 
 
 @pytest.mark.parametrize(
-    "name", mostly_slow(sharpness.PERTURBATIONS, but={"memory", "joint-shared"})
+    "name", mostly_slow(sharpness.PERTURBATIONS, but={"joint-shared"})
 )
 def test_every_perturbation(name):
     perturbation = sharpness.PERTURBATIONS[name]()
@@ -150,7 +150,9 @@ def quantised_losses(params):
     }
 
 
-@pytest.mark.parametrize("frozen_grads", ["zeros", "None", "float0"])
+@pytest.mark.parametrize(
+    "frozen_grads", mostly_slow(["zeros", "None", "float0"], but={"None"})
+)
 def test_leaves_of_any_dtype(frozen_grads):
     """Whatever stands for their gradients; they have no state in an optimiser."""
     labels = jax.tree.map(lambda x: x if x == "frozen" else "train", QUANTISED_LABELS)
@@ -251,7 +253,7 @@ def test_an_equinox_model_that_is_frozen_in_part():
     assert all(map(jnp.any, jax.tree.leaves(updates.layers[1])))
 
 
-@pytest.mark.parametrize("unroll", [True, False])
+@pytest.mark.parametrize("unroll", mostly_slow([True, False], but={True}))
 def test_no_backward_work(unroll):
     """The compiled step has the operations of the step without frozen leaves."""
     wide = {"encoder": jnp.ones((64, 64)), "adapter": jnp.ones((64, 2))}

@@ -92,7 +92,7 @@ PERTURBATIONS = {
 
 
 @pytest.mark.parametrize("perturbation", mostly_slow(PERTURBATIONS, but={"joint_sam"}))
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", mostly_slow(WAYS, but={"looped"}))
 @pytest.mark.parametrize(
     "combiner", mostly_slow(["mean", "mgda", "famo"], but={"mgda"})
 )

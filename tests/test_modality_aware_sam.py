@@ -142,6 +142,7 @@ def test_the_forms_differ_and_the_examples_disagree():
         assert np.linalg.norm(updates[i] - updates[j]) > 0.01
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("decompose", mostly_slow(["sample", "modality"], but=1))
 def test_equal_parts_are_the_batch_form(decompose):
     """Losses or contributions that do not tell the parts apart."""

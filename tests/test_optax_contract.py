@@ -36,6 +36,7 @@ from three_heads import (
 )
 
 
+@pytest.mark.slow
 def test_chain_runs_eagerly_as_under_jit():
     tx = optax.chain(samo(), optax.adam(1e-2))
     step, params = train_step(tx, batch(0)), initial_params()

@@ -53,9 +53,7 @@ WAYS = {
 }
 
 
-@pytest.mark.parametrize(
-    "way", mostly_slow(WAYS, but={"all gradients", "blocks", "an aggregator"})
-)
+@pytest.mark.parametrize("way", mostly_slow(WAYS, but={"blocks", "an aggregator"}))
 def test_the_gramian_and_losses_are_the_steps(way):
     tx = WAYS[way]
     first = tx.init(PARAMS)
@@ -102,6 +100,7 @@ def test_without_gradients_there_are_losses_alone(combiner):
     assert kinds == {"weight", "skipped", "loss"}
 
 
+@pytest.mark.slow
 def test_nothing_changes():
     """Neither the direction, nor the state without them."""
     plain = make(samo_jax.cagrad(), samo_jax.joint_sam(), diagnostics=False)

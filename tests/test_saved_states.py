@@ -110,7 +110,7 @@ def uninterrupted():
     return run
 
 
-@pytest.mark.parametrize("library", LIBRARIES)
+@pytest.mark.parametrize("library", mostly_slow(LIBRARIES, but=LIBRARIES[1:]))
 @pytest.mark.parametrize("name", mostly_slow(COMBINERS, but={"gradvac"}))
 def test_restored_training_equals_uninterrupted(name, library, uninterrupted, tmp_path):
     step, middle, end = uninterrupted(name)
@@ -146,6 +146,7 @@ def test_seeds_are_ints_typed_or_legacy_keys():
         jax.tree.map(np.testing.assert_array_equal, first, other)
 
 
+@pytest.mark.slow
 def test_seeds_may_be_mapped():
     """Keys are tracers then, in the factory's closure and in the state."""
 
