@@ -111,6 +111,14 @@ def test_raw_key_and_key_reuse_checks():
     assert types(state) == types(tx.init(params))
 
 
+def test_every_step_draws_anew():
+    params, data = initial_params(), batch(0)
+    grads, update = mean_grad(params, data), jitted_update(samo())
+    first, state = update(params, samo().init(params), grads, data)
+    second, _ = update(params, state, grads, data)
+    assert jnp.any(first["trunk"] != second["trunk"])
+
+
 # Optax's tools for states and hyperparameters, and who else calls update
 
 
