@@ -143,7 +143,6 @@ print("done")
 """
 
 
-# jaxlib 0.10 has hung where batches of this size called LAPACK.
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "rounds", "size", "num_tasks"),

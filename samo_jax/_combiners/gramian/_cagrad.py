@@ -1,6 +1,5 @@
 """`cagrad`: the best worst case within a ball around the mean gradient."""
 
-from functools import partial
 from typing import Literal, TypeAlias, get_args, overload
 
 import jax

@@ -14,7 +14,7 @@ T = TypeVar("T")
 
 
 def one_by_one_on_cpu(solve: Callable[P, T]) -> Callable[P, T]:
-    """`solve(*arrays)`, whose batches under `jax.vmap` a CPU solves one after the other.
+    """`solve(*arrays)`, whose batches under `jax.vmap` a CPU solves one by one.
 
     A batch would wait for its slowest row. And jaxlib 0.10 deadlocks where as many
     batched calls of LAPACK run at once as its pool has threads: each of them holds one,
@@ -38,4 +38,8 @@ def one_by_one_on_cpu(solve: Callable[P, T]) -> Callable[P, T]:
         )
         return results, jax.tree.map(lambda _: True, results)
 
-    return functools.wraps(solve)(lambda *args: single(*args))
+    @functools.wraps(solve)
+    def solve_one(*args: P.args, **kwargs: P.kwargs) -> T:
+        return single(*args, **kwargs)
+
+    return solve_one
