@@ -143,13 +143,14 @@ print("done")
 """
 
 
+# With batched calls of LAPACK, jaxlib 0.10 hung in the spectra, twice of three times.
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "rounds", "size", "num_tasks"),
     [
-        ("newton", 30, 1000, 20),
+        ("newton", 30, 500, 20),
         ("active_set", 100, 100, 10),
-        ("spectra", 200, 1000, 20),
+        ("spectra", 400, 1000, 20),
         ("f_mtl", 100, 200, 10),
         ("front", 100, 200, 10),
     ],
