@@ -1,6 +1,5 @@
 """`cagrad`: the best worst case within a ball around the mean gradient."""
 
-from functools import partial
 from typing import Literal, TypeAlias, get_args, overload
 
 import jax
@@ -20,6 +19,7 @@ from samo_jax._combiners._by_name import by_name
 from samo_jax._combiners._task_vectors import among_present, relative_preference
 from samo_jax._combiners._types import Weighting
 from samo_jax._combiners.gramian._gramian_weighting import gramian_weighting
+from samo_jax._combiners.solvers._batches import one_by_one_on_cpu
 from samo_jax._combiners.solvers._compensated import matvec
 from samo_jax._combiners.solvers._equilibrate import (
     Equilibrated,
@@ -128,10 +128,11 @@ def _rescaled(gramian, c, rescale, preference, present):
 @jax.jit
 def _solve(gramian, c, preference, present):
     preference = relative_preference(preference, jnp.shape(gramian)[0])
-    solve = in_order(partial(_conflict_averse, c=c))
+    solve = in_order(lambda problem, shares: _conflict_averse(problem, shares, c))
     return solve_gramian(gramian, solve, preference, present=present)
 
 
+@one_by_one_on_cpu
 def _conflict_averse(problem: Equilibrated, preference, c) -> Solution:
     # Units: y_i = 2^(k_i - max k) v_i, and t in those of the smallest gradient.
     matrix, exponents, active, _ = problem

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.scipy.linalg import cho_solve
 
+from samo_jax._combiners.solvers._batches import one_by_one_on_cpu
 from samo_jax._combiners.solvers._compensated import matvec
 from samo_jax._combiners.solvers._equilibrate import Solution, add_ridge, fall_back
 from samo_jax._combiners.solvers._nonnegative_qp import nonnegative_qp
@@ -13,6 +14,7 @@ MAX_STEPS = 100
 _LONGEST_STEP = 3
 
 
+@one_by_one_on_cpu
 def alpha_fair(matrix: jax.Array, scale: jax.Array, p: jax.Array) -> Solution:
     """Solve `C y = b * y**-p` for y > 0.
 

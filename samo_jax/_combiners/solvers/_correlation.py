@@ -5,6 +5,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from samo_jax._combiners.solvers._batches import one_by_one_on_cpu
 from samo_jax._combiners.solvers._compensated import matvec
 from samo_jax._combiners.solvers._equilibrate import Equilibrated, Solution
 from samo_jax._combiners.solvers._solve_info import SolveInfo
@@ -68,9 +69,27 @@ def rank_tolerance(matrix: jax.Array) -> float:
 
 def spectrum(matrix: jax.Array) -> Spectrum:
     """Eigendecomposition with a relative rank cut."""
-    values, vectors = jnp.linalg.eigh(matrix, symmetrize_input=False)
+    values, vectors = _eigh(matrix)
     kept = values > rank_tolerance(matrix) * jnp.maximum(values[-1], 0)
     return Spectrum(values, vectors, kept)
+
+
+@jax.custom_jvp
+@one_by_one_on_cpu
+def _eigh(matrix):
+    return tuple(jnp.linalg.eigh(matrix, symmetrize_input=False))
+
+
+@_eigh.defjvp
+def _eigh_jvp(primals, tangents):
+    """JAX's own rule, which reverse mode cannot reach through `custom_vmap`."""
+    (matrix,), (change,) = primals, tangents
+    values, vectors = _eigh(matrix)
+    rotated = jnp.linalg.multi_dot([vectors.T, change, vectors], precision="highest")
+    identity = jnp.eye(len(values), dtype=values.dtype)
+    mixing = rotated * (1 / (identity + values - values[:, None]) - identity)
+    turned = jnp.matmul(vectors, mixing, precision="highest")
+    return (values, vectors), (jnp.diagonal(rotated), turned)
 
 
 class CosineSolution(NamedTuple):

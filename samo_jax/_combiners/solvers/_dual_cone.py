@@ -2,7 +2,6 @@
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
 from samo_jax._combiners.solvers._compensated import matvec
 from samo_jax._combiners.solvers._equilibrate import Equilibrated, Solution
@@ -33,12 +32,7 @@ def project(problem: Equilibrated, preferences: jax.Array) -> Solution:
         solution = nonnegative_qp(matrix, -high)
         return solution._replace(weights=u + jnp.ldexp(solution.weights, -relative))
 
-    # One by one on a CPU, where a batch would wait for its slowest row.
-    solutions = lax.platform_dependent(
-        preferences,
-        cpu=lambda rows: lax.map(project_row, rows),
-        default=jax.vmap(project_row),
-    )
+    solutions = jax.vmap(project_row)(preferences)
     return Solution(
         jnp.sum(solutions.weights, axis=0),
         jnp.max(solutions.residual),

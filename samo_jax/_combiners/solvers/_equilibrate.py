@@ -57,9 +57,7 @@ def fall_back(solution: Solution, solve: Callable[[], Solution]) -> Solution:
     The policy of every core: a Gramian is solved as it is, and with a ridge only where
     that fails (rank-deficient to working precision, or Pareto-stationary).
 
-    The loop of one round skips `solve` under `vmap` too, where `lax.cond` would run it,
-    and orders the two: jaxlib 0.10 deadlocks if two batched Cholesky factorisations
-    share a pool of two CPU threads.
+    The loop of one round skips `solve` under `vmap` too, where `lax.cond` would run it.
     """
 
     def retry(carry):

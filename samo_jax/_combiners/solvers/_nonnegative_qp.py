@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.scipy.linalg import cho_solve
 
+from samo_jax._combiners.solvers._batches import one_by_one_on_cpu
 from samo_jax._combiners.solvers._compensated import matvec
 from samo_jax._combiners.solvers._equilibrate import Solution, add_ridge, fall_back
 from samo_jax._tree import safe_divide
@@ -16,6 +17,7 @@ _STEP_TO_BOUNDARY = 0.99
 _RIDGE = 32
 
 
+@one_by_one_on_cpu
 def nonnegative_qp(matrix: jax.Array, linear: jax.Array) -> Solution:
     """Solve `min_y y'Cy / 2 - c'y` over y >= 0.
 
