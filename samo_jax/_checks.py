@@ -107,7 +107,7 @@ def explained(params: PyTree) -> Iterator[None]:
 
 
 def _model_fault(error: Exception) -> str | None:
-    """What the loss function should have done with the model, if that is the error."""
+    """The right use of the model that the loss function missed, if it did."""
     if type(error).__name__ == "TraceContextError":
         return "not write to a model outside of it"
     no_model = (

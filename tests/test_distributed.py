@@ -196,6 +196,7 @@ def test_each_process_says_who_is_missing():
     assert "refused" in ends[1]
 
 
+@pytest.mark.slow
 def test_what_answers_in_place_of_process_0_is_not_repeated():
     with socket.create_server(("127.0.0.1", 0)) as server:
 

@@ -132,7 +132,7 @@ def test_bad_gradients_keep_the_weights(combiner, bad):
     ("combiner", "name"),
     [
         *(pytest.param("modo", name, marks=pytest.mark.slow) for name in PERTURBATIONS),
-        ("sdmgrad", "joint_sam"),
+        pytest.param("sdmgrad", "joint_sam", marks=pytest.mark.slow),
     ],
 )
 @pytest.mark.usefixtures("strict")

@@ -165,6 +165,7 @@ def test_mgda_is_not_linear():
     assert jnp.linalg.norm(decomposed - direct) > 0.05 * jnp.linalg.norm(direct)
 
 
+@pytest.mark.slow
 def test_each_part_has_its_own_combiner_state():
     tx = f_mtl(samo_jax.smoothed(samo_jax.mgda(), 0.5))
     params, data = initial_params(), batch(0)

@@ -91,6 +91,7 @@ def test_a_weighting_of_its_own_for_each_group():
     )
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("strict")
 def test_inside_multitask():
     combiner = samo_jax.grouped(samo_jax.gradvac(0))

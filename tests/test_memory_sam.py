@@ -111,6 +111,7 @@ def memory_by_hand(alpha, decay, clean_pass, local=None):
     return direction
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("clean_pass", mostly_slow([True, False], but={True}))
 @pytest.mark.parametrize("decay", mostly_slow([0.0, 0.6], but={0.6}))
 @pytest.mark.parametrize("alpha", mostly_slow([0.5, 0.2, "adaptive"], but={"adaptive"}))

@@ -302,6 +302,7 @@ def nnx_step(model, optimizer, batch):
 NNX_TX = samo_adam(head_labels)
 
 
+@pytest.mark.slow
 def test_nnx_statistics_and_dropout_count_equal_those_of_a_plain_step(batch):
     states, kernels = [], []
     for tx in (NNX_TX, optax.with_extra_args_support(optax.adam(LEARNING_RATE))):

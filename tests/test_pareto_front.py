@@ -74,7 +74,7 @@ def test_these_combiners_take_preferences():
 
 
 @pytest.mark.parametrize("perturbed", mostly_slow([True, False], but=[True]))
-@pytest.mark.parametrize("name", mostly_slow(NAMES, but=["fairgrad", "stch"]))
+@pytest.mark.parametrize("name", mostly_slow(NAMES, but=["stch"]))
 def test_a_front_in_one_program_is_the_trainings_one_by_one(name, perturbed):
     keys = jax.random.split(jax.random.key(0), 2)
 

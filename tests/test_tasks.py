@@ -144,6 +144,7 @@ HEADS = Callable("shared", 0, 1)
 BODY = Callable(True, False, False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", [lambda tree: tree, lambda tree: lambda _: tree])
 def test_trees_that_can_be_called_are_trees(form):
     """Labels, groups and masks alike; functions, and what else can be called, are."""
