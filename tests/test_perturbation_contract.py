@@ -151,7 +151,7 @@ def test_types_of_one_task_are_a_fixed_point(name):
 
 @pytest.mark.parametrize(
     "name",
-    mostly_slow(METHODS | TRANSFORMED, but={*SCANNED, "f_mtl, adaptive", "look_sam"}),
+    mostly_slow(METHODS | TRANSFORMED, but={*SCANNED, "look_sam"}),
 )
 def test_a_scan_equals_single_steps(name):
     """Also, one is a loop over the tasks under jit, the others are not."""

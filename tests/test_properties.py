@@ -72,6 +72,7 @@ def test_samplers(num_tasks):
             assert least < -1e-4
 
 
+@pytest.mark.slow
 @scopes
 @methods
 def test_weights_and_directions_are_finite(name, scope):

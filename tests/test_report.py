@@ -53,7 +53,7 @@ WAYS = {
 }
 
 
-@pytest.mark.parametrize("way", mostly_slow(WAYS, but={"blocks", "an aggregator"}))
+@pytest.mark.parametrize("way", mostly_slow(WAYS, but={"an aggregator"}))
 def test_the_gramian_and_losses_are_the_steps(way):
     tx = WAYS[way]
     first = tx.init(PARAMS)

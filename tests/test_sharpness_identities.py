@@ -44,7 +44,7 @@ def plain(num_tasks):
     return descend_on_total(samo_jax.multitask(MEAN, num_tasks=1))
 
 
-@pytest.mark.parametrize("name", mostly_slow(PERTURBATIONS, but=REPRESENTATIVES))
+@pytest.mark.parametrize("name", mostly_slow(PERTURBATIONS, but={"joint-shared"}))
 def test_radius_zero_is_no_perturbation(name):
     perturbation = PERTURBATIONS[name](0.0)
     if name == "efficient":

@@ -29,6 +29,7 @@ from sharpness import (
     single_task,
     total_gradient,
 )
+from tiers import mostly_slow
 
 pytestmark = pytest.mark.usefixtures("x64")
 
@@ -110,7 +111,7 @@ SINGLE = {
 }
 
 
-@pytest.mark.parametrize("name", SINGLE)
+@pytest.mark.parametrize("name", mostly_slow(SINGLE, but=4))
 def test_one_task(name):
     perturbation, rule, groups = SINGLE[name]
 
