@@ -162,7 +162,6 @@ def test_no_independent_batches():
         )
 
 
-@pytest.mark.slow
 def test_columns_pass_through_a_custom_vjp():
     @jax.custom_vjp
     def tanh(x):
