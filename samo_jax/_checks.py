@@ -231,6 +231,14 @@ def check_share(name: str, value: Any, remedy: str) -> None:
         raise ValueError(f"`{name}` must be in [0, 1], got {value}. {remedy}")
 
 
+def check_decay(decay: Any) -> None:
+    """Raise unless `decay` is a share of the past in [0, 1)."""
+    remedy = "0 keeps no history."
+    check_scalar("decay", decay, remedy)
+    if is_number(decay) and not 0 <= decay < 1:
+        raise ValueError(f"`decay` must be in [0, 1), got {decay}. {remedy}")
+
+
 def check_count(name: str, value: Any, remedy: str, *, least: int = 1) -> None:
     """Raise unless it is a positive int, or one that is not negative."""
     whole = isinstance(value, Integral) and not isinstance(value, bool)

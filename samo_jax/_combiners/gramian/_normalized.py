@@ -5,7 +5,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 import jax
 import jax.numpy as jnp
 
-from samo_jax._checks import check_choice, check_scalar, is_number
+from samo_jax._checks import check_choice, check_decay
 from samo_jax._combiners._task_vectors import task_norms
 from samo_jax._combiners._types import (
     Aggregator,
@@ -78,9 +78,7 @@ def normalized(
     """
     check_combiner(combiner)
     check_choice("norm", norm, get_args(NormKind))
-    check_scalar("decay", decay, "0 keeps no history.")
-    if is_number(decay) and not 0 <= decay < 1:
-        raise ValueError(f"`decay` must be in [0, 1), got {decay}. 0 keeps no history.")
+    check_decay(decay)
     memory = decay if norm == "running" else 0
 
     def measure(norms, finite, old):

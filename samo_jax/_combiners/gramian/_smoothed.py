@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from samo_jax._checks import check_scalar, is_number
+from samo_jax._checks import check_decay
 from samo_jax._combiners._types import Weighting, check_weighting, weighting_update
 from samo_jax._named import named
 from samo_jax._tasks import present_tasks, uniform_weights
@@ -59,9 +59,7 @@ def smoothed(weighting: Weighting, decay: float = 0.9) -> Weighting:
         <https://openreview.net/forum?id=ScwfQ7hdwyP>`_, 2022
     """
     check_weighting("weighting", weighting)
-    check_scalar("decay", decay, "0 keeps no history.")
-    if is_number(decay) and not 0 <= decay < 1:
-        raise ValueError(f"`decay` must be in [0, 1), got {decay}. 0 keeps no history.")
+    check_decay(decay)
 
     def init(num_tasks: int) -> SmoothedState:
         started = jnp.zeros((num_tasks,), bool)
