@@ -7,6 +7,7 @@ from typing import Any, TypeAlias
 import jax
 from jax.tree_util import keystr, tree_leaves_with_path
 
+from samo_jax._by_task import ByTask, one_by_one
 from samo_jax._checks import explained
 from samo_jax._jaxprs import Reach, Use, dependencies
 from samo_jax._labels import FROZEN, INFER, SHARED, ParamLabels, label_leaves
@@ -66,7 +67,15 @@ def inferred(loss_fn: LossFn, params: PyTree, labels: ParamLabels) -> PyTree:
         return found
     with explained(params):
         program, losses = jax.make_jaxpr(loss_fn, return_shape=True)(params)
+    program = separate(loss_fn, params, program)
     return resolve_labels(found, task_names(losses), program)
+
+
+def separate(loss_fn: LossFn, params: PyTree, program: Any) -> Any:
+    """The program of the losses, or one whose operations are of one task each."""
+    if not isinstance(loss_fn, ByTask):
+        return program
+    return jax.make_jaxpr(one_by_one(loss_fn))(params)
 
 
 def resolve_labels(labels: PyTree, tasks: tuple[str, ...], program: Any) -> PyTree:

@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from samo_jax._by_task import ByTask, map_params, one_by_one, unroll_of
+from samo_jax._by_task import map_params, unroll_of
 from samo_jax._checks import check_floats, check_like, check_params, explained
-from samo_jax._label_uses import check_uses, resolve_labels
+from samo_jax._label_uses import check_uses, resolve_labels, separate
 from samo_jax._labels import (
     FROZEN,
     SHARED,
@@ -118,8 +118,8 @@ def make_problem(
     tasks, program = _trace_tasks(
         params, num_tasks, loss_fn, probe_loss_fn, sample_loss_fns
     )
-    if isinstance(loss_fn, ByTask) and {*jax.tree.leaves(labels)} - {SHARED, FROZEN}:
-        program = jax.make_jaxpr(one_by_one(loss_fn))(params)
+    if {*jax.tree.leaves(labels)} - {SHARED, FROZEN}:
+        program = separate(loss_fn, params, program)
     labels = resolve_labels(labels, tasks, program)
     check_labels(labels, tasks)
     check_uses(labels, tasks, program)

@@ -318,3 +318,16 @@ def test_many_tasks_are_traced_a_few_times():
     w = jnp.ones(3)
     jax.jit(lambda w, s: tx.update(w, s, w, loss_fn=loss_fn)).lower(w, tx.init(w))
     assert len(calls) < 10
+
+
+def test_labels_are_inferred_task_by_task():
+    """Also of so many tasks that the losses are computed in a loop."""
+    params = {"trunk": jnp.ones(3), "heads": [jnp.ones(())] * 10}
+
+    def loss(params, i):
+        heads = params["heads"]
+        head = heads[i] if isinstance(i, int) else jnp.stack(heads)[i]
+        return jnp.sum(params["trunk"]) * head
+
+    found = samo_jax.infer_labels(samo_jax.by_task(loss, 10), params)
+    assert found == {"trunk": "shared", "heads": [str(i) for i in range(10)]}
