@@ -260,18 +260,22 @@ def pass_flops(shape):
 
 @pytest.mark.parametrize(
     ("unroll", "perturbation", "passes"),
-    [
-        # XLA counts the body of a loop once.
-        (True, None, 1),
-        (MANY, None, 1),
-        (True, samo_jax.global_sam(), 2),
-        (
-            True,
-            samo_jax.joint_sam(local=samo_jax.probe(shared=True)),
-            # Its two probes are forward passes.
-            2 + 2 / 2.5,
-        ),
-    ],
+    mostly_slow(
+        [
+            # XLA counts the body of a loop once.
+            (True, None, 1),
+            (MANY, None, 1),
+            (True, samo_jax.global_sam(), 2),
+            (
+                True,
+                samo_jax.joint_sam(local=samo_jax.probe(shared=True)),
+                # Its two probes are forward passes.
+                2 + 2 / 2.5,
+            ),
+        ],
+        but=2,
+        several=True,
+    ),
 )
 def test_passes_are_those_of_each_task_alone(unroll, perturbation, passes):
     tx = samo_jax.multitask(samo_jax.mgda(), perturbation, num_tasks=MANY, key=0)

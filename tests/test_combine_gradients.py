@@ -99,6 +99,7 @@ def test_heads_get_their_rows(labels):
     np.testing.assert_allclose(state.weights, np.full(3, 1 / 3), rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_equals_the_pure_functions():
     rows = {name: stacked(0)[name] for name in ("body", "bias")}
     params = {name: PARAMS[name] for name in rows}

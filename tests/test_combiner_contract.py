@@ -20,9 +20,9 @@ from tiers import mostly_slow
 SLOW_TO_COMPILE = {"upgrad", "dualproj", "cagrad", "fairgrad", "nash_mtl"}
 SLOW_TO_COMPILE |= {"grouped", "smoothed", "log_losses"}
 QUICK = [case for case in ENTRIES if case.name not in SLOW_TO_COMPILE]
-all_cases, quick_cases, few_cases = (
+quick_cases, few_cases = (
     pytest.mark.parametrize("case", mostly_slow(CASES, but=first), ids=str)
-    for first in (ENTRIES, QUICK, REPRESENTATIVES)
+    for first in (QUICK, REPRESENTATIVES)
 )
 gramian_cases, aggregators = (
     pytest.mark.parametrize(
@@ -162,7 +162,7 @@ def test_the_registry_has_every_public_combiner():
     assert factories == set(COMBINERS)
 
 
-@quick_cases
+@few_cases
 def test_degenerate_gradients_have_finite_directions(case):
     problems = degenerate_problems()
     found = first_updates(case, problems)
@@ -304,7 +304,7 @@ def test_without_shared_leaves(case):
     assert_finite(weights)
 
 
-@all_cases
+@quick_cases
 @pytest.mark.usefixtures("strict")
 def test_types_are_a_fixed_point(case):
     """Also under strict promotion, in half precision, and in float64."""

@@ -10,6 +10,8 @@ from samo_jax.experiments.data.scenes import draw_scenes
 from samo_jax.experiments.networks.encoder_decoder import EncoderDecoder
 from samo_jax.experiments.problems.dense_tasks import DEPTH, NORMALS, SEGMENTATION
 
+from tiers import mostly_slow
+
 OUTPUTS = {"segmentation": 7, "depth": 1, "normals": 3}
 KEY = jax.random.key(0, impl="rbg")  # compiles faster
 TASKS = {"segmentation": SEGMENTATION, "depth": DEPTH, "normals": NORMALS}
@@ -55,7 +57,7 @@ def test_a_head_is_reached_by_its_own_task_alone(small):
         assert reached == (part not in ("segmentation", "normals")), part
 
 
-@pytest.mark.parametrize("pixel", [(0, 0), (7, 9), (15, 15)])
+@pytest.mark.parametrize("pixel", mostly_slow([(0, 0), (7, 9), (15, 15)], but=1))
 def test_a_pixel_reaches_itself_and_stays_in_its_image(pixel, small):
     net, params, images = small
     other = images.at[(0, *pixel)].add(1.0)

@@ -83,7 +83,8 @@ def test_every_perturbation(name):
     )
 
 
-@pytest.mark.parametrize("name", mostly_slow(TRANSFORMATIONS, but={"look_sam"}))
+@pytest.mark.parametrize("name", TRANSFORMATIONS)
+@pytest.mark.slow
 def test_every_transformation(name):
     assert_as_without(TRANSFORMATIONS[name])
 
@@ -381,6 +382,7 @@ def test_known_labels_stay():
     }
 
 
+@pytest.mark.slow
 def test_infer_in_update_is_the_labels():
     """Under jit, too; a label that is given may stand beside it."""
     directions = []

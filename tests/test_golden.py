@@ -13,7 +13,7 @@ from golden_steps import FILES, TOLERANCE, Golden, relative_error
 from tiers import mostly_slow
 
 
-@pytest.fixture(params=["float64", "float32"])
+@pytest.fixture(params=mostly_slow(["float64", "float32"], but=1))
 def dtype(request):
     with jax.enable_x64(request.param == "float64"):
         yield request.param

@@ -76,6 +76,7 @@ def test_every_leaf_is_a_group_by_default():
     )
 
 
+@pytest.mark.slow
 def test_a_weighting_of_its_own_for_each_group():
     task_grads = gradients()
     mean, mgda = samo_jax.mean(), samo_jax.mgda()

@@ -73,6 +73,7 @@ def test_mgda(matrix):
 
 @searching
 @given(gramians)
+@pytest.mark.slow
 def test_dualproj(matrix):
     preference = np.linspace(0.1, 1, len(matrix), dtype=np.float32)
     weights = samo_jax.dualproj_weights(matrix, preference)

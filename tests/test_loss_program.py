@@ -306,6 +306,7 @@ SHARED_PROBE = samo_jax.joint_sam(local=samo_jax.probe(shared=True))
 
 @pytest.mark.usefixtures("rewriting")
 @pytest.mark.parametrize("name", mostly_slow(STEPS, but={"clipped_features"}))
+@pytest.mark.slow
 def test_a_gramian_by_blocks_is_that_of_all_gradients(name):
     """Also where backward passes are not linear, and columns would be wrong."""
     run = jax.jit(

@@ -110,7 +110,7 @@ def sam(**kwargs):
 
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("encoders", mostly_slow([None, {"a": 0, "b": 1}], but=1))
-@pytest.mark.parametrize("decompose", PARTS)
+@pytest.mark.parametrize("decompose", mostly_slow(PARTS, but=1))
 def test_three_gradient_algorithm(decompose, encoders):
     def joined(function):
         return lambda w, *args: function(jnp.stack([w["a"], w["b"]]), *args)
@@ -349,7 +349,7 @@ def test_two_tasks(decompose, unroll):
 @pytest.mark.parametrize(
     "dtype", mostly_slow(["float32", "bfloat16"], but={"bfloat16"})
 )
-@pytest.mark.parametrize("decompose", PARTS)
+@pytest.mark.parametrize("decompose", mostly_slow(PARTS, but=1))
 def test_strict_promotion_and_types(decompose, dtype):
     w = jnp.asarray(W, dtype)
     tx = optax.chain(

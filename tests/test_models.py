@@ -414,6 +414,7 @@ class EquinoxModel(eqx.Module):
         return {name: head(x) for name, head in self.heads.items()}
 
 
+@pytest.mark.slow
 def test_equinox_two_heads_learn(key, batch):
     params, static = eqx.partition(EquinoxModel(key), eqx.is_inexact_array)
     tx = samo_adam(head_labels)

@@ -57,7 +57,7 @@ FIRST = multitask(MEAN, samo_jax.global_sam(0.3), param_labels=HEADS)
 FIRST_UPDATE = jitted_update(FIRST)
 
 
-@pytest.mark.parametrize("after", AFTER.values(), ids=AFTER)
+@pytest.mark.parametrize("after", mostly_slow(AFTER.values(), but=4), ids=AFTER)
 def test_transformation_after_samo(after):
     tx = optax.chain(FIRST, after)
     params, data = initial_params(), batch(0)

@@ -24,6 +24,7 @@ from samo_jax.experiments.training.records import Records
 from samo_jax.experiments.training.runs import Run
 
 import small_runs
+from tiers import mostly_slow
 
 COLUMNS = [Column(task, "accuracy", True, "%") for task in ("left", "right")]
 SETTINGS = {"benchmark": "digits", "split": "test", "seeds": 2, "epochs": 2}
@@ -550,7 +551,7 @@ def study_folder(tmp_path, **settings):
     return put(folder, settings, "config.json")
 
 
-@pytest.mark.parametrize("damage", [*DAMAGED])
+@pytest.mark.parametrize("damage", mostly_slow(DAMAGED, but=8))
 def test_studies_refuse_damaged_results(tmp_path, damage):
     """`modalities`, `local_parts` and `ablation` read by the same function."""
     content = DAMAGED[damage]

@@ -115,7 +115,7 @@ PASSES = {  # forward and backward, in a step with the clean pass or without
 
 @pytest.mark.parametrize(
     "name",
-    mostly_slow(PASSES, but={"global", "two points", "memory alone", "mean global"}),
+    mostly_slow(PASSES, but={"two points", "mean global"}),
 )
 def test_passes(name):
     combiner, perturbation, clean_pass, forward, backward = PASSES[name]

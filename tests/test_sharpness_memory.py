@@ -31,6 +31,7 @@ from sharpness import (
     total_gradient,
     update,
 )
+from tiers import mostly_slow
 
 pytestmark = pytest.mark.usefixtures("x64")
 
@@ -64,7 +65,11 @@ def friendly_as_in_the_official_code(sigma, decay):
 
 @pytest.mark.parametrize(
     ("by_hand", "sigma"),
-    [(friendly, 0.6), (friendly, 1.0), (friendly_as_in_the_official_code, 1.0)],
+    mostly_slow(
+        [(friendly, 0.6), (friendly, 1.0), (friendly_as_in_the_official_code, 1.0)],
+        but=1,
+        several=True,
+    ),
 )
 def test_friendly_sam(by_hand, sigma):
     ascent = by_hand(sigma, 0.7)

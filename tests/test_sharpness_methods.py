@@ -184,7 +184,7 @@ def mean_of(rows):
 @pytest.mark.parametrize(
     ("name", "unroll"),
     [
-        *((name, True) for name in SEVERAL),
+        *mostly_slow([(name, True) for name in SEVERAL], but=4, several=True),
         pytest.param("global", False, marks=pytest.mark.slow),
         pytest.param("local-joint", 2, marks=pytest.mark.slow),
     ],

@@ -109,21 +109,25 @@ def direction(name, case, dtype):  # noqa: ARG001
 
 @pytest.mark.parametrize(
     ("method", "weights"),
-    [
-        (samo_jax.mean(), [0.5, 0.5]),
-        (samo_jax.total(), [1, 1]),
-        (samo_jax.constant([1.0, 2.0]), [1, 2]),
-        (samo_jax.mgda(), [0.6, 0.4]),
-        (samo_jax.fairgrad(1.0), [0.5915, 0.4071]),
-        (samo_jax.cagrad(0.5), [0.7041, 0.5]),
-        (samo_jax.imtl_g(), [0.5923, 0.4077]),
-        (samo_jax.aligned_mtl(), [0.5591, 0.4083]),
-        (samo_jax.pcgrad(0), [2.2222 / 2, 1.5789 / 2]),
-        (samo_jax.gradvac(0), [2.2222 / 2, 1.5789 / 2]),
-        # Exact values: TorchJD's ridge gives 0.6109, and 1.1109 and 0.7894.
-        (samo_jax.dualproj(), [11 / 18, 0.5]),
-        (samo_jax.upgrad(), [10 / 9, 15 / 19]),
-    ],
+    mostly_slow(
+        [
+            (samo_jax.mean(), [0.5, 0.5]),
+            (samo_jax.total(), [1, 1]),
+            (samo_jax.constant([1.0, 2.0]), [1, 2]),
+            (samo_jax.mgda(), [0.6, 0.4]),
+            (samo_jax.fairgrad(1.0), [0.5915, 0.4071]),
+            (samo_jax.cagrad(0.5), [0.7041, 0.5]),
+            (samo_jax.imtl_g(), [0.5923, 0.4077]),
+            (samo_jax.aligned_mtl(), [0.5591, 0.4083]),
+            (samo_jax.pcgrad(0), [2.2222 / 2, 1.5789 / 2]),
+            (samo_jax.gradvac(0), [2.2222 / 2, 1.5789 / 2]),
+            # Exact values: TorchJD's ridge gives 0.6109, and 1.1109 and 0.7894.
+            (samo_jax.dualproj(), [11 / 18, 0.5]),
+            (samo_jax.upgrad(), [10 / 9, 15 / 19]),
+        ],
+        but=4,
+        several=True,
+    ),
 )
 def test_published_weights(method, weights):
     """TorchJD 0.18, tests/unit/aggregation/test_values.py; FairGrad: development."""
