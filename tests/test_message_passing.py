@@ -42,7 +42,6 @@ def assert_same_outputs(variables, molecules, other):
         np.testing.assert_allclose(same[task], outputs[task], rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.slow
 def test_permutation_of_the_atoms_changes_nothing(variables, molecules):
     order = np.random.default_rng(0).permutation(molecules.atoms.shape[1])
     permuted = Molecules(

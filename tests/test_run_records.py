@@ -53,7 +53,6 @@ def lines(folder):
     return list(map(json.loads, (folder / "metrics.jsonl").read_text().splitlines()))
 
 
-@pytest.mark.slow
 def test_config_repeats_the_run(folder):
     config = read(folder / "config.json")
     assert config["methods"] == METHODS
