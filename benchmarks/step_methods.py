@@ -22,15 +22,18 @@ class Method:
     clean_pass: bool = True
 
 
-def multitask(perturbation: Any) -> Callable[[Model, Any], Any]:
-    """FairGrad with a perturbation."""
+def multitask(
+    perturbation: Any, combiner: Any = None, **settings: Any
+) -> Callable[[Model, Any], Any]:
+    """FairGrad, or another combiner, with a perturbation."""
     return lambda model, unroll: samo_jax.multitask(
-        samo_jax.fairgrad(2.0),
+        combiner or samo_jax.fairgrad(2.0),
         perturbation,
         num_tasks=model.num_tasks,
         key=0,
         param_labels=model.labels,
         unroll=unroll,
+        **settings,
     )
 
 
