@@ -21,17 +21,19 @@ from samo_jax._perturbations._registry import *
 from samo_jax._precision import mixed_precision
 from samo_jax._problem import Problem
 from samo_jax._report import report
+from samo_jax._representation import representation
 from samo_jax._samo import samo
 from samo_jax._shapley import shapley_values
 from samo_jax._single_task import single_task
 from samo_jax._spsa import directional_difference, spsa_gradient
-from samo_jax._state import Diagnostics, MultitaskState
+from samo_jax._state import Diagnostics, KeptWeights, MultitaskState
 from samo_jax._tasks import LossFn
 from samo_jax._transformations import TRANSFORMATIONS
 
 __all__ = [
     "TRANSFORMATIONS",
     "Diagnostics",
+    "KeptWeights",
     "LossFn",
     "MultitaskState",
     "Problem",
@@ -54,6 +56,7 @@ __all__ = [
     "mixed_precision",
     "multitask",
     "report",
+    "representation",
     "samo",
     "shapley_values",
     "single_task",

@@ -26,11 +26,15 @@ from samo_jax._perturbations._base import UNPERTURBED, Perturbation, check_pertu
 from samo_jax._problem import checked_labels, make_problem
 from samo_jax._state import check_state, first_diagnostics, first_state, next_state
 from samo_jax._step._devices import AxisName, Devices
+from samo_jax._step._kept_weights import no_weights
 from samo_jax._step._method import (
+    GramianOf,
     Method,
     States,
     check_gramian_block,
+    check_gramian_of,
     check_tasks_per_step,
+    check_weights_every,
     draw_tasks,
     makes_task_gradients,
 )
@@ -53,6 +57,8 @@ def multitask(
     gramian_block: int | None = None,
     diagnostics: bool = False,
     tasks_per_step: int | None = None,
+    gramian_of: GramianOf = "parameters",
+    weights_every: int = 1,
 ) -> optax.GradientTransformationExtraArgs:
     """Any sharpness method with any gradient combiner, first in an `optax.chain`.
 
@@ -120,6 +126,21 @@ def multitask(
             absent in this step, and `skipped` does not count them. What a
             perturbation takes for all tasks at once (`probe(shared=True)`, clean
             gradients) stays that of all. Not with `gramian_block`. None: all K.
+        gramian_of: what weights are taken of, at shared points (no perturbation,
+            `global_sam`, a shared probe). "parameters": the gradients by all shared
+            leaves, in K backward passes. "representation": those by what the heads
+            read (`representation` marks it; else the arrays that losses have in common
+            last), in K passes through the heads alone; the direction `J'w` is exact for
+            these weights, in one pass through the trunk. A mask of the last shared
+            leaves, a pytree prefix of bools: those by these leaves, in K passes down to
+            them. An Aggregator without a memory of gradients combines the gradients by
+            the representation.
+        weights_every: number n of steps after which a `Weighting` takes the Gramian and
+            the weights anew, at shared points. A step in between costs what one with
+            fixed weights costs: one forward and one backward pass per point. Its
+            direction has the length that the weighting's would have if all gradients
+            had grown alike. A task that is absent is left out at once, for one that
+            comes the weights are taken at once. The state is in `kept`.
 
     Returns:
         A `GradientTransformationExtraArgs` whose update is
@@ -173,7 +194,11 @@ def multitask(
         gramian_block,
         tasks_per_step,
         diagnostics,
+        gramian_of,
+        weights_every,
     )
+    check_weights_every(method)
+    check_gramian_of(method, num_tasks)
     check_gramian_block(method, unroll)
     check_tasks_per_step(method, num_tasks)
 
@@ -185,6 +210,7 @@ def multitask(
             diagnostics=first_diagnostics(num_tasks, makes_task_gradients(method))
             if diagnostics
             else None,
+            kept=None if weights_every == 1 else no_weights(num_tasks),
         )
 
     def update(
@@ -215,14 +241,16 @@ def multitask(
             unroll=unroll,
         )
         drawn = draw_tasks(method, problem)
-        direction, outcome = take_step(
+        direction, outcome, kept = take_step(
             method,
             problem._replace(params=method.devices.varying(problem.params)),
             States(state.combiner_state, state.perturbation_state),
             task_mask_array(task_mask, problem.tasks),
             drawn,
+            state.kept,
         )
-        return zeros_where_frozen(direction, params), next_state(state, outcome, drawn)
+        state = next_state(state, outcome, drawn)._replace(kept=kept)
+        return zeros_where_frozen(direction, params), state
 
     return optax.GradientTransformationExtraArgs(init, update)
 

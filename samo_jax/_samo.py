@@ -12,6 +12,7 @@ from samo_jax._perturbations._directions import DirectionLike
 from samo_jax._perturbations._joint import Alpha
 from samo_jax._perturbations._joint_sam import joint_sam
 from samo_jax._step._devices import AxisName
+from samo_jax._step._method import GramianOf
 from samo_jax._task_loop import Unroll
 
 
@@ -31,6 +32,8 @@ def samo(
     gramian_block: int | None = None,
     diagnostics: bool = False,
     tasks_per_step: int | None = None,
+    gramian_of: GramianOf = "parameters",
+    weights_every: int = 1,
 ) -> optax.GradientTransformationExtraArgs:
     """SAMO: sharpness-aware multi-task optimisation, first in an `optax.chain`.
 
@@ -66,6 +69,8 @@ def samo(
         gramian_block: see `multitask`.
         diagnostics: see `multitask`.
         tasks_per_step: see `multitask`.
+        gramian_of: see `multitask`; it needs `local=probe(shared=True)`.
+        weights_every: see `multitask`; it needs `local=probe(shared=True)`.
 
     Returns:
         A `GradientTransformationExtraArgs`, see `multitask`.
@@ -110,4 +115,6 @@ def samo(
         gramian_block=gramian_block,
         diagnostics=diagnostics,
         tasks_per_step=tasks_per_step,
+        gramian_of=gramian_of,
+        weights_every=weights_every,
     )

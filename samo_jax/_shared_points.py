@@ -53,7 +53,7 @@ class SharedPoints(NamedTuple):
 
     def losses(self) -> jax.Array:
         """Each task's loss at its own point, shape (K,)."""
-        return _select(self.index, *(losses for losses, _ in self.passes))
+        return select_point(self.index, *(losses for losses, _ in self.passes))
 
     def value_and_gradient(self, i: int | jax.Array) -> tuple[jax.Array, PyTree]:
         """Loss and gradient of task i at its own point, in one backward pass.
@@ -85,7 +85,7 @@ class SharedPoints(NamedTuple):
         ones = jnp.ones_like(self.passes[0][0])
         v = jax.tree.map(lambda leaf: leaf * ones[0].astype(leaf.dtype), v)
         columns = [jax.vjp(pullback, ones)[1]((v,))[0] for _, pullback in self.passes]
-        return _select(self.index, *columns)
+        return select_point(self.index, *columns)
 
 
 def at_points(
@@ -108,7 +108,7 @@ def at_points(
     if isinstance(loss_fn, ByTask):
 
         def alone(i):
-            point = jax.tree.map(partial(_select, index[i]), *points)
+            point = jax.tree.map(partial(select_point, index[i]), *points)
             return jax.value_and_grad(loss_fn.task_loss)(point, i)
 
         return SharedPoints(index, [], alone, is_linear=False)
@@ -119,7 +119,7 @@ def at_points(
     def among_others(i):
         # At all points, where passes are those of other tasks, too.
         passes = _forward(lambda p: select_loss(loss_fn(p), i), points, is_known)
-        loss = _select(index[i], *(loss for loss, _ in passes))
+        loss = select_point(index[i], *(loss for loss, _ in passes))
         return loss, _pull_back(passes, index[i], jnp.ones_like(loss))
 
     return SharedPoints(index, [], among_others, is_linear=False)
@@ -152,9 +152,9 @@ def _pull_back(passes: list[Pass], which: jax.Array, cotangent: jax.Array) -> Py
     if len({jax.tree.structure(pullback) for pullback in pullbacks}) > 1:
         return lax.switch(which, pullbacks, cotangent)[0]
     # What they need is selected: the host of a GPU would wait for a branch.
-    return jax.tree.map(partial(_select, which), *pullbacks)(cotangent)[0]
+    return jax.tree.map(partial(select_point, which), *pullbacks)(cotangent)[0]
 
 
-def _select(which: jax.Array, *cases: jax.Array) -> jax.Array:
+def select_point(which: jax.Array, *cases: jax.Array) -> jax.Array:
     """`cases[which]`; a single one is not touched, as `jax.vmap` would copy it."""
     return cases[0] if len(cases) == 1 else lax.select_n(which, *cases)

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from samo_jax._step._kept_weights import KeptWeights
 from samo_jax._step._method import Outcome, States
 from samo_jax._tasks import uniform_weights
 from samo_jax._tree import accumulator_dtype
@@ -38,6 +39,7 @@ class MultitaskState(NamedTuple):
         skipped: shape (K,), int32, number of updates that were made without each task,
             though it was drawn.
         diagnostics: `Diagnostics` of the last update, or None.
+        kept: `KeptWeights`, where `weights_every` is more than 1, or None.
     """
 
     step: jax.Array
@@ -47,6 +49,7 @@ class MultitaskState(NamedTuple):
     perturbation_state: Any
     skipped: jax.Array
     diagnostics: Diagnostics | None = None
+    kept: KeptWeights | None = None
 
 
 def first_state(num_tasks: int, states: States) -> MultitaskState:

@@ -21,6 +21,11 @@ def loss_fn(params, x):
     return jnp.mean(jnp.square(hidden @ params["heads"] - 1), axis=0)
 
 
+def flops(function, *args):
+    """The operations of a compiled function."""
+    return jax.jit(function).lower(*args).compile().cost_analysis()["flops"]
+
+
 def operations(tx, clean_pass, forward, backward):
     """Those of a step with the clean pass or without, relative to so many passes'."""
     params = {
@@ -35,6 +40,5 @@ def operations(tx, clean_pass, forward, backward):
             grads = samo_jax.mean_value_and_grad(losses)(params)[1]
         return tx.update(grads, state, params, loss_fn=losses)
 
-    lowered = jax.jit(step).lower(params, tx.init(params), jnp.ones((BATCH, WIDTH)))
-    counted = lowered.compile().cost_analysis()["flops"]
+    counted = flops(step, params, tx.init(params), jnp.ones((BATCH, WIDTH)))
     return counted / (forward * FORWARD + backward * BACKWARD)

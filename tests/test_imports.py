@@ -18,7 +18,7 @@ LAYERS = {
         ["_by_task"],
         ["_label_uses"],
         ["_absent_tasks", "_precision", "_problem", "_shared_points", "_spsa"],
-        ["_gradients"],
+        ["_gradients", "_representation"],
         ["_combiners", "_perturbations"],
         ["_step"],
         ["_state"],

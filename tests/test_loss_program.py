@@ -120,6 +120,22 @@ def through_a_ref(params):
     return heads_of(ref[...], params)
 
 
+def with_custom_vmap(params):
+    """It has no derivative, so it is of the batch."""
+
+    @jax.custom_batching.custom_vmap
+    def shifted(x):
+        return x + 1
+
+    @shifted.def_vmap
+    def rule(axis_size, in_batched, x):
+        del axis_size
+        return x + 1, in_batched[0]
+
+    h = features(params) + shifted(jnp.mean(X))
+    return [jnp.mean((h @ head) ** 2) for head in params["heads"].values()]
+
+
 def with_a_closure(params):
     """A custom derivative that uses what the loss function has computed."""
     mask = jnp.sin(X[:, :1]) > 0
@@ -202,6 +218,7 @@ LOSSES = {
         with_constants,
         of_two_dtypes,
         with_custom_vjp,
+        with_custom_vmap,
         of_complex_features,
         through_a_ref,
         with_a_closure,

@@ -20,6 +20,7 @@ from mistakes import ROWS, assert_told
 PARAMS = {"w": jnp.arange(3.0), "v": jnp.ones(3)}
 EYE = jnp.eye(2)
 MEAN = samo_jax.mean()
+MGDA = samo_jax.mgda()
 
 
 def loss_fn(p):
@@ -57,6 +58,19 @@ def by_path(path, leaf):
 
 def with_accuracy(p):
     return loss_fn(p), {"accuracy": jnp.ones(4)}
+
+
+def marked_in_a_loop(p):
+    def body(w, _):
+        return 2 * samo_jax.representation(jnp.sin(w)), None
+
+    w, _ = jax.lax.scan(body, p["w"], length=2)
+    return {"left": jnp.sum(w**2), "right": jnp.sum(w * p["v"])}
+
+
+def printing(p):
+    jax.debug.print("{}", p["w"])
+    return loss_fn(p)
 
 
 PAIR = jnp.ones((2, 3))
@@ -169,6 +183,39 @@ LIBRARY = {
     "more tasks at a step than there are": lambda: samo(tasks_per_step=3),
     "tasks drawn and streamed": lambda: samo(tasks_per_step=1, gramian_block=1),
     "tasks drawn without a key": lambda: multitask(tasks_per_step=1),
+    "a Gramian of layers by name": lambda: multitask(gramian_of="layers"),
+    "a part's Gramian at points of one task": lambda: multitask(
+        perturbation=samo_jax.local_sam(), gramian_of="representation"
+    ),
+    "a part's Gramian, streamed": lambda: multitask(
+        gramian_of="representation", gramian_block=1
+    ),
+    "full gradients of a mask": lambda: multitask(
+        samo_jax.graddrop(key=0), gramian_of={"w": True, "v": False}
+    ),
+    "a memory of representations": lambda: multitask(
+        samo_jax.moco(), gramian_of="representation"
+    ),
+    "a Gramian of no leaf": lambda: update(multitask(MGDA, gramian_of=False)),
+    "no representation": lambda: update(multitask(MGDA, gramian_of="representation")),
+    "a representation of one loop": lambda: update(
+        multitask(MGDA, gramian_of="representation"), loss_fn=marked_in_a_loop
+    ),
+    "a representation of tasks by index": lambda: update(
+        multitask(MGDA, gramian_of="representation"),
+        loss_fn=samo_jax.by_task(lambda p, x: p["w"] @ x, PAIR),
+    ),
+    "a representation through a callback": lambda: update(
+        multitask(MGDA, gramian_of="representation"), loss_fn=printing
+    ),
+    "weights kept for no step": lambda: multitask(weights_every=0),
+    "constant weights, kept": lambda: multitask(MEAN, weights_every=2),
+    "weights kept at points of one task": lambda: multitask(
+        samo_jax.mgda(), samo_jax.local_sam(), weights_every=2
+    ),
+    "weights kept of drawn tasks": lambda: multitask(
+        samo_jax.mgda(), weights_every=2, tasks_per_step=1, key=0
+    ),
     "one mask for two tasks": lambda: update(samo(), task_mask=[True]),
     "an unknown norm": lambda: samo_jax.sam(norm="layer"),
     "an unknown direction": lambda: samo_jax.sam(direction="locale"),

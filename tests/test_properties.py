@@ -52,6 +52,14 @@ methods = pytest.mark.parametrize(
 )
 
 
+def test_a_weighting_says_its_degree():
+    """Of the direction in the gradients, for weights that are kept."""
+    for name, method in METHODS.items():
+        weighting = method.make(np.arange(1.0, 4), method.hyperparameter)
+        if isinstance(weighting, samo_jax.Weighting) and weighting.needs_gramian:
+            assert weighting.degree == pytest.approx(method.degree), name
+
+
 def test_every_combiner_has_its_properties():
     """But those of a second batch, and of several groups of parameters."""
     named = {name.partition("-")[0] for name in METHODS}

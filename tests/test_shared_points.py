@@ -3,6 +3,7 @@
 import functools
 
 import chex
+import jax.numpy as jnp
 import pytest
 
 import samo_jax
@@ -111,6 +112,24 @@ PASSES = {  # forward and backward, in a step with the clean pass or without
     "mean global": (MEAN, samo_jax.global_sam(), True, 2, 2),
     "mean two points": (MEAN, SHARED_PROBE, True, 5, 3),
 }
+
+
+def test_a_head_whose_gradient_is_not_finite_is_absent():
+    """Also where the tasks have no gradients of their own."""
+    params = {"w": jnp.ones(2), "a": jnp.zeros(()), "b": jnp.ones(())}
+
+    def loss_fn(params):
+        return {
+            "a": jnp.sum(params["w"]) + jnp.sqrt(0 * params["a"]),
+            "b": params["b"] * jnp.sum(params["w"] ** 2),
+        }
+
+    labels = {"w": "shared", "a": "a", "b": "b"}
+    tx = samo_jax.multitask(samo_jax.total(), num_tasks=2, param_labels=labels)
+    direction, state = tx.update(params, tx.init(params), params, loss_fn=loss_fn)
+    expected = {"w": 2 * params["w"], "a": jnp.zeros(()), "b": jnp.array(2.0)}
+    chex.assert_trees_all_close(direction, expected)
+    assert state.skipped.tolist() == [1, 0]
 
 
 @pytest.mark.parametrize(

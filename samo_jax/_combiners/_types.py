@@ -29,12 +29,15 @@ class Weighting(NamedTuple):
             it gives to absent tasks goes to the others in proportion.
         needs_gramian: whether the weights depend on the Gramian. Where they do not, it
             is zero if the K gradients are not needed otherwise.
+        degree: degree p of the direction in the gradients: if all are c times as long,
+            `d` is `c^p` times as long. For weights that are kept (`weights_every`).
         name: the call that made it, which is its `repr`.
     """
 
     init: Callable[[int], Any]
     update: Callable[..., tuple[jax.Array, Any]]
     needs_gramian: bool = True
+    degree: float = 1.0
     name: str = ""
 
     def __repr__(self) -> str:

@@ -14,3 +14,8 @@ from samo_jax._jaxprs._heads import isolated_task as isolated_task
 from samo_jax._jaxprs._heads import loss_program as loss_program
 from samo_jax._jaxprs._reach import Reach as Reach
 from samo_jax._jaxprs._reach import Use as Use
+from samo_jax._jaxprs._representation import Cut as Cut
+from samo_jax._jaxprs._representation import (
+    cut_at_representation as cut_at_representation,
+)
+from samo_jax._jaxprs._representation import mark_representation as mark_representation

@@ -1,8 +1,9 @@
 """`loss_program`: the cut between what several tasks compute and the head of each."""
 
 from collections import defaultdict
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Mapping
+from functools import partial, reduce
+from operator import or_
 from typing import Any, NamedTuple
 
 import jax
@@ -77,7 +78,7 @@ def isolated_task(
 def _with_isolated_heads(closed: ClosedJaxpr) -> Callable[..., list[jax.Array]]:
     program = closed.jaxpr
     heads, common = _by_task(program)
-    of_params = _dependent(program)
+    of_params = sources(program)
     inputs = list(map(_inputs, heads, program.outvars))
     links = variables([link for links in inputs for link in links])
     trunk = jaxpr_as_fun(
@@ -89,7 +90,7 @@ def _with_isolated_heads(closed: ClosedJaxpr) -> Callable[..., list[jax.Array]]:
             return jnp.asarray(loss.val)
         if not eqns:
             return values[loss]
-        features = [v for v in reads if v in of_params and _is_inexact(v)]
+        features = [v for v in reads if of_params.get(v) and is_inexact(v)]
         constants = [v for v in reads if v not in features]
         part = program.replace(
             constvars=[], invars=features + constants, eqns=eqns, outvars=[loss]
@@ -123,19 +124,27 @@ def _isolate(head: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
 
 def _by_task(program: Jaxpr) -> tuple[list[list[Any]], list[Any]]:
     """Equations that one task alone needs, by task, and those of more, in order."""
-    needed_by: dict[Any, set[int]] = defaultdict(set)
-    for task, loss in enumerate(program.outvars):
-        for variable in variables([loss]):
-            needed_by[variable].add(task)
     heads: list[list[Any]] = [[] for _ in program.outvars]
     common: list[Any] = []
-    for eqn in reversed(program.eqns):
-        tasks = set().union(*(needed_by[out] for out in eqn.outvars))
-        for variable in variables(eqn.invars):
-            needed_by[variable] |= tasks
+    for eqn, tasks in zip(program.eqns, needed_by(program), strict=True):
         if tasks:
             (heads[min(tasks)] if len(tasks) == 1 else common).append(eqn)
-    return [eqns[::-1] for eqns in heads], common[::-1]
+    return heads, common
+
+
+def needed_by(program: Jaxpr) -> list[set[int]]:
+    """By equation, the numbers of the outputs that need it."""
+    needed: dict[Any, set[int]] = defaultdict(set)
+    for i, output in enumerate(program.outvars):
+        for variable in variables([output]):
+            needed[variable].add(i)
+    found = []
+    for eqn in reversed(program.eqns):
+        outputs = set().union(*(needed[out] for out in eqn.outvars))
+        for variable in variables(eqn.invars):
+            needed[variable] |= outputs
+        found.append(outputs)
+    return found[::-1]
 
 
 def _inputs(eqns: list[Any], loss: Any) -> list[Any]:
@@ -145,15 +154,29 @@ def _inputs(eqns: list[Any], loss: Any) -> list[Any]:
     return [variable for variable in reads if variable not in made]
 
 
-def _dependent(program: Jaxpr) -> set[Any]:
-    """The variables that depend on the program's inputs."""
-    found = {*program.invars}
+def sources(program: Jaxpr, known: Mapping[Any, int] | None = None) -> dict[Any, int]:
+    """By variable, the inputs that it depends on, as bits; None: each its own."""
+    if known is None:
+        known = {variable: 1 << i for i, variable in enumerate(program.invars)}
+    found = dict(known)
+
+    def bits(atom):
+        return 0 if isinstance(atom, Literal) else found.get(atom, 0)
+
     for eqn in program.eqns:
-        if not found.isdisjoint(variables(eqn.invars)):
-            found.update(eqn.outvars)
+        inputs = list(map(bits, eqn.invars))
+        outputs = [reduce(or_, inputs, 0)] * len(eqn.outvars)
+        if eqn.primitive.name == "remat2":
+            inner = eqn.params["jaxpr"]
+            of_inner = sources(inner, dict(zip(inner.invars, inputs, strict=True)))
+            outputs = [
+                0 if isinstance(end, Literal) else of_inner.get(end, 0)
+                for end in inner.outvars
+            ]
+        found |= zip(eqn.outvars, outputs, strict=True)
     return found
 
 
-def _is_inexact(variable: Any) -> bool:
+def is_inexact(variable: Any) -> bool:
     """Whether a variable is real or complex, and not a key or an integer."""
     return jnp.issubdtype(variable.aval.dtype, jnp.inexact)

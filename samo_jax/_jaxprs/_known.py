@@ -37,7 +37,7 @@ _OPERATIONS = frozenset(_NAMES.split())
 _CONTAINERS = frozenset(
     {"closed_call", "cond", "jit", "pjit", "remat2", "scan", "while"}
 )
-_CUSTOM = {"custom_jvp_call", "custom_vjp_call"}
+_CUSTOM = {"custom_jvp_call", "custom_vjp_call", "custom_vmap_call"}
 # What refers to no tracer of its own, or, through globals and unfinished programs, to
 # everything.
 _OPAQUE = (
@@ -53,11 +53,18 @@ def is_known(closed: ClosedJaxpr) -> bool:
     It has no effects, all its operations are listed here, and its custom derivatives
     close over nothing that was computed in it.
     """
-    return not closed.effects and all(
-        eqn.primitive.name in _OPERATIONS | _CONTAINERS
-        or (eqn.primitive.name in _CUSTOM and not _closes_over_tracers(eqn.params))
+    return not unknown(closed)
+
+
+def unknown(closed: ClosedJaxpr) -> list[str]:
+    """What keeps a program from being known, by name."""
+    found = {
+        eqn.primitive.name
         for eqn in equations(closed.jaxpr)
-    )
+        if eqn.primitive.name not in _OPERATIONS | _CONTAINERS
+        and (eqn.primitive.name not in _CUSTOM or _closes_over_tracers(eqn.params))
+    }
+    return sorted(found | {*map(str, closed.effects)})
 
 
 def contains(program: Jaxpr, name: str) -> bool:

@@ -38,6 +38,10 @@ class Devices(NamedTuple):
         """Whether it is so on every device."""
         return self.mean(present.astype(accumulator_dtype())) == 1
 
+    def number(self) -> jax.Array | int:
+        """The number of devices."""
+        return 1 if self.axis_name is None else lax.psum(1, self.axis_name)
+
     def varying(self, params: PyTree) -> PyTree:
         """Each device's own copy: gradients by a common one are summed over devices."""
         if self.axis_name is None:

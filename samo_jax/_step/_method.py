@@ -1,17 +1,23 @@
 """`Method`: the settings of `multitask`, and what one step hands on."""
 
-from typing import Any, NamedTuple, cast
+from typing import Any, Literal, NamedTuple, TypeAlias, cast
 
 import jax
 import jax.numpy as jnp
 
 from samo_jax._checks import check_count
 from samo_jax._combiners._types import Aggregator, Combiner, Weighting
+from samo_jax._labels import Mask
 from samo_jax._perturbations._base import Perturbation
 from samo_jax._problem import Problem
 from samo_jax._step._devices import Devices
 from samo_jax._task_loop import Unroll
 from samo_jax._tree import PyTree
+
+GramianOf: TypeAlias = Literal["parameters", "representation"] | Mask
+
+PARAMETERS = "parameters"
+REPRESENTATION = "representation"
 
 
 class Method(NamedTuple):
@@ -23,6 +29,8 @@ class Method(NamedTuple):
     gramian_block: int | None
     tasks_per_step: int | None
     diagnostics: bool
+    gramian_of: GramianOf
+    weights_every: int
 
 
 class States(NamedTuple):
@@ -125,4 +133,77 @@ def check_gramian_block(method: Method, unroll: Unroll) -> None:
         raise ValueError(
             "`gramian_block` is for perturbations that leave the gradients alone, got "
             f"{method.perturbation!r}, which does not. Leave it out."
+        )
+
+
+def takes_part(method: Method) -> bool:
+    """Whether the Gramian is that of a part of the model."""
+    part = method.gramian_of
+    return not (isinstance(part, str) and part == PARAMETERS)
+
+
+def check_gramian_of(method: Method, num_tasks: int) -> None:
+    """Raise unless a step with this Gramian is possible."""
+    if not takes_part(method):
+        return
+    part, combiner = method.gramian_of, method.combiner
+    if isinstance(part, str) and part != REPRESENTATION:
+        raise ValueError(
+            "`gramian_of` must be 'parameters', 'representation' or a mask of shared "
+            f"leaves, got {part!r}. A mask is a pytree prefix of bools."
+        )
+    for name in ("gramian_block", "tasks_per_step"):
+        if getattr(method, name) is not None:
+            raise ValueError(
+                f"`gramian_of` takes the gradients of all tasks at once, got `{name}`="
+                f"{getattr(method, name)!r}. Leave out one."
+            )
+    _check_shared_points("gramian_of", method.perturbation)
+    if isinstance(combiner, Aggregator) and not isinstance(part, str):
+        raise ValueError(
+            f"`gramian_of` with a mask is for a Weighting, got {combiner!r}, an "
+            "Aggregator. Take 'representation', or leave it out."
+        )
+    if isinstance(combiner, Aggregator) and _remembers_shapes(combiner, num_tasks):
+        raise ValueError(
+            "`gramian_of` 'representation' is for combiners without a memory of "
+            f"gradients, got {combiner!r}. Leave it out."
+        )
+
+
+def _remembers_shapes(combiner: Aggregator, num_tasks: int) -> bool:
+    """Whether the state has the shapes of the parameters."""
+    one, other = (
+        jax.eval_shape(lambda shape=shape: combiner.init([jnp.zeros(shape)], num_tasks))
+        for shape in ((), (3,))
+    )
+    return one != other
+
+
+def check_weights_every(method: Method) -> None:
+    """Raise unless weights are taken at each step, or can be kept."""
+    count, combiner = method.weights_every, method.combiner
+    check_count("weights_every", count, "1 takes the weights anew at each step.")
+    if count == 1:
+        return
+    if not isinstance(combiner, Weighting) or not combiner.needs_gramian:
+        raise ValueError(
+            "`weights_every` keeps weights of a Gramian, got the combiner "
+            f"{combiner!r}, which has none. Leave it out."
+        )
+    if method.tasks_per_step is not None:
+        raise ValueError(
+            "`weights_every` keeps weights of all tasks, got `tasks_per_step`="
+            f"{method.tasks_per_step}. Leave out one."
+        )
+    _check_shared_points("weights_every", method.perturbation)
+
+
+def _check_shared_points(argument: str, perturbation: Perturbation) -> None:
+    """Raise unless a step with one backward pass per point is possible."""
+    if not tasks_share_points(perturbation) or perturbation.finish is not None:
+        raise ValueError(
+            f"`{argument}` is for perturbations whose points tasks share, and that "
+            f"leave gradients alone, got {perturbation!r}. Take `global_sam()`, or "
+            "`joint_sam(local=probe(shared=True))`."
         )

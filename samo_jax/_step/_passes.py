@@ -2,19 +2,21 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import TypeAlias, cast
+from typing import TypeAlias, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
 
+from samo_jax._labels import SHARED
 from samo_jax._perturbations._base import Perturbation
 from samo_jax._problem import Problem
 from samo_jax._shared_points import SharedPoints, at_points
 from samo_jax._step._method import tasks_share_points
 from samo_jax._task_loop import is_unrolled
 from samo_jax._tasks import LossFn
-from samo_jax._tree import PyTree
+from samo_jax._tree import PyTree, accumulator_dtype, sum_of_squares, zero_unless
 
+T = TypeVar("T")
 # From a task to its loss, its gradient, and those of the samples.
 TaskPass: TypeAlias = Callable[..., tuple[jax.Array, PyTree, list[PyTree]]]
 
@@ -23,10 +25,10 @@ def shared_points(
     perturbation: Perturbation,
     problem: Problem,
     context: PyTree,
-    passes_at: Callable[..., SharedPoints],
+    passes_at: Callable[..., T],
     *sample_loss_fns: LossFn,
-) -> list[SharedPoints]:
-    """The points that tasks share, with the passes of `loss_fn` and of samples."""
+) -> list[T]:
+    """Passes of `loss_fn` and of samples, at the points that tasks share."""
     perturbations, index = cast(Callable, perturbation.shared_perturbations)(context)
     points = [problem.point(eps) for eps in perturbations]
     index = jnp.broadcast_to(index, len(problem.tasks))
@@ -40,7 +42,7 @@ def task_pass(
     """`i` to the loss, the gradient and those of samples, at the task's point."""
     samples = problem.sample_loss_fns
     unrolled = is_unrolled(problem.unroll, len(problem.tasks))
-    passes_at = partial(at_points, unrolled=unrolled)
+    passes_at: Callable[..., SharedPoints] = partial(at_points, unrolled=unrolled)
     if tasks_share_points(perturbation):
         shared = shared_points(perturbation, problem, context, passes_at, *samples)
         return lambda i: _loss_and_gradients(
@@ -63,6 +65,26 @@ def task_pass(
         return _loss_and_gradients(found)
 
     return pass_at_point
+
+
+def heads_are_finite(heads: PyTree, problem: Problem) -> jax.Array:
+    """Whether the gradient of each task's own head is finite, shape (K,)."""
+    squares = jnp.zeros(len(problem.tasks), accumulator_dtype())
+    labels, leaves = map(jax.tree.leaves, (problem.labels, heads))
+    for label, leaf in zip(labels, leaves, strict=True):
+        if label != SHARED:
+            squares = squares.at[problem.tasks.index(label)].add(sum_of_squares(leaf))
+    return jnp.isfinite(squares)
+
+
+def present_heads(heads: PyTree, problem: Problem, present: jax.Array) -> PyTree:
+    """The gradients of heads, zero where their task is absent."""
+
+    def head(label, leaf):
+        is_there = label == SHARED or present[problem.tasks.index(label)]
+        return zero_unless(is_there, leaf)
+
+    return jax.tree.map(head, problem.labels, heads)
 
 
 def _loss_and_gradients(found):

@@ -9,7 +9,7 @@ from samo_jax._combiners._types import Weighting, weighting_update
 from samo_jax._problem import Problem
 from samo_jax._shared_points import all_at_points
 from samo_jax._step._method import Method, Outcome, States
-from samo_jax._step._passes import shared_points
+from samo_jax._step._passes import heads_are_finite, present_heads, shared_points
 
 
 def step_by_weights_first(
@@ -20,17 +20,15 @@ def step_by_weights_first(
     context = perturbation.prepare(problem, states.perturbation)
     (points,) = shared_points(perturbation, problem, context, all_at_points)
     losses = devices.mean(points.losses())
-    present = devices.all(task_mask & jnp.isfinite(losses))
+    present = task_mask & jnp.isfinite(losses)
+    heads = points.weighted_gradient(present.astype(losses.dtype))
+    present = devices.all(present & heads_are_finite(heads, problem))
+    heads = present_heads(heads, problem, present)
     no_gramian = jnp.zeros((len(losses), len(losses)), losses.dtype)
     args = problem.combiner_args(losses, present)
     weights, combiner_state = weighting_update(cast(Weighting, method.combiner))(
         no_gramian, states.combiner, **args
     )
-    shared, heads = devices.mean(
-        (
-            points.weighted_gradient(weights),
-            points.weighted_gradient(present.astype(weights.dtype)),
-        )
-    )
+    shared, heads = devices.mean((points.weighted_gradient(weights), heads))
     states = states._replace(combiner=combiner_state)
     return Outcome(shared, heads, weights, present, states, args["losses"], None)

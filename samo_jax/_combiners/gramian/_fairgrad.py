@@ -179,5 +179,6 @@ def fairgrad(alpha: float = 1.0, *, preference: TaskValues | None = None) -> Wei
     _check_alpha(alpha)
     check_preference(preference, positive=True)
     return gramian_weighting(
-        lambda gramian, present: _solve(gramian, alpha, preference, present)
+        lambda gramian, present: _solve(gramian, alpha, preference, present),
+        degree=(1 - alpha) / (1 + alpha),
     )

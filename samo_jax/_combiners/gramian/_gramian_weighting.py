@@ -51,7 +51,7 @@ def or_last_weights(
 
 
 def gramian_weighting(
-    weights_fn: Callable[..., tuple[jax.Array, SolveInfo]],
+    weights_fn: Callable[..., tuple[jax.Array, SolveInfo]], degree: float = 1.0
 ) -> Weighting:
     """A `Weighting` of `weights_fn(gramian, present)`, a function of these alone."""
 
@@ -59,7 +59,7 @@ def gramian_weighting(
         del extra_args
         return or_last_weights(weights_fn(gramian, present), state, present)
 
-    return Weighting(init_solver_state, update)
+    return Weighting(init_solver_state, update, degree=degree)
 
 
 class LossSolverState(NamedTuple):

@@ -121,4 +121,4 @@ def nash_mtl(
         )
         return weights, NashState(state.step + 1, solver_state, present)
 
-    return Weighting(init, update)
+    return Weighting(init, update, degree=0.0)

@@ -112,7 +112,7 @@ def normalized(
             )
             return scales * weights, NormalizedState(norms, inner)
 
-        return Weighting(init, update)
+        return Weighting(init, update, degree=0.0)
 
     combine_gradients = combiner_update(combiner)
 

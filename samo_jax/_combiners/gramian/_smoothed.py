@@ -81,4 +81,4 @@ def smoothed(weighting: Weighting, decay: float = 0.9) -> Weighting:
             average, state.started | averaged, weighting_state
         )
 
-    return Weighting(init, update, needs_gramian=weighting.needs_gramian)
+    return weighting._replace(init=init, update=update)

@@ -62,5 +62,5 @@ def log_losses(weighting: Weighting, *, offset: TaskValues = 0.0) -> Weighting:
         return weights / losses, state
 
     return loss_weighting(weighting.init, step, positive=True, offset=offset)._replace(
-        needs_gramian=weighting.needs_gramian
+        needs_gramian=weighting.needs_gramian, degree=weighting.degree
     )

@@ -1,0 +1,137 @@
+"""`step_with_kept_weights`: a step that takes the weights anew now and then."""
+
+from collections.abc import Callable
+from typing import NamedTuple, cast
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+
+from samo_jax._combiners._types import Weighting, weighting_update
+from samo_jax._jaxprs import canonicalize_convolutions
+from samo_jax._labels import only_shared
+from samo_jax._problem import Problem
+from samo_jax._step._combine import settle
+from samo_jax._step._method import Method, Outcome, States
+from samo_jax._step._weights_first import step_by_weights_first
+from samo_jax._tree import (
+    PyTree,
+    accumulator_dtype,
+    as_floats,
+    safe_divide,
+    scale_leaves,
+    zero_unless,
+)
+
+
+class KeptWeights(NamedTuple):
+    """What is kept between steps that take the weights anew.
+
+    Attributes:
+        age: shape (), int32, number of steps since the weights were taken.
+        kept_weights: shape (K,), the weights then.
+        kept_tasks: shape (K,), bool, the tasks that took part; none before the first.
+        kept_gramian: shape (K, K), the Gramian then.
+        kept_length: shape (), Euclidean norm of the direction's shared leaves then.
+    """
+
+    age: jax.Array
+    kept_weights: jax.Array
+    kept_tasks: jax.Array
+    kept_gramian: jax.Array
+    kept_length: jax.Array
+
+
+def no_weights(num_tasks: int) -> KeptWeights:
+    """What is kept before the first step."""
+    dtype = accumulator_dtype()
+    return KeptWeights(
+        age=jnp.zeros((), jnp.int32),
+        kept_weights=jnp.zeros(num_tasks, dtype),
+        kept_tasks=jnp.zeros(num_tasks, bool),
+        kept_gramian=jnp.zeros((num_tasks, num_tasks), dtype),
+        kept_length=jnp.zeros((), dtype),
+    )
+
+
+def step_with_kept_weights(
+    way: Callable[..., Outcome],
+    method: Method,
+    problem: Problem,
+    states: States,
+    task_mask: jax.Array,
+    kept: KeptWeights,
+) -> tuple[PyTree, Outcome, KeptWeights]:
+    """A step by `way` every so often, or once a new task comes; else by kept weights.
+
+    A step in between makes one backward pass per point: `d = s^(p - 1) J'w` with the
+    kept w, where s is the length of `J'w` relative to what it was when w was taken, and
+    p the combiner's `degree`. So d grows with the gradients as the combiner's own does.
+    If a task is absent now, w is solved anew for the others from the kept Gramian.
+    """
+    labels, like = problem.labels, problem.mean_grad
+
+    def renew():
+        outcome = way(method, problem, states, task_mask)
+        direction, outcome = settle(outcome, states, labels, like)
+        return (
+            direction,
+            _without_gradients(outcome),
+            KeptWeights(
+                age=jnp.zeros_like(kept.age),
+                kept_weights=outcome.weights,
+                kept_tasks=outcome.present,
+                kept_gramian=cast(jax.Array, outcome.gramian),
+                kept_length=_length(direction, labels),
+            ),
+        )
+
+    def go_on():
+        fixed = method._replace(combiner=_fixed(combiner, kept))
+        outcome = step_by_weights_first(fixed, problem, states, task_mask)
+        growth = safe_divide(_length(outcome.shared, labels), kept.kept_length)
+        factor = jnp.where(growth > 0, growth, 1) ** (combiner.degree - 1)
+        outcome = outcome._replace(
+            shared=scale_leaves(outcome.shared, lambda _: factor),
+            weights=factor * outcome.weights,
+            gramian=kept.kept_gramian,
+        )
+        direction, outcome = settle(outcome, states, labels, like)
+        return direction, _without_gradients(outcome), kept._replace(age=kept.age + 1)
+
+    combiner = cast(Weighting, method.combiner)
+    is_new = jnp.any(method.devices.all(task_mask) & ~kept.kept_tasks)
+    is_old = kept.age + 1 >= method.weights_every
+    branches = map(canonicalize_convolutions, (renew, go_on))
+    return lax.cond(is_new | is_old, *branches)
+
+
+def _fixed(combiner: Weighting, kept: KeptWeights) -> Weighting:
+    """A weighting that gives the kept weights, solved anew where a task is absent."""
+
+    def update(_gramian, state, *, present, **extra_args):
+        def solve():
+            both = present[:, None] & present[None, :]
+            solved, _ = weighting_update(combiner)(
+                zero_unless(both, kept.kept_gramian),
+                state,
+                present=present,
+                **extra_args,
+            )
+            return solved.astype(kept.kept_weights.dtype)
+
+        is_same = jnp.all(present == kept.kept_tasks)
+        return lax.cond(is_same, lambda: kept.kept_weights, solve), state
+
+    return Weighting(combiner.init, update, needs_gramian=False)
+
+
+def _length(tree: PyTree, labels: PyTree) -> jax.Array:
+    """The Euclidean norm of all shared leaves."""
+    return optax.tree.norm(as_floats(only_shared(tree, labels)))
+
+
+def _without_gradients(outcome: Outcome) -> Outcome:
+    """What both branches have."""
+    return outcome._replace(shared=None, heads=None)
