@@ -58,7 +58,7 @@ def multitask(
     diagnostics: bool = False,
     tasks_per_step: int | None = None,
     gramian_of: GramianOf = "parameters",
-    weights_every: int = 1,
+    weights_every: int | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Any sharpness method with any gradient combiner, first in an `optax.chain`.
 
@@ -126,7 +126,7 @@ def multitask(
             absent in this step, and `skipped` does not count them. What a
             perturbation takes for all tasks at once (`probe(shared=True)`, clean
             gradients) stays that of all. Not with `gramian_block`. None: all K.
-        gramian_of: what weights are taken of, at shared points (no perturbation,
+        gramian_of: gradients that the Gramian is of, at shared points (no perturbation,
             `global_sam`, a shared probe). "parameters": the gradients by all shared
             leaves, in K backward passes. "representation": those by what the heads
             read (`representation` marks it; else the arrays that losses have in common
@@ -139,8 +139,9 @@ def multitask(
             the weights anew, at shared points. A step in between costs what one with
             fixed weights costs: one forward and one backward pass per point. Its
             direction has the length that the weighting's would have if all gradients
-            had grown alike. A task that is absent is left out at once, for one that
-            comes the weights are taken at once. The state is in `kept`.
+            had grown alike. A task that is absent is left out at once; for one that
+            comes, the weights are taken at once. Kept in the state as `kept`. None:
+            each step.
 
     Returns:
         A `GradientTransformationExtraArgs` whose update is
@@ -210,7 +211,7 @@ def multitask(
             diagnostics=first_diagnostics(num_tasks, makes_task_gradients(method))
             if diagnostics
             else None,
-            kept=None if weights_every == 1 else no_weights(num_tasks),
+            kept=None if weights_every is None else no_weights(num_tasks),
         )
 
     def update(

@@ -49,7 +49,7 @@ class Rows(NamedTuple):
 
     Attributes:
         tasks: the tasks, in order; the others' losses do not depend on the array.
-        values: their gradients, shape (len(tasks), ...).
+        values: gradients of these tasks, shape (len(tasks), ...).
         is_common: whether the array counts in the Gramian, as it is of no head.
         is_parameter: whether it is a parameter, and not computed from examples.
     """
@@ -90,7 +90,7 @@ class PartGradients(NamedTuple):
         return self.pull_back_rows(weights, self.rows)
 
     def only(self, present: jax.Array) -> "PartGradients":
-        """The same with zeros for absent tasks."""
+        """Gradients that are zero for absent tasks."""
 
         def present_rows(rows):
             there = present[jnp.array(rows.tasks)]
@@ -194,7 +194,7 @@ def _separate_rows(cut: Cut, values, others, index, unroll):
 
 
 def _joint_rows(cut: Cut, values, others, index, unroll):
-    """The same through all heads at once, in a loop over the tasks."""
+    """Losses, tasks and gradients alike, through all heads at once, task by task."""
 
     def forward(features, rest):
         heads = look_into(lambda values: cut.all_heads(values, rest), features).losses

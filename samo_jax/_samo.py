@@ -33,7 +33,7 @@ def samo(
     diagnostics: bool = False,
     tasks_per_step: int | None = None,
     gramian_of: GramianOf = "parameters",
-    weights_every: int = 1,
+    weights_every: int | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """SAMO: sharpness-aware multi-task optimisation, first in an `optax.chain`.
 

@@ -39,7 +39,7 @@ class MultitaskState(NamedTuple):
         skipped: shape (K,), int32, number of updates that were made without each task,
             though it was drawn.
         diagnostics: `Diagnostics` of the last update, or None.
-        kept: `KeptWeights`, where `weights_every` is more than 1, or None.
+        kept: `KeptWeights`, where there is `weights_every`, or None.
     """
 
     step: jax.Array

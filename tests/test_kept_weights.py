@@ -86,7 +86,7 @@ def test_steps_by_hand():
     ids=["fairgrad", "mgda", "nash_mtl", "normalized"],
 )
 def test_gradients_that_grow_alike_give_the_combiners_own_step(combiner):
-    tx, exact = multitask(combiner), multitask(combiner, weights_every=1)
+    tx, exact = multitask(combiner), multitask(combiner, weights_every=None)
 
     def scaled(factor):
         return lambda params: jax.tree.map(lambda loss: factor * loss, LOSS_FN(params))
@@ -118,7 +118,7 @@ def test_gradients_that_grow_alike_give_the_combiners_own_step(combiner):
 )
 def test_weights_of_one_step_are_those_of_every_step(settings):
     """Also in a scan, and with diagnostics."""
-    once = multitask(weights_every=1, diagnostics=True, **settings)
+    once = multitask(weights_every=None, diagnostics=True, **settings)
     kept = multitask(weights_every=2, diagnostics=True, **settings)
     direction, state = stepper(kept)(START, kept.init(START))
     wanted, of_same = stepper(once)(START, once.init(START))

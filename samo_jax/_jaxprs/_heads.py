@@ -133,7 +133,7 @@ def _by_task(program: Jaxpr) -> tuple[list[list[Any]], list[Any]]:
 
 
 def needed_by(program: Jaxpr) -> list[set[int]]:
-    """By equation, the numbers of the outputs that need it."""
+    """The numbers of the outputs that need each equation."""
     needed: dict[Any, set[int]] = defaultdict(set)
     for i, output in enumerate(program.outvars):
         for variable in variables([output]):
@@ -155,7 +155,10 @@ def _inputs(eqns: list[Any], loss: Any) -> list[Any]:
 
 
 def sources(program: Jaxpr, known: Mapping[Any, int] | None = None) -> dict[Any, int]:
-    """By variable, the inputs that it depends on, as bits; None: each its own."""
+    """The inputs that each variable depends on, as bits.
+
+    Inputs have those that are known (None: each its own).
+    """
     if known is None:
         known = {variable: 1 << i for i, variable in enumerate(program.invars)}
     found = dict(known)

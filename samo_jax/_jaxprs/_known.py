@@ -57,7 +57,7 @@ def is_known(closed: ClosedJaxpr) -> bool:
 
 
 def unknown(closed: ClosedJaxpr) -> list[str]:
-    """What keeps a program from being known, by name."""
+    """Names of operations and effects that keep a program from being known."""
     found = {
         eqn.primitive.name
         for eqn in equations(closed.jaxpr)

@@ -2,6 +2,8 @@
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import compress
+from operator import not_
 from typing import Any, NamedTuple
 
 import jax
@@ -38,10 +40,10 @@ class Cut(NamedTuple):
     """A loss function in two.
 
     Attributes:
-        features: what is known of each feature.
+        features: readers and sources of each feature.
         trunk: params to the features' values, and to all else that heads read.
-        heads: by task, a function of the features that its head reads, and of all else,
-            to its loss.
+        heads: a function for each task, from the features that its head reads, and all
+            else, to its loss.
         all_heads: all features and all else to the K losses.
         is_joint: whether heads are for the most part the same operations.
     """
@@ -63,7 +65,7 @@ class _Halves(NamedTuple):
 
 
 def mark_representation(z: Any) -> Any:
-    """The same arrays, marked by an operation that does nothing."""
+    """Arrays, marked by an operation that does nothing."""
     return checkpoint_name(z, _MARK)
 
 
@@ -83,8 +85,9 @@ def cut_at_representation(
     flat = _written_out(closed.jaxpr, closed.consts, *jax.tree.leaves(params))
     program, halves = flat.jaxpr, _halves(flat.jaxpr)
     of_params = sources(program)
-    features = [v for v in halves.links if of_params.get(v) and is_inexact(v)]
-    others = [v for v in halves.links if v not in {*features}]
+    is_feature = [bool(of_params.get(v)) and is_inexact(v) for v in halves.links]
+    features = list(compress(halves.links, is_feature))
+    others = list(compress(halves.links, map(not_, is_feature)))
     tasks, eqns = range(len(program.outvars)), _by_output(program, halves)
     if len(tasks) > 1:
         _check_found(closed, program, halves, features, eqns)
@@ -178,7 +181,10 @@ def _check_found(
 
 
 def _halves(program: Jaxpr) -> _Halves:
-    """Below is what follows marks, or one output alone needs, unless a mark follows."""
+    """Equations above and below; a mark has no equation below before it.
+
+    Below is what follows marks, and what one output alone needs.
+    """
     marked = {out for eqn in program.eqns if _is_mark(eqn) for out in eqn.outvars}
     leading = {*marked}
     for eqn in reversed(program.eqns):
@@ -200,7 +206,7 @@ def _halves(program: Jaxpr) -> _Halves:
 
 
 def _by_output(program: Jaxpr, halves: _Halves) -> list[list[Any]]:
-    """By output, the equations below that it needs."""
+    """Equations below that each output needs."""
     needed = needed_by(program.replace(eqns=halves.below))
     return [
         [eqn for eqn, by in zip(halves.below, needed, strict=True) if i in by]

@@ -26,7 +26,7 @@ from samo_jax._tree import (
 
 
 class KeptWeights(NamedTuple):
-    """What is kept between steps that take the weights anew.
+    """Weights of one step, for the steps that follow.
 
     Attributes:
         age: shape (), int32, number of steps since the weights were taken.
@@ -44,7 +44,7 @@ class KeptWeights(NamedTuple):
 
 
 def no_weights(num_tasks: int) -> KeptWeights:
-    """What is kept before the first step."""
+    """Kept weights before the first step."""
     dtype = accumulator_dtype()
     return KeptWeights(
         age=jnp.zeros((), jnp.int32),
@@ -102,7 +102,7 @@ def step_with_kept_weights(
 
     combiner = cast(Weighting, method.combiner)
     is_new = jnp.any(method.devices.all(task_mask) & ~kept.kept_tasks)
-    is_old = kept.age + 1 >= method.weights_every
+    is_old = kept.age + 1 >= cast(int, method.weights_every)
     branches = map(canonicalize_convolutions, (renew, go_on))
     return lax.cond(is_new | is_old, *branches)
 
@@ -133,5 +133,5 @@ def _length(tree: PyTree, labels: PyTree) -> jax.Array:
 
 
 def _without_gradients(outcome: Outcome) -> Outcome:
-    """What both branches have."""
+    """An outcome without what the direction has in it."""
     return outcome._replace(shared=None, heads=None)

@@ -30,7 +30,7 @@ class Method(NamedTuple):
     tasks_per_step: int | None
     diagnostics: bool
     gramian_of: GramianOf
-    weights_every: int
+    weights_every: int | None
 
 
 class States(NamedTuple):
@@ -181,11 +181,11 @@ def _remembers_shapes(combiner: Aggregator, num_tasks: int) -> bool:
 
 
 def check_weights_every(method: Method) -> None:
-    """Raise unless weights are taken at each step, or can be kept."""
+    """Raise unless `weights_every` is None or weights can be kept."""
     count, combiner = method.weights_every, method.combiner
-    check_count("weights_every", count, "1 takes the weights anew at each step.")
-    if count == 1:
+    if count is None:
         return
+    check_count("weights_every", count, "None takes the weights anew at each step.")
     if not isinstance(combiner, Weighting) or not combiner.needs_gramian:
         raise ValueError(
             "`weights_every` keeps weights of a Gramian, got the combiner "
