@@ -77,12 +77,10 @@ def test_steps_by_hand():
         params = moved(params, direction)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "combiner",
-    mostly_slow(
-        [FAIRGRAD, samo_jax.mgda(), samo_jax.nash_mtl(), samo_jax.normalized(FAIRGRAD)],
-        but=1,
-    ),
+    [FAIRGRAD, samo_jax.mgda(), samo_jax.nash_mtl(), samo_jax.normalized(FAIRGRAD)],
     ids=["fairgrad", "mgda", "nash_mtl", "normalized"],
 )
 def test_gradients_that_grow_alike_give_the_combiners_own_step(combiner):
@@ -102,18 +100,16 @@ def test_gradients_that_grow_alike_give_the_combiners_own_step(combiner):
     np.testing.assert_allclose(state.weights, of_exact.weights, rtol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "settings",
-    mostly_slow(
-        [
-            {"perturbation": samo_jax.global_sam(0.1)},
-            {"perturbation": SHARED_PROBE},
-            {"unroll": False},
-            {"gramian_block": 2},
-            {"gramian_of": {"w": True, "b": False}},
-        ],
-        but=1,
-    ),
+    [
+        {"perturbation": samo_jax.global_sam(0.1)},
+        {"perturbation": SHARED_PROBE},
+        {"unroll": False},
+        {"gramian_block": 2},
+        {"gramian_of": {"w": True, "b": False}},
+    ],
     ids=lambda settings: ", ".join(settings),
 )
 def test_weights_of_one_step_are_those_of_every_step(settings):
@@ -176,6 +172,7 @@ def test_a_new_task_takes_the_weights_at_once():
     np.testing.assert_allclose(state.weights, weights, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_without_any_task_the_weights_wait():
     tx = multitask(weights_every=10)
     step, state = stepper(tx), tx.init(START)
