@@ -11,8 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import step
-from rich.console import Console
-from rich.table import Table
+from page import Page
 from step_models import build, cnn
 
 from samo_jax.experiments.reports.machine import machine
@@ -78,32 +77,21 @@ def main() -> None:
     parser.add_argument("--sizes", type=int, nargs="*", default=SIZES)
     parser.add_argument("--output", type=Path, default=OUTPUT)
     arguments = parser.parse_args()
-    console = Console(width=110)
-    lines = ["# Growth benchmark", ""]
-    lines += [INTRODUCTION.format(machine=machine("samo_jax", "jax"), rounds=ROUNDS)]
-
-    def section(title: str, model: Any) -> None:
-        table = Table(*COLUMNS, title=title)
-        lines.extend([f"## {title}", "", " | ".join(COLUMNS)])
-        lines.append(" | ".join("---" for _ in COLUMNS))
-        for cells in measure(model):
-            table.add_row(*cells)
-            lines.append(" | ".join(cells))
-        lines.append("")
-        arguments.output.write_text("\n".join(lines))
-        console.print(table)
-
+    introduction = INTRODUCTION.format(
+        machine=machine("samo_jax", "jax"), rounds=ROUNDS
+    )
+    page = Page(arguments.output, f"# Growth benchmark\n\n{introduction}")
     start = time.perf_counter()
     for num_tasks in arguments.tasks:
-        section(f"CNN, K = {num_tasks}", cnn(num_tasks))
+        page.section(f"CNN, K = {num_tasks}", COLUMNS, measure(cnn(num_tasks)))
     for size in arguments.sizes:
         model = mlp(size)
         # Parameters, K gradients, and K perturbed copies, probes and stacks at most.
         if 4 * size * (2 + 5 * model.num_tasks) > MEMORY:
-            console.print(f"{size:.0e} parameters would not fit.")
+            page.console.print(f"{size:.0e} parameters would not fit.")
             continue
-        section(f"MLP, K = 2, {size:.0e} parameters", model)
-    console.print(f"{time.perf_counter() - start:.0f} s in all")
+        page.section(f"MLP, K = 2, {size:.0e} parameters", COLUMNS, measure(model))
+    page.console.print(f"{time.perf_counter() - start:.0f} s in all")
 
 
 if __name__ == "__main__":

@@ -1,15 +1,15 @@
 """The price of a step relative to plain training, exact and in cheaper forms."""
 
 import argparse
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import jax
-from rich.console import Console
-from rich.table import Table
+from page import Page
 from step_clock import Timed, take_turns, training_step
 from step_methods import PLAIN, RHO, Method, multitask, two_points
-from step_models import MODELS
+from step_models import MODELS, Model
 
 import samo_jax
 from samo_jax.experiments.reports.machine import machine
@@ -59,11 +59,10 @@ def steps(combiner: str) -> dict[tuple[str, str], Method]:
     return found
 
 
-def measure(name: str, combiner: str, rounds: int) -> list[list[str]]:
+def measure(model: Model, combiner: str, rounds: int) -> list[list[str]]:
     """Table rows of one combiner with one model."""
     # Memory for compiled programs is limited.
     jax.clear_caches()
-    model = MODELS[name]()
     timed = {
         key: training_step(model, method, None)
         for key, method in steps(combiner).items()
@@ -101,26 +100,17 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=ROUNDS)
     parser.add_argument("--output", type=Path, default=OUTPUT)
     arguments = parser.parse_args()
-    console = Console(width=110)
-    lines = [
-        INTRODUCTION.format(
-            machine=machine("samo_jax", "jax"),
-            rounds=arguments.rounds,
-            every=EVERY,
-            others=EVERY - 1,
-        )
-    ]
-    for name in arguments.models:
-        table = Table(*COLUMNS, title=name)
-        lines += [f"## {name}", "", f"{MODELS[name]().description}.", ""]
-        lines += [" | ".join(COLUMNS), "--- | --- | ---: | ---: | ---:"]
-        for combiner in arguments.combiners:
-            for row in measure(name, combiner, arguments.rounds):
-                table.add_row(*row)
-                lines.append(" | ".join(row))
-        lines.append("")
-        arguments.output.write_text("\n".join(lines))
-        console.print(table)
+    introduction = INTRODUCTION.format(
+        machine=machine("samo_jax", "jax"),
+        rounds=arguments.rounds,
+        every=EVERY,
+        others=EVERY - 1,
+    )
+    page = Page(arguments.output, introduction)
+    for name, combiner in product(arguments.models, arguments.combiners):
+        model = MODELS[name]()
+        rows = measure(model, combiner, arguments.rounds)
+        page.section(f"{name}, {combiner}", COLUMNS, rows, f"{model.description}.\n")
 
 
 if __name__ == "__main__":

@@ -19,8 +19,7 @@ import numpy as np
 import optax
 import step
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
-from rich.console import Console
-from rich.table import Table
+from page import Page
 from scale_costs import METHODS, Method
 
 import samo_jax
@@ -251,40 +250,24 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=ROUNDS)
     parser.add_argument("--output", type=Path, default=OUTPUT)
     arguments = parser.parse_args()
-    console = Console(width=110)
-    lines = ["# Scale benchmark", ""]
-    lines += [
-        INTRODUCTION.format(
-            machine=machine("samo_jax", "jax"),
-            rounds=arguments.rounds,
-            examples=EXAMPLES,
-            layers=LAYERS,
-        )
-    ]
-
-    def section(title: str, columns: list[str], rows: list[list[str]], text: str = ""):
-        table = Table(*columns, title=title)
-        lines.extend([f"## {title}", ""])
-        lines.extend([text] if text else [])
-        lines.extend([" | ".join(columns), " | ".join("---" for _ in columns)])
-        for row in rows:
-            table.add_row(*row)
-            lines.append(" | ".join(row))
-        lines.append("")
-        arguments.output.write_text("\n".join(lines))
-        console.print(table)
-
+    introduction = INTRODUCTION.format(
+        machine=machine("samo_jax", "jax"),
+        rounds=arguments.rounds,
+        examples=EXAMPLES,
+        layers=LAYERS,
+    )
+    page = Page(arguments.output, f"# Scale benchmark\n\n{introduction}")
     start = time.perf_counter()
     for size in arguments.sizes:
         for num_tasks in arguments.tasks:
             rows = measure(problem(size, num_tasks, EXAMPLES), arguments.rounds)
-            section(f"K = {num_tasks}, {size:.0e} parameters", MEASURED, rows)
+            page.section(f"K = {num_tasks}, {size:.0e} parameters", MEASURED, rows)
     rows = in_process_of_devices(exchanged)
-    section(f"Exchanged by {DEVICES} devices", EXCHANGED, rows, EXCHANGE)
+    page.section(f"Exchanged by {DEVICES} devices", EXCHANGED, rows, EXCHANGE)
     for num_devices in LARGE.devices:
         title = f"Extrapolated: {num_devices} devices"
-        section(title, EXTRAPOLATED, extrapolated(num_devices), LARGER)
-    console.print(f"{time.perf_counter() - start:.0f} s in all")
+        page.section(title, EXTRAPOLATED, extrapolated(num_devices), LARGER)
+    page.console.print(f"{time.perf_counter() - start:.0f} s in all")
 
 
 if __name__ == "__main__":

@@ -11,9 +11,8 @@ from typing import Any
 
 import jax
 import step_torch
-from rich.console import Console
+from page import Page
 from rich.progress import track
-from rich.table import Table
 from step_clock import Timed, compiled, take_turns, training_step
 from step_methods import ALPHA, METHODS, MU, RHO
 from step_models import MODELS, Model
@@ -132,7 +131,6 @@ def main() -> None:
     )
     parser.add_argument("--output", type=Path, default=OUTPUT)
     arguments = parser.parse_args()
-    console = Console(width=110)
     environment = "".join(
         f"{name}={shlex.quote(value)} "
         for name, value in sorted(os.environ.items())
@@ -145,19 +143,11 @@ def main() -> None:
         rounds=arguments.rounds,
         unroll=arguments.unroll,
     )
-    lines = [introduction]
-    for name in track(arguments.models, console=console, transient=True):
+    page = Page(arguments.output, introduction)
+    for name in track(arguments.models, console=page.console, transient=True):
         model = MODELS[name]()
         rows = measure(model, arguments.rounds, arguments.unroll)
-        table = Table(*COLUMNS, title=f"{name}: {model.description}")
-        lines += [f"## {name}", "", f"{model.description}.", "", " | ".join(COLUMNS)]
-        lines += [" | ".join("---" for _ in COLUMNS)]
-        for row in rows:
-            table.add_row(*row)
-            lines.append(" | ".join(row))
-        lines.append("")
-        arguments.output.write_text("\n".join(lines))
-        console.print(table)
+        page.section(name, COLUMNS, rows, f"{model.description}.\n")
 
 
 if __name__ == "__main__":
