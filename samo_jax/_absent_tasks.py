@@ -95,6 +95,11 @@ def share_out(
     return kept * growth, growth
 
 
+def among_present(gramian: jax.Array, present: jax.Array) -> jax.Array:
+    """The Gramian, zero in the rows and columns of absent tasks."""
+    return zero_unless(present[:, None] & present[None, :], gramian)
+
+
 def select_tasks(present: jax.Array, new: PyTree, old: PyTree) -> PyTree:
     """`new` of the present tasks, else `old`, along the leading task axis."""
 

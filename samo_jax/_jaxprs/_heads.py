@@ -1,7 +1,7 @@
 """`loss_program`: the cut between what several tasks compute and the head of each."""
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial, reduce
 from operator import or_
 from typing import Any, NamedTuple
@@ -79,11 +79,12 @@ def _with_isolated_heads(closed: ClosedJaxpr) -> Callable[..., list[jax.Array]]:
     program = closed.jaxpr
     heads, common = _by_task(program)
     of_params = sources(program)
-    inputs = list(map(_inputs, heads, program.outvars))
+    inputs = [
+        inputs_of(eqns, [loss])
+        for eqns, loss in zip(heads, program.outvars, strict=True)
+    ]
     links = variables([link for links in inputs for link in links])
-    trunk = jaxpr_as_fun(
-        ClosedJaxpr(program.replace(eqns=common, outvars=links), closed.consts)
-    )
+    trunk = run_part(program, common, program.invars, links, closed.consts)
 
     def loss_of(values, eqns, loss, reads):
         if isinstance(loss, Literal):
@@ -92,10 +93,7 @@ def _with_isolated_heads(closed: ClosedJaxpr) -> Callable[..., list[jax.Array]]:
             return values[loss]
         features = [v for v in reads if of_params.get(v) and is_inexact(v)]
         constants = [v for v in reads if v not in features]
-        part = program.replace(
-            constvars=[], invars=features + constants, eqns=eqns, outvars=[loss]
-        )
-        run = jaxpr_as_fun(ClosedJaxpr(part, ()))
+        run = run_part(program, eqns, features + constants, [loss])
         head = _isolate(lambda features, constants: run(*features, *constants)[0])
         return head([values[v] for v in features], [values[v] for v in constants])
 
@@ -147,11 +145,31 @@ def needed_by(program: Jaxpr) -> list[set[int]]:
     return found[::-1]
 
 
-def _inputs(eqns: list[Any], loss: Any) -> list[Any]:
-    """The variables that a head reads and does not make."""
+def inputs_of(eqns: list[Any], outputs: list[Any]) -> list[Any]:
+    """The variables that equations and outputs read, and equations do not make."""
     made = {out for eqn in eqns for out in eqn.outvars}
-    reads = variables([*(atom for eqn in eqns for atom in eqn.invars), loss])
+    reads = variables([*reads_of(eqns), *outputs])
     return [variable for variable in reads if variable not in made]
+
+
+def reads_of(eqns: Iterable[Any]) -> list[Any]:
+    """The variables that equations read."""
+    return variables(atom for eqn in eqns for atom in eqn.invars)
+
+
+def run_part(
+    program: Jaxpr,
+    eqns: list[Any],
+    invars: list[Any],
+    outvars: list[Any],
+    consts: Sequence[Any] | None = None,
+) -> Callable[..., list[Any]]:
+    """A function that runs some equations; without constants they are inputs."""
+    constvars = [] if consts is None else program.constvars
+    part = program.replace(
+        constvars=constvars, invars=invars, eqns=eqns, outvars=outvars
+    )
+    return jaxpr_as_fun(ClosedJaxpr(part, consts or ()))
 
 
 def sources(program: Jaxpr, known: Mapping[Any, int] | None = None) -> dict[Any, int]:

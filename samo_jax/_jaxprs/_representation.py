@@ -10,10 +10,17 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
-from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, jaxpr_as_fun
+from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
 from samo_jax._config import config
-from samo_jax._jaxprs._heads import is_inexact, needed_by, sources
+from samo_jax._jaxprs._heads import (
+    inputs_of,
+    is_inexact,
+    needed_by,
+    reads_of,
+    run_part,
+    sources,
+)
 from samo_jax._jaxprs._known import equations, inner_programs, unknown, variables
 
 _MARK = "samo_jax.representation"
@@ -91,16 +98,16 @@ def cut_at_representation(
     tasks, eqns = range(len(program.outvars)), _by_output(program, halves)
     if len(tasks) > 1:
         _check_found(closed, program, halves, features, eqns)
-    reads = [{*variables(program.outvars[i : i + 1]), *_reads(eqns[i])} for i in tasks]
+    reads = [{*inputs_of(eqns[i], [program.outvars[i]])} for i in tasks]
     own = [[v for v in features if v in read] for read in reads]
-    above = _run_part(program, halves.above, program.invars, halves.links, flat.consts)
+    above = run_part(program, halves.above, program.invars, halves.links, flat.consts)
 
     def trunk(params):
         values = dict(zip(halves.links, above(*jax.tree.leaves(params)), strict=True))
         return [_as_real(values[v]) for v in features], [values[v] for v in others]
 
     def below(eqns, inputs, outvars):
-        run = _run_part(program, eqns, [*inputs, *others], outvars)
+        run = run_part(program, eqns, [*inputs, *others], outvars)
         return lambda values, others: run(*map(_as_given, inputs, values), *others)
 
     def head(i):
@@ -166,7 +173,7 @@ def _check_found(
         )
     passed_over = () if halves.marked else _TAKING
     reads = [
-        {*_reads(eqn for eqn in eqns if eqn.primitive.name not in passed_over)}
+        {*reads_of(eqn for eqn in eqns if eqn.primitive.name not in passed_over)}
         for eqns in heads
     ]
     for feature in {*features} - {*program.invars}:
@@ -200,9 +207,7 @@ def _halves(program: Jaxpr) -> _Halves:
             reached.update(eqn.outvars)
         is_below = (follows or len(outputs) == 1) and leading.isdisjoint(eqn.outvars)
         (below if is_below else above).append(eqn)
-    made = {out for eqn in below for out in eqn.outvars}
-    reads = variables([*_reads(below), *program.outvars])
-    return _Halves(above, below, [v for v in reads if v not in made], marked)
+    return _Halves(above, below, inputs_of(below, program.outvars), marked)
 
 
 def _by_output(program: Jaxpr, halves: _Halves) -> list[list[Any]]:
@@ -219,26 +224,6 @@ def _is_joint(halves: _Halves, by_output: list[list[Any]]) -> bool:
     return sum(map(len, by_output)) > 2 * len(halves.below)
 
 
-def _reads(eqns: Any) -> list[Any]:
-    """The variables that equations read."""
-    return variables(atom for eqn in eqns for atom in eqn.invars)
-
-
-def _run_part(
-    program: Jaxpr,
-    eqns: list[Any],
-    invars: list[Any],
-    outvars: list[Any],
-    consts: Sequence[Any] | None = None,
-) -> Callable[..., list[Any]]:
-    """A function that runs some equations; without constants they are inputs."""
-    if consts is None:
-        part = program.replace(constvars=[], invars=invars, eqns=eqns, outvars=outvars)
-        return jaxpr_as_fun(ClosedJaxpr(part, ()))
-    part = program.replace(eqns=eqns, outvars=outvars)
-    return jaxpr_as_fun(ClosedJaxpr(part, consts))
-
-
 def _is_mark(eqn: Any) -> bool:
     return eqn.primitive.name == "name" and eqn.params["name"] == _MARK
 
@@ -252,7 +237,7 @@ def _run(program: Jaxpr, consts: Sequence[Any], *args: Any) -> list[Any]:
     """The outputs, equation by equation."""
     values = dict(zip(program.constvars, consts, strict=True))
     values |= zip(program.invars, args, strict=True)
-    used = {*_reads(program.eqns), *variables(program.outvars)}
+    used = {*reads_of(program.eqns), *variables(program.outvars)}
 
     def read(atom):
         return atom.val if isinstance(atom, Literal) else values[atom]
@@ -267,7 +252,7 @@ def _run(program: Jaxpr, consts: Sequence[Any], *args: Any) -> list[Any]:
             found = _run_checkpoint(eqn.params, *map(read, eqn.invars))
             values |= zip(eqn.outvars, found, strict=True)
         else:
-            one = _run_part(program, [eqn], inputs, outs)
+            one = run_part(program, [eqn], inputs, outs)
             values |= zip(outs, one(*map(read, inputs)), strict=True)
             for out in _marked(eqn):
                 values[out] = mark_representation(values[out])
@@ -284,15 +269,14 @@ def _run_checkpoint(params: dict[str, Any], *args: Any) -> list[Any]:
     values = dict(zip(program.constvars, flat.consts, strict=True))
     values |= zip(program.invars, args, strict=True)
     made = [link for link in halves.links if link not in values]
-    above = _run_part(program, halves.above, program.invars, made, flat.consts)
+    above = run_part(program, halves.above, program.invars, made, flat.consts)
     for link, value in zip(made, checkpoint(above)(*args), strict=True):
         is_marked = link in halves.marked
         values[link] = mark_representation(value) if is_marked else value
 
     def below(eqns, outputs):
-        made = {out for eqn in eqns for out in eqn.outvars}
-        reads = [v for v in variables([*_reads(eqns), *outputs]) if v not in made]
-        run = _run_part(program, eqns, reads, outputs)
+        reads = inputs_of(eqns, outputs)
+        run = run_part(program, eqns, reads, outputs)
         return checkpoint(run)(*(values[v] for v in reads))
 
     eqns = _by_output(program, halves)

@@ -19,7 +19,7 @@ from samo_jax._representation import (
 )
 from samo_jax._step._devices import Devices
 from samo_jax._step._method import Method, Outcome, States
-from samo_jax._step._passes import heads_are_finite, present_heads, shared_points
+from samo_jax._step._passes import present_heads, shared_points
 from samo_jax._tree import PyTree
 
 
@@ -36,9 +36,8 @@ def step_by_part(
     (part,) = shared_points(method.perturbation, problem, context, passes_at)
     losses = devices.mean(part.losses)
     present = task_mask & part.are_finite()
-    heads = part.only(present).weighted_gradient(present.astype(losses.dtype))
-    present = devices.all(present & heads_are_finite(heads, problem))
-    heads = present_heads(heads, problem, present)
+    weighted_gradient = part.only(present).weighted_gradient
+    heads, present = present_heads(weighted_gradient, problem, devices, present)
     part = part.only(present)
     products = _gramian(part.rows, len(problem.tasks), devices)
     args = problem.combiner_args(losses, present)

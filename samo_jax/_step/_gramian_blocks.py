@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from samo_jax._absent_tasks import is_finite
+from samo_jax._absent_tasks import among_present, is_finite
 from samo_jax._combiners._types import Weighting, weighting_update
 from samo_jax._gramian import gramian
 from samo_jax._jaxprs import canonicalize_convolutions
@@ -91,8 +91,7 @@ def step_by_gramian_blocks(
     first = canonicalize_convolutions(sweep)()
     losses = devices.mean(first.losses)
     present = devices.all(task_mask & first.finite)
-    both = present[:, None] & present[None, :]
-    products = zero_unless(both, first.gramian)
+    products = among_present(first.gramian, present)
     args = problem.combiner_args(losses, present)
     weights, combiner_state = weighting_update(cast(Weighting, method.combiner))(
         products, states.combiner, **args

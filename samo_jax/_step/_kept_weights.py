@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
+from samo_jax._absent_tasks import among_present
 from samo_jax._combiners._types import Weighting, weighting_update
 from samo_jax._jaxprs import canonicalize_convolutions
 from samo_jax._labels import only_shared
@@ -21,7 +22,6 @@ from samo_jax._tree import (
     as_floats,
     safe_divide,
     scale_leaves,
-    zero_unless,
 )
 
 
@@ -112,9 +112,8 @@ def _fixed(combiner: Weighting, kept: KeptWeights) -> Weighting:
 
     def update(_gramian, state, *, present, **extra_args):
         def solve():
-            both = present[:, None] & present[None, :]
             solved, _ = weighting_update(combiner)(
-                zero_unless(both, kept.kept_gramian),
+                among_present(kept.kept_gramian, present),
                 state,
                 present=present,
                 **extra_args,

@@ -11,6 +11,7 @@ from samo_jax._labels import SHARED
 from samo_jax._perturbations._base import Perturbation
 from samo_jax._problem import Problem
 from samo_jax._shared_points import SharedPoints, at_points
+from samo_jax._step._devices import Devices
 from samo_jax._step._method import tasks_share_points
 from samo_jax._task_loop import is_unrolled
 from samo_jax._tasks import LossFn
@@ -67,24 +68,29 @@ def task_pass(
     return pass_at_point
 
 
-def heads_are_finite(heads: PyTree, problem: Problem) -> jax.Array:
-    """Whether the gradient of each task's own head is finite, shape (K,)."""
-    squares = jnp.zeros(len(problem.tasks), accumulator_dtype())
+def present_heads(
+    weighted_gradient: Callable[[jax.Array], PyTree],
+    problem: Problem,
+    devices: Devices,
+    present: jax.Array,
+) -> tuple[PyTree, jax.Array]:
+    """Gradients of heads, and the present tasks: those whose own head's is finite.
+
+    `weighted_gradient(w)` gives `sum_i w_i g_i`; heads of absent tasks get zero.
+    """
+    heads = weighted_gradient(present.astype(accumulator_dtype()))
+    squares = jnp.zeros(present.shape, accumulator_dtype())
     labels, leaves = map(jax.tree.leaves, (problem.labels, heads))
     for label, leaf in zip(labels, leaves, strict=True):
         if label != SHARED:
             squares = squares.at[problem.tasks.index(label)].add(sum_of_squares(leaf))
-    return jnp.isfinite(squares)
-
-
-def present_heads(heads: PyTree, problem: Problem, present: jax.Array) -> PyTree:
-    """The gradients of heads, zero where their task is absent."""
+    present = devices.all(present & jnp.isfinite(squares))
 
     def head(label, leaf):
         is_there = label == SHARED or present[problem.tasks.index(label)]
         return zero_unless(is_there, leaf)
 
-    return jax.tree.map(head, problem.labels, heads)
+    return jax.tree.map(head, problem.labels, heads), present
 
 
 def _loss_and_gradients(found):

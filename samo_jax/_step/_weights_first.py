@@ -9,7 +9,7 @@ from samo_jax._combiners._types import Weighting, weighting_update
 from samo_jax._problem import Problem
 from samo_jax._shared_points import all_at_points
 from samo_jax._step._method import Method, Outcome, States
-from samo_jax._step._passes import heads_are_finite, present_heads, shared_points
+from samo_jax._step._passes import present_heads, shared_points
 
 
 def step_by_weights_first(
@@ -21,9 +21,7 @@ def step_by_weights_first(
     (points,) = shared_points(perturbation, problem, context, all_at_points)
     losses = devices.mean(points.losses())
     present = task_mask & jnp.isfinite(losses)
-    heads = points.weighted_gradient(present.astype(losses.dtype))
-    present = devices.all(present & heads_are_finite(heads, problem))
-    heads = present_heads(heads, problem, present)
+    heads, present = present_heads(points.weighted_gradient, problem, devices, present)
     no_gramian = jnp.zeros((len(losses), len(losses)), losses.dtype)
     args = problem.combiner_args(losses, present)
     weights, combiner_state = weighting_update(cast(Weighting, method.combiner))(

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from samo_jax._absent_tasks import among_present
 from samo_jax._combiners.solvers._solve_info import SolveInfo
 from samo_jax._tasks import present_tasks, uniform_weights
 from samo_jax._tree import accumulator_dtype, zero_unless
@@ -93,7 +94,7 @@ def equilibrate(
     gramian = check_gramian(gramian)
     num_tasks = gramian.shape[0]
     present = present_tasks(present, num_tasks)
-    gramian = zero_unless(present[:, None] & present[None, :], gramian)
+    gramian = among_present(gramian, present)
     tiny = jnp.finfo(gramian.dtype).tiny
     identity = jnp.eye(num_tasks, dtype=gramian.dtype)
 
