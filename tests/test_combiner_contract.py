@@ -337,13 +337,33 @@ def test_repr_is_the_call(case):
         assert repr(eval(repr(combiner), {"samo_jax": samo_jax})) == repr(combiner)
 
 
-@pytest.mark.parametrize("shape", mostly_slow([(3,), (2, 3), (2, 2, 2)], but=1))
-def test_gramians_must_be_square(shape):
-    arguments = {"pcgrad": {"key": KEY}, "krum": {"num_byzantine": 0}}
+def functions_of_gramians():
+    """Every public `<name>_weights`, as a function of the Gramian alone."""
+    arguments = {
+        "pcgrad": {"key": KEY},
+        "gradvac": {"key": KEY, "targets": np.zeros((3, 3))},
+        "krum": {"num_byzantine": 0},
+        "db_mtl": {"losses": np.ones(3)},
+    }
     names = [name for name in COMBINERS if hasattr(samo_jax, f"{name}_weights")]
     assert len(names) > 10
-    # Their other arguments have K entries, too.
-    for name in set(names) - {"gradvac", "db_mtl"}:
-        weights = getattr(samo_jax, f"{name}_weights")
+    return {
+        name: functools.partial(
+            getattr(samo_jax, f"{name}_weights"), **arguments.get(name, {})
+        )
+        for name in names
+    }
+
+
+@pytest.mark.parametrize("shape", mostly_slow([(3,), (2, 3), (2, 2, 2)], but=1))
+def test_gramians_must_be_square(shape):
+    for weights in functions_of_gramians().values():
         with pytest.raises(ValueError, match=r"^`gramian` must have shape \(K, K\)"):
-            weights(np.ones(shape), **arguments.get(name, {}))
+            weights(np.ones(shape))
+
+
+def test_gramians_may_be_lists_of_numbers():
+    gramian = [[2.0, -1.0, 0.5], [-1.0, 3.0, 0.0], [0.5, 0.0, 1.0]]
+    for weights in functions_of_gramians().values():
+        shapes = jax.eval_shape(weights, gramian)
+        assert shapes == jax.eval_shape(weights, np.array(gramian))

@@ -16,6 +16,7 @@ from samo_jax._combiners.solvers._correlation import common_scale, direct, spect
 from samo_jax._combiners.solvers._equilibrate import (
     Equilibrated,
     Solution,
+    check_gramian,
     in_order,
     solve_gramian,
 )
@@ -81,7 +82,8 @@ def _check_scale_mode(scale_mode):
 
 @partial(jax.jit, static_argnames="scale_mode")
 def _solve(gramian, preference, scale_mode, present):
-    preference = preference_vector(preference, jnp.shape(gramian)[0], present)
+    gramian = check_gramian(gramian)
+    preference = preference_vector(preference, len(gramian), present)
     solve = partial(_aligned, scale_mode=scale_mode)
     return solve_gramian(gramian, in_order(solve), preference, present=present)
 

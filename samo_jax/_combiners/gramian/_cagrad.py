@@ -24,6 +24,7 @@ from samo_jax._combiners.solvers._compensated import matvec
 from samo_jax._combiners.solvers._equilibrate import (
     Equilibrated,
     Solution,
+    check_gramian,
     in_order,
     solve_gramian,
 )
@@ -127,7 +128,8 @@ def _rescaled(gramian, c, rescale, preference, present):
 
 @jax.jit
 def _solve(gramian, c, preference, present):
-    preference = relative_preference(preference, jnp.shape(gramian)[0])
+    gramian = check_gramian(gramian)
+    preference = relative_preference(preference, len(gramian))
     solve = in_order(lambda problem, shares: _conflict_averse(problem, shares, c))
     return solve_gramian(gramian, solve, preference, present=present)
 

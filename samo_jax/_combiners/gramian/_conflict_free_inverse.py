@@ -18,6 +18,7 @@ from samo_jax._combiners.solvers._correlation import (
 from samo_jax._combiners.solvers._equilibrate import (
     Equilibrated,
     Solution,
+    check_gramian,
     in_order,
     solve_gramian,
 )
@@ -80,7 +81,8 @@ def conflict_free_inverse_weights(
 
 @jax.jit
 def _solve(gramian, preference, present):
-    target = preference_vector(preference, jnp.shape(gramian)[0], present)
+    gramian = check_gramian(gramian)
+    target = preference_vector(preference, len(gramian), present)
     weights, info = solve_gramian(
         gramian, in_order(_conflict_free), target, present=present
     )

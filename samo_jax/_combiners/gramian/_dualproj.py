@@ -3,7 +3,6 @@
 from typing import Literal, overload
 
 import jax
-import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from samo_jax._checks import TaskValues, Vector, check_preference
@@ -12,7 +11,11 @@ from samo_jax._combiners._task_vectors import preference_vector
 from samo_jax._combiners._types import Weighting
 from samo_jax._combiners.gramian._gramian_weighting import gramian_weighting
 from samo_jax._combiners.solvers._dual_cone import project
-from samo_jax._combiners.solvers._equilibrate import in_order, solve_gramian
+from samo_jax._combiners.solvers._equilibrate import (
+    check_gramian,
+    in_order,
+    solve_gramian,
+)
 from samo_jax._combiners.solvers._solve_info import SolveInfo
 from samo_jax._named import named
 
@@ -85,7 +88,8 @@ def dualproj_weights(
 
 @jax.jit
 def _solve(gramian, preference, present):
-    u = preference_vector(preference, jnp.shape(gramian)[0], present)
+    gramian = check_gramian(gramian)
+    u = preference_vector(preference, len(gramian), present)
     solve = in_order(lambda problem, u: project(problem, u[None, :]))
     return solve_gramian(gramian, solve, u, present=present)
 

@@ -22,6 +22,7 @@ from samo_jax._combiners.solvers._alpha_fair import alpha_fair
 from samo_jax._combiners.solvers._equilibrate import (
     Equilibrated,
     Solution,
+    check_gramian,
     in_order,
     solve_gramian,
 )
@@ -125,7 +126,8 @@ def _check_alpha(alpha):
 
 @jax.jit
 def _solve(gramian, alpha, preference, present):
-    preference = relative_preference(preference, jnp.shape(gramian)[0])
+    gramian = check_gramian(gramian)
+    preference = relative_preference(preference, len(gramian))
     # A traced preference may be zero.
     present = present_tasks(present, len(preference)) & (preference > 0)
     solve = in_order(partial(_fair, alpha=alpha))

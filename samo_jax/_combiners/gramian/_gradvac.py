@@ -16,7 +16,11 @@ from samo_jax._combiners.gramian._gramian_weighting import (
 )
 from samo_jax._combiners.gramian._surgery import operate
 from samo_jax._combiners.solvers._correlation import direct
-from samo_jax._combiners.solvers._equilibrate import conclude, equilibrate
+from samo_jax._combiners.solvers._equilibrate import (
+    check_gramian,
+    conclude,
+    equilibrate,
+)
 from samo_jax._named import named
 from samo_jax._tree import accumulator_dtype
 
@@ -80,10 +84,11 @@ def gradvac_weights(
 
 @jax.jit
 def _solve(gramian, targets, key, present):
+    gramian = check_gramian(gramian)
     targets = jnp.asarray(targets, accumulator_dtype())
-    if targets.shape != jnp.shape(gramian):
+    if targets.shape != gramian.shape:
         raise ValueError(
-            f"`targets` must have the shape of `gramian`, {jnp.shape(gramian)}, got "
+            f"`targets` must have the shape of `gramian`, {gramian.shape}, got "
             f"{targets.shape}. `jnp.zeros_like(gramian)` is PCGrad."
         )
 

@@ -112,10 +112,10 @@ def pcd_weights(
         <https://arxiv.org/abs/2606.29521>`_, 2026
     """
     _check_tau(tau)
-    num_tasks = jnp.shape(gramian)[0]
-    index = _index_of(primary, num_tasks, None)
+    gramian = check_gramian(gramian)
+    index = _index_of(primary, len(gramian), None)
     if squared_norms is None:
-        squared_norms = jnp.diagonal(check_gramian(jnp.asarray(gramian)))
+        squared_norms = jnp.diagonal(gramian)
     weights, info = _solve(gramian, index, tau, squared_norms, present)
     return (weights, info) if return_info else weights
 
@@ -153,7 +153,7 @@ def _index_of(primary, num_tasks, tasks):
 
 @jax.jit
 def _solve(gramian, primary, tau, squared_norms, present):
-    num_tasks = jnp.shape(gramian)[0]
+    num_tasks = len(gramian)
     present = present_tasks(present, num_tasks)
     tasks, first = jnp.arange(num_tasks), jnp.argmax(present)
     return solve_gramian(

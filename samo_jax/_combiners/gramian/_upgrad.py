@@ -12,7 +12,11 @@ from samo_jax._combiners._task_vectors import preference_vector
 from samo_jax._combiners._types import Weighting
 from samo_jax._combiners.gramian._gramian_weighting import gramian_weighting
 from samo_jax._combiners.solvers._dual_cone import project
-from samo_jax._combiners.solvers._equilibrate import in_order, solve_gramian
+from samo_jax._combiners.solvers._equilibrate import (
+    check_gramian,
+    in_order,
+    solve_gramian,
+)
 from samo_jax._combiners.solvers._solve_info import SolveInfo
 from samo_jax._named import named
 
@@ -82,7 +86,8 @@ def upgrad_weights(
 
 @jax.jit
 def _solve(gramian, preference, present):
-    u = preference_vector(preference, jnp.shape(gramian)[0], present)
+    gramian = check_gramian(gramian)
+    u = preference_vector(preference, len(gramian), present)
     solve = in_order(lambda problem, u: project(problem, jnp.diag(u)))
     return solve_gramian(gramian, solve, u, present=present)
 

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.typing import ArrayLike
 
 from samo_jax._absent_tasks import among_present
 from samo_jax._combiners.solvers._solve_info import SolveInfo
@@ -71,12 +72,13 @@ def fall_back(solution: Solution, solve: Callable[[], Solution]) -> Solution:
     return lax.while_loop(lambda carry: ~carry[0], retry, carry)[1]
 
 
-def check_gramian(gramian: jax.Array) -> jax.Array:
+def check_gramian(gramian: ArrayLike) -> jax.Array:
     """Return a square, symmetric matrix in `accumulator_dtype`."""
     remedy = "Compute it with `samo_jax.gramian(task_grads)`."
+    gramian = jnp.asarray(gramian)
     if jnp.iscomplexobj(gramian):
         raise ValueError(f"`gramian` must be real, got {gramian.dtype}. {remedy}")
-    gramian = jnp.asarray(gramian, accumulator_dtype())
+    gramian = gramian.astype(accumulator_dtype())
     if gramian.ndim != 2 or not gramian.shape[0] == gramian.shape[1] > 0:
         raise ValueError(
             f"`gramian` must have shape (K, K), got {gramian.shape}. {remedy}"
