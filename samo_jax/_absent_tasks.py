@@ -9,7 +9,14 @@ import jax.numpy as jnp
 
 from samo_jax._checks import check_like
 from samo_jax._tasks import loss_leaves
-from samo_jax._tree import PyTree, all_finite, safe_divide, sum_of_squares, zero_unless
+from samo_jax._tree import (
+    PyTree,
+    all_finite,
+    safe_divide,
+    sum_of_squares,
+    total,
+    zero_unless,
+)
 
 
 def task_mask_array(task_mask: PyTree, tasks: tuple[str, ...]) -> jax.Array:
@@ -29,7 +36,7 @@ def task_mask_array(task_mask: PyTree, tasks: tuple[str, ...]) -> jax.Array:
 
 def is_finite(loss: jax.Array, grads: PyTree) -> jax.Array:
     """Whether a task's loss and the squared norms of its gradients are, shape ()."""
-    squares = sum(map(sum_of_squares, jax.tree.leaves(grads)))
+    squares = total(map(sum_of_squares, jax.tree.leaves(grads)))
     return jnp.isfinite(loss) & jnp.isfinite(squares)
 
 

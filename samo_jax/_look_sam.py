@@ -25,6 +25,7 @@ from samo_jax._tree import (
     safe_divide,
     scale_leaves,
     select,
+    tree_norm,
     zero_unless,
     zeros_like_params,
 )
@@ -136,7 +137,7 @@ def look_sam(
             lambda _, label: 1 if label == SHARED else num_tasks,
             only_trained(labels, labels),
         )
-        length = optax.tree.norm(g)
+        length = tree_norm(g)
         finite = jnp.isfinite(length)
 
         def look():
@@ -150,7 +151,7 @@ def look_sam(
             share = safe_divide(product, length**2)
             rest = jax.tree.map(lambda d, g: d - share * g, floats, g)
             # What is skipped, or has no gradient to compare with, teaches nothing.
-            seen = finite & (optax.tree.norm(floats) > 0)
+            seen = finite & (tree_norm(floats) > 0)
             v = select(seen, scale_to_radius(rest, 1.0), state.orthogonal)
             return d, v, inner_state
 

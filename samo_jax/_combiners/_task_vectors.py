@@ -9,9 +9,9 @@ from samo_jax._tasks import per_task, uniform_weights
 from samo_jax._tree import (
     PyTree,
     accumulator_dtype,
-    leaf_norm,
     safe_divide,
     scale_tasks,
+    tree_norm,
     zero_unless,
 )
 
@@ -42,10 +42,9 @@ def required_losses(losses: Vector | None, method: str, num_tasks: int) -> jax.A
 
 def task_norms(task_grads: PyTree, num_tasks: int) -> jax.Array:
     """One Euclidean norm per task over all leaves, shape (K,)."""
-    parts = [jax.vmap(leaf_norm)(leaf) for leaf in jax.tree.leaves(task_grads)]
-    if not parts:
+    if not jax.tree.leaves(task_grads):
         return jnp.zeros((num_tasks,), accumulator_dtype())
-    return jax.vmap(leaf_norm)(jnp.stack(parts, axis=1))
+    return jax.vmap(tree_norm)(task_grads)
 
 
 def moving_average(

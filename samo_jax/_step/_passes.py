@@ -79,12 +79,16 @@ def present_heads(
     `weighted_gradient(w)` gives `sum_i w_i g_i`; heads of absent tasks get zero.
     """
     heads = weighted_gradient(present.astype(accumulator_dtype()))
-    squares = jnp.zeros(present.shape, accumulator_dtype())
-    labels, leaves = map(jax.tree.leaves, (problem.labels, heads))
-    for label, leaf in zip(labels, leaves, strict=True):
-        if label != SHARED:
-            squares = squares.at[problem.tasks.index(label)].add(sum_of_squares(leaf))
-    present = devices.all(present & jnp.isfinite(squares))
+    leaves = zip(*map(jax.tree.leaves, (problem.labels, heads)), strict=True)
+    of_heads = [(label, leaf) for label, leaf in leaves if label != SHARED]
+    if of_heads:
+        squares = jax.ops.segment_sum(
+            jnp.stack([sum_of_squares(leaf) for _, leaf in of_heads]),
+            jnp.array([problem.tasks.index(label) for label, _ in of_heads]),
+            len(problem.tasks),
+        )
+        present &= jnp.isfinite(squares)
+    present = devices.all(present)
 
     def head(label, leaf):
         is_there = label == SHARED or present[problem.tasks.index(label)]

@@ -40,20 +40,27 @@ def alpha_fair(matrix: jax.Array, scale: jax.Array, p: jax.Array) -> Solution:
         it is out of the precision's reach) a relative ridge is added to C, and y raised
         until `C y >= 0`.
     """
+    ridge = float(jnp.finfo(matrix.dtype).eps) ** (1 / 3)
+
+    def attempt(carry):
+        attempts, last = carry
+        solution = _newton(add_ridge(matrix, attempts * ridge), scale, p)
+        return attempts + 1, solution._replace(steps=last.steps + solution.steps)
+
+    def unsolved(carry):
+        attempts, last = carry
+        return (attempts == 0) | ((attempts == 1) & ~last.converged)
+
+    none = jnp.zeros((), matrix.dtype)
+    start = Solution(scale, none, jnp.array(0, jnp.int32), jnp.array(False))
+    attempts, solution = lax.while_loop(unsolved, attempt, (none, start))
 
     def without_conflict():
-        ridge = float(jnp.finfo(matrix.dtype).eps) ** (1 / 3)
-        solution = _newton(add_ridge(matrix, ridge), scale, p)
         rates, _ = matvec(matrix, solution.weights)
         raised = nonnegative_qp(matrix, -rates)
-        return Solution(
-            solution.weights + raised.weights,
-            raised.residual,
-            solution.steps + raised.steps,
-            raised.converged,
-        )
+        return raised._replace(weights=solution.weights + raised.weights)
 
-    return fall_back(_newton(matrix, scale, p), without_conflict)
+    return fall_back(solution._replace(converged=attempts == 1), without_conflict)
 
 
 def _newton(matrix: jax.Array, scale: jax.Array, p: jax.Array) -> Solution:

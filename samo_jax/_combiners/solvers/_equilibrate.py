@@ -48,7 +48,7 @@ class Solution(NamedTuple):
     converged: jax.Array
 
 
-def add_ridge(matrix: jax.Array, ridge: float) -> jax.Array:
+def add_ridge(matrix: jax.Array, ridge: float | jax.Array) -> jax.Array:
     """`C + ridge I`."""
     return matrix + ridge * jnp.eye(matrix.shape[0], dtype=matrix.dtype)
 

@@ -107,7 +107,7 @@ def _active_set(matrix: jax.Array, linear: jax.Array) -> Solution:
     for a few rounds, only the last one is exchanged (Portugal, Judice and Vicente,
     1994, "A comparison of block pivoting and interior-point algorithms for linear least
     squares problems with nonnegative variables", Math. Comp. 63). Solves are refined
-    with doubled precision, but those whose exchanges are clear without.
+    with doubled precision, but for those whose exchanges are clear without.
     """
     num_tasks = matrix.shape[0]
     eps = float(jnp.finfo(matrix.dtype).eps)
@@ -116,7 +116,8 @@ def _active_set(matrix: jax.Array, linear: jax.Array) -> Solution:
     magnitude = jnp.abs(matrix)
     index = jnp.arange(num_tasks)
 
-    def pivot(support, patience):
+    def pivot(carry):
+        support, _, fewest, patience, steps = carry
         block = jnp.where(support[:, None] & support[None, :], matrix, 0)
         block = block + jnp.diag(jnp.where(support, shift, 1).astype(matrix.dtype))
         factor = (jnp.linalg.cholesky(block, symmetrize_input=False), True)
@@ -128,49 +129,43 @@ def _active_set(matrix: jax.Array, linear: jax.Array) -> Solution:
             high, low = matvec(matrix, y)
             return (high - linear) + low
 
-        def refine(_, solution):
-            y, _ = solution
-            y = y - solve(slack(y))
-            return y, slack(y)
+        def refine(carry):
+            y, z, rounds = carry
+            y = y - solve(z)
+            return y, slack(y), rounds + 1
 
-        def infeasible(y, z):
+        def find_infeasible(y, z):
             tolerance = 2 * eps * (magnitude @ jnp.abs(y) + jnp.abs(linear))
             return jnp.where(support, y < 0, z < -tolerance)
 
-        y = solve(linear)
-        z = matrix @ y - linear
-        rough = infeasible(y, z).any() & (patience == _FULL_EXCHANGES)
-        y, z = lax.fori_loop(0, jnp.where(rough, 0, _REFINEMENTS), refine, (y, z))
-        return y, z, infeasible(y, z)
+        def unrefined(carry):
+            y, z, rounds = carry
+            clear = find_infeasible(y, z).any() & (patience == _FULL_EXCHANGES)
+            return (rounds == 0) | (~clear & (rounds <= _REFINEMENTS))
 
-    def exchange(carry):
-        support, (_, _, infeasible), fewest, patience, steps = carry
-        count = jnp.sum(infeasible)
+        start = (jnp.zeros_like(linear), -linear, jnp.array(0, jnp.int32))
+        y, z, _ = lax.while_loop(unrefined, refine, start)
+        infeasible = find_infeasible(y, z)
+        count = jnp.sum(infeasible, dtype=jnp.int32)
         patience = jnp.where(count < fewest, _FULL_EXCHANGES, patience - 1)
         last = num_tasks - 1 - jnp.argmax(infeasible[::-1])
         support ^= jnp.where(patience > 0, infeasible, index == last)
-        return (
-            support,
-            pivot(support, patience),
-            jnp.minimum(fewest, count),
-            patience,
-            steps + 1,
-        )
+        fewest = jnp.minimum(fewest, count)
+        return support, (y, z, infeasible), fewest, patience, steps + 1
 
     def unfinished(carry):
         _, (_, _, infeasible), _, _, steps = carry
         return infeasible.any() & (steps < 20 + num_tasks // 2)
 
-    support = linear > 0
-    patience = jnp.array(_FULL_EXCHANGES)
-    carry = (
-        support,
-        pivot(support, patience),
-        jnp.array(num_tasks + 1, jnp.sum(support).dtype),
-        patience,
-        jnp.array(1, jnp.int32),
+    # Before the first pivot every index is to be exchanged.
+    start = (
+        linear > 0,
+        (jnp.zeros_like(linear), -linear, jnp.ones_like(linear, bool)),
+        jnp.array(num_tasks + 1, jnp.int32),
+        jnp.array(_FULL_EXCHANGES, jnp.int32),
+        jnp.array(0, jnp.int32),
     )
-    carry = lax.while_loop(unfinished, exchange, carry)
+    carry = lax.while_loop(unfinished, pivot, start)
     _, (y, z, infeasible), _, _, steps = carry
     solved = jnp.all(jnp.isfinite(y)) & ~infeasible.any()
     residual = jnp.max(jnp.abs(jnp.minimum(y, z)))
