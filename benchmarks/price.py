@@ -8,7 +8,7 @@ from typing import Any
 import jax
 from page import Page
 from step_clock import Timed, take_turns, training_step
-from step_methods import PLAIN, RHO, Method, multitask, two_points
+from step_methods import PLAIN, RHO, Method, f_mtl, multitask, two_points
 from step_models import MODELS, Model
 
 import samo_jax
@@ -56,6 +56,9 @@ def steps(combiner: str) -> dict[tuple[str, str], Method]:
         for form, settings in FORMS.items():
             transform = multitask(perturbation, COMBINERS[combiner], **settings)
             found[f"{combiner} + {name}", form] = Method(transform, {}, clean_pass)
+    for form, settings in FORMS.items():
+        transform = f_mtl(COMBINERS[combiner], direction="global", **settings)
+        found[f"{combiner}, F-MTL, common", form] = Method(transform, {}, False)
     return found
 
 

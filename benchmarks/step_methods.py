@@ -37,14 +37,15 @@ def multitask(
     )
 
 
-def f_mtl(model: Model, unroll: Any) -> Any:
+def f_mtl(combiner: Any = None, **settings: Any) -> Callable[[Model, Any], Any]:
     """F-MTL, its loss and flat parts combined apart."""
-    return samo_jax.f_mtl(
-        samo_jax.fairgrad(2.0),
+    return lambda model, unroll: samo_jax.f_mtl(
+        combiner or samo_jax.fairgrad(2.0),
         RHO,
         num_tasks=model.num_tasks,
         param_labels=model.labels,
         unroll=unroll,
+        **settings,
     )
 
 
@@ -57,7 +58,7 @@ METHODS = {
     "local SAM": Method(
         multitask(samo_jax.local_sam(RHO)), {"clean": 1, "gradients": 1, "task": 1}
     ),
-    "F-MTL": Method(f_mtl, {"clean": 1, "gradients": 1, "task": 1}),
+    "F-MTL": Method(f_mtl(), {"clean": 1, "gradients": 1, "task": 1}),
     "SAMO": Method(
         multitask(samo_jax.joint_sam(RHO, ALPHA, MU)),
         {"clean": 1, "task forward": 2, "task": 1},

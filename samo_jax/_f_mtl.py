@@ -1,6 +1,7 @@
 """`f_mtl`: per-task SAM, whose loss parts and flat parts are combined separately."""
 
-from typing import Any, Literal, NamedTuple
+from functools import partial
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -10,33 +11,21 @@ from samo_jax._checks import ScalarOrSchedule
 from samo_jax._combiners._types import (
     Aggregator,
     Combiner,
+    Weighting,
     check_combiner,
     combiner_update,
     init_combiner,
 )
 from samo_jax._labels import Mask, ParamLabels
-from samo_jax._multitask import multitask
+from samo_jax._multitask import check_arguments, multitask, transformation
 from samo_jax._named import named
 from samo_jax._perturbations._ascent import Norm, steepest_ascent
-from samo_jax._perturbations._directions import clean_directions
-from samo_jax._step._devices import AxisName
+from samo_jax._perturbations._directions import check_named, clean_directions
+from samo_jax._step._devices import AxisName, Devices
+from samo_jax._step._method import GramianOf, Method, takes_part
+from samo_jax._step._separate_parts import SeparateState
 from samo_jax._task_loop import Unroll
 from samo_jax._tasks import uniform_weights
-
-
-class SeparateState(NamedTuple):
-    """State of the combiner of `f_mtl`.
-
-    Attributes:
-        loss_state: state of the combiner for the loss parts.
-        flat_state: state of the combiner for the flat parts.
-        flat_weights: shape (K,), the last weights of the flat parts. (Those of the loss
-            parts are `MultitaskState.weights`.)
-    """
-
-    loss_state: Any
-    flat_state: Any
-    flat_weights: jax.Array
 
 
 @named
@@ -53,6 +42,8 @@ def f_mtl(
     unroll: Unroll = None,
     axis_name: AxisName = None,
     diagnostics: bool = False,
+    gramian_of: GramianOf = "parameters",
+    weights_every: int | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """F-MTL, first in an `optax.chain`: `d = combiner(g) + combiner(q - g)`.
 
@@ -63,6 +54,10 @@ def f_mtl(
     With fixed weights (`mean`, `constant`) it is per-task SAM:
     `multitask(combiner, local_sam(rho))`. Costs K more forward and backward passes than
     `multitask`, and K more copies of the gradients.
+
+    With a common perturbation, `direction="global"`, and kept weights w and v of both
+    parts, `d = J(theta)'w + (J(theta + eps) - J(theta))'v` costs two forward and four
+    backward passes for any K.
 
     Args:
         combiner: the combiner, run twice with a state of its own for each part. It gets
@@ -80,15 +75,21 @@ def f_mtl(
         param_labels: see `multitask`.
         unroll: see `multitask`.
         axis_name: see `multitask`.
-        diagnostics: see `multitask`; of the q_i.
+        diagnostics: see `multitask`; of the q_i, with `gramian_of` or `weights_every`
+            the Gramian of the g_i.
+        gramian_of: see `multitask`; of both parts, with a common perturbation and a
+            `Weighting`.
+        weights_every: see `multitask`; of both parts, each of which has the length that
+            its own gradients give it. With a common perturbation and a `Weighting`.
 
     Returns:
         A `GradientTransformationExtraArgs`, see `multitask`. The incoming updates only
         give the shapes: the clean pass may be left out.
 
     Raises:
-        ValueError: see `multitask`; if `rho` is negative, or `direction` or `norm` none
-            of the above.
+        ValueError: see `multitask`; if `rho` is negative, `direction` or `norm` none of
+            the above, or tasks have no common perturbation (`direction` "local", `norm`
+            "together") with `gramian_of` or `weights_every`.
 
     Examples:
         >>> import jax.numpy as jnp, samo_jax
@@ -111,22 +112,67 @@ def f_mtl(
         del p, step
         return jax.tree.map(jnp.abs, params)
 
-    perturbation = steepest_ascent(
-        clean_directions(direction),
-        rho,
+    ascent = partial(
+        steepest_ascent,
+        rho=rho,
         stretch=stretch if adaptive else None,
         mask=mask,
         norm=norm,
     )
+    method = Method(
+        combiner,
+        ascent("global"),
+        Devices(axis_name),
+        gramian_block=None,
+        tasks_per_step=None,
+        diagnostics=diagnostics,
+        gramian_of=gramian_of,
+        weights_every=weights_every,
+        separate_parts=True,
+    )
+    if weights_every is not None or takes_part(method):
+        check_arguments(combiner, num_tasks, unroll)
+        _check_common(combiner, direction, norm, gramian_of, weights_every)
+        return transformation(
+            method,
+            num_tasks=num_tasks,
+            key=None,
+            param_labels=param_labels,
+            unroll=unroll,
+        )
     return multitask(
         _separately(combiner),
-        perturbation,
+        ascent(clean_directions(direction)),
         num_tasks=num_tasks,
         param_labels=param_labels,
         unroll=unroll,
         axis_name=axis_name,
         diagnostics=diagnostics,
     )
+
+
+def _check_common(combiner, direction, norm, gramian_of, weights_every) -> None:
+    """Raise unless all tasks have one perturbation, and their weights a Gramian."""
+    name, value = (
+        ("gramian_of", gramian_of)
+        if weights_every is None
+        else ("weights_every", weights_every)
+    )
+    check_named(direction)
+    if not isinstance(combiner, Weighting):
+        raise ValueError(
+            f"`{name}` is for a Weighting, got {value!r} with {combiner!r}, an "
+            "Aggregator. Leave it out."
+        )
+    for argument, given, common in (
+        ("direction", direction, "global"),
+        ("norm", norm, "separate"),
+    ):
+        if given in ("local", "together"):
+            raise ValueError(
+                f"`{name}` is for a perturbation that all tasks share, got "
+                f"{value!r} with `{argument}`={given!r}. Take {common!r}."
+            )
 
 
 def _separately(combiner: Combiner) -> Aggregator:

@@ -2,14 +2,19 @@
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import jax
 import optax
 
 from samo_jax._absent_tasks import task_mask_array
 from samo_jax._checks import check_count, check_key
-from samo_jax._combiners._types import Combiner, check_combiner, init_combiner
+from samo_jax._combiners._types import (
+    Combiner,
+    Weighting,
+    check_combiner,
+    init_combiner,
+)
 from samo_jax._keys import raw_key, typed_key
 from samo_jax._labels import (
     FROZEN,
@@ -38,6 +43,7 @@ from samo_jax._step._method import (
     draw_tasks,
     makes_task_gradients,
 )
+from samo_jax._step._separate_parts import init_parts
 from samo_jax._step._step import take_step
 from samo_jax._task_loop import Unroll, check_unroll
 from samo_jax._tasks import LossFn
@@ -175,19 +181,13 @@ def multitask(
         >>> print(optax.tree.get(state, "weights"))
         [0.11... 0.88...]
     """
-    check_combiner(combiner)
+    check_arguments(combiner, num_tasks, unroll)
     if perturbation is None:
         perturbation = UNPERTURBED
     check_perturbation(perturbation)
-    check_count(
-        "num_tasks",
-        num_tasks,
-        'Under optax.inject_hyperparams pass static_args=("num_tasks",).',
-    )
     draws = perturbation.needs_key or tasks_per_step is not None
     if key is not None or draws:
         check_key(key)
-    check_unroll(unroll)
     method = Method(
         combiner,
         perturbation,
@@ -198,10 +198,36 @@ def multitask(
         gramian_of,
         weights_every,
     )
-    check_weights_every(method)
-    check_gramian_of(method, num_tasks)
     check_gramian_block(method, unroll)
     check_tasks_per_step(method, num_tasks)
+    return transformation(
+        method, num_tasks=num_tasks, key=key, param_labels=param_labels, unroll=unroll
+    )
+
+
+def check_arguments(combiner: Any, num_tasks: Any, unroll: Any) -> None:
+    """Raise unless these are what every transformation takes."""
+    check_combiner(combiner)
+    check_count(
+        "num_tasks",
+        num_tasks,
+        'Under optax.inject_hyperparams pass static_args=("num_tasks",).',
+    )
+    check_unroll(unroll)
+
+
+def transformation(
+    method: Method,
+    *,
+    num_tasks: int,
+    key: jax.Array | int | None,
+    param_labels: ParamLabels,
+    unroll: Unroll,
+) -> optax.GradientTransformationExtraArgs:
+    """The transformation of these settings."""
+    check_weights_every(method)
+    check_gramian_of(method, num_tasks)
+    parts = (2,) if method.separate_parts else ()
 
     def init(params: PyTree) -> Any:
         labels = checked_labels(params, param_labels)
@@ -209,9 +235,11 @@ def multitask(
         return state._replace(
             key=None if key is None else raw_key(key),
             diagnostics=first_diagnostics(num_tasks, makes_task_gradients(method))
-            if diagnostics
+            if method.diagnostics
             else None,
-            kept=None if weights_every is None else no_weights(num_tasks),
+            kept=None
+            if method.weights_every is None
+            else no_weights(num_tasks, *parts),
         )
 
     def update(
@@ -266,7 +294,9 @@ def _first_states(
         trained = only_trained(params, known)
         shared = only_shared(params, known)
         return States(
-            init_combiner(method.combiner, shared, num_tasks),
+            init_parts(cast(Weighting, method.combiner), num_tasks)
+            if method.separate_parts
+            else init_combiner(method.combiner, shared, num_tasks),
             method.perturbation.init(trained, num_tasks),
         )
 

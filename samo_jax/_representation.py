@@ -125,6 +125,16 @@ def gradients_by_leaves(
     )
 
 
+def gradients_by_nothing(
+    loss_fn: LossFn, points: Sequence[PyTree], index: jax.Array
+) -> PartGradients:
+    """Losses and weighted sums alone, in one backward pass per point."""
+    at_all = all_at_points(loss_fn, points, index)
+    return PartGradients(
+        at_all.losses(), [], lambda w, _: at_all.weighted_gradient(w), pull_back=None
+    )
+
+
 def gradients_by_representation(
     loss_fn: LossFn,
     points: Sequence[PyTree],

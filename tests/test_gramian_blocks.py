@@ -152,7 +152,7 @@ def test_wrong_arguments(kwargs, message):
 def test_no_independent_batches():
     params, loss_fn = problem()
     tx = make_tx(None, gramian_block=2)
-    with pytest.raises(ValueError, match="`sample_loss_fns` needs all gradients"):
+    with pytest.raises(ValueError, match="`sample_loss_fns` needs the gradients"):
         tx.update(
             params,
             tx.init(params),

@@ -213,6 +213,19 @@ LIBRARY = {
     "weights kept at points of one task": lambda: multitask(
         samo_jax.mgda(), samo_jax.local_sam(), weights_every=2
     ),
+    "weights of F-MTL kept at points of one task": lambda: samo_jax.f_mtl(
+        samo_jax.mgda(), num_tasks=2, weights_every=2
+    ),
+    "a part's Gramian of F-MTL at points of one task": lambda: samo_jax.f_mtl(
+        samo_jax.mgda(),
+        num_tasks=2,
+        direction="global",
+        norm="together",
+        gramian_of="representation",
+    ),
+    "full gradients of F-MTL, kept": lambda: samo_jax.f_mtl(
+        samo_jax.moco(), num_tasks=2, direction="global", weights_every=2
+    ),
     "weights kept of drawn tasks": lambda: multitask(
         samo_jax.mgda(), weights_every=2, tasks_per_step=1, key=0
     ),
@@ -380,6 +393,15 @@ LIBRARY = {
         multitask(samo_jax.modo()), sample_loss_fns=loss_fn
     ),
     "no samples": lambda: update(multitask(samo_jax.modo())),
+    "samples, streamed": lambda: update(
+        multitask(gramian_block=1), sample_loss_fns=[loss_fn]
+    ),
+    "samples of a representation": lambda: update(
+        multitask(gramian_of="representation"), sample_loss_fns=[loss_fn]
+    ),
+    "samples and kept weights": lambda: update(
+        multitask(samo_jax.mgda(), weights_every=2), sample_loss_fns=[loss_fn]
+    ),
     "too many clean losses": lambda: update(
         multitask(samo_jax.dwa(window=1)), losses=jnp.ones(3)
     ),

@@ -18,7 +18,12 @@ from samo_jax._representation import (
     gradients_by_representation,
 )
 from samo_jax._step._devices import Devices
-from samo_jax._step._method import Method, Outcome, States
+from samo_jax._step._method import (
+    Method,
+    Outcome,
+    States,
+    takes_part,
+)
 from samo_jax._step._passes import present_heads, shared_points
 from samo_jax._tree import PyTree
 
@@ -32,14 +37,14 @@ def step_by_part(
     """
     combiner, devices = method.combiner, method.devices
     context = method.perturbation.prepare(problem, states.perturbation)
-    passes_at = _passes_at(method, problem)
+    passes_at = part_passes(method, problem)
     (part,) = shared_points(method.perturbation, problem, context, passes_at)
     losses = devices.mean(part.losses)
     present = task_mask & part.are_finite()
     weighted_gradient = part.only(present).weighted_gradient
     heads, present = present_heads(weighted_gradient, problem, devices, present)
     part = part.only(present)
-    products = _gramian(part.rows, len(problem.tasks), devices)
+    products = gramian_of_rows(part.rows, len(problem.tasks), devices)
     args = problem.combiner_args(losses, present)
     if isinstance(combiner, Weighting):
         weights, combiner_state = weighting_update(combiner)(
@@ -53,12 +58,14 @@ def step_by_part(
     return Outcome(shared, heads, weights, present, states, args["losses"], products)
 
 
-def _passes_at(method: Method, problem: Problem) -> Callable[..., PartGradients]:
-    if isinstance(method.gramian_of, str):
+def part_passes(method: Method, problem: Problem) -> Callable[..., PartGradients]:
+    """Passes at shared points, with the gradients that the Gramian is of."""
+    if takes_part(method) and isinstance(method.gramian_of, str):
         return partial(
             gradients_by_representation, labels=problem.labels, unroll=problem.unroll
         )
-    chosen = mask_leaves(problem.params, method.gramian_of, "gramian_of")
+    mask = method.gramian_of if takes_part(method) else True
+    chosen = mask_leaves(problem.params, mask, "gramian_of")
     chosen = jax.tree.map(
         lambda label, leaf: label == SHARED and bool(leaf), problem.labels, chosen
     )
@@ -75,7 +82,7 @@ def _passes_at(method: Method, problem: Problem) -> Callable[..., PartGradients]
     return partial(gradients_by_leaves, leaves=leaves, unroll=problem.unroll)
 
 
-def _gramian(rows: list[Rows], num_tasks: int, devices: Devices) -> jax.Array:
+def gramian_of_rows(rows: list[Rows], num_tasks: int, devices: Devices) -> jax.Array:
     """The Gramian of all arrays that count: one reduction of K x K numbers."""
     total = jnp.zeros((num_tasks, num_tasks))
     for by_array in rows:

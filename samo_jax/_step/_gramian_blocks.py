@@ -46,10 +46,6 @@ def step_by_gramian_blocks(
     share P points and backward passes are known to be linear, it takes a column at a
     time where that is less: K backward passes, and `P K` through their transposes.
     """
-    if problem.sample_loss_fns:
-        raise ValueError(
-            "`sample_loss_fns` needs all gradients at once: leave out `gramian_block`."
-        )
     block, devices = cast(int, method.gramian_block), method.devices
     context = method.perturbation.prepare(problem, states.perturbation)
     points = None

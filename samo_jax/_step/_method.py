@@ -31,6 +31,7 @@ class Method(NamedTuple):
     diagnostics: bool
     gramian_of: GramianOf
     weights_every: int | None
+    separate_parts: bool = False
 
 
 class States(NamedTuple):
@@ -66,6 +67,21 @@ class Outcome(NamedTuple):
     states: States
     losses: jax.Array
     gramian: jax.Array | None
+
+
+def check_samples(method: Method, problem: Problem) -> None:
+    """Raise unless the combiner can get the gradients of samples, where there are."""
+    settings = {
+        "gramian_block": method.gramian_block,
+        "weights_every": method.weights_every,
+        "gramian_of": method.gramian_of if takes_part(method) else None,
+    }
+    for name, value in settings.items():
+        if problem.sample_loss_fns and value is not None:
+            raise ValueError(
+                "`sample_loss_fns` needs the gradients of all tasks at once, by all "
+                f"parameters, at each step, got `{name}`={value!r}. Leave out one."
+            )
 
 
 def makes_task_gradients(method: Method) -> bool:

@@ -15,9 +15,11 @@ from samo_jax._step._method import (
     Method,
     Outcome,
     States,
+    check_samples,
     makes_task_gradients,
     takes_part,
 )
+from samo_jax._step._separate_parts import step_by_separate_parts
 from samo_jax._step._weights_first import step_by_weights_first
 from samo_jax._tree import PyTree
 
@@ -35,6 +37,9 @@ def take_step(
     Of the drawn tasks, where some are: the others are absent. Weights that are kept
     (None: none are) come out as they are after it.
     """
+    check_samples(method, problem)
+    if method.separate_parts:
+        return step_by_separate_parts(method, problem, states, task_mask, kept)
     if drawn is None:
         way = _way(method, problem)
     else:

@@ -1,0 +1,194 @@
+"""`step_by_separate_parts`: loss parts and flat parts, at points that tasks share."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple, cast
+
+import jax
+import jax.numpy as jnp
+
+from samo_jax._combiners._types import Weighting, weighting_update
+from samo_jax._problem import Problem
+from samo_jax._representation import PartGradients, gradients_by_nothing
+from samo_jax._step._by_part import gramian_of_rows, part_passes
+from samo_jax._step._combine import settle
+from samo_jax._step._kept_weights import (
+    KeptWeights,
+    growth_factor,
+    kept_weighting,
+    renew_or_go_on,
+    without_gradients,
+)
+from samo_jax._step._method import Method, Outcome, States
+from samo_jax._step._passes import present_heads, shared_points
+from samo_jax._tasks import uniform_weights
+from samo_jax._tree import PyTree, as_floats, scale_leaves, tree_norm, zero_unless
+
+
+class SeparateState(NamedTuple):
+    """State of the combiner of `f_mtl`.
+
+    Attributes:
+        loss_state: state of the combiner for the loss parts.
+        flat_state: state of the combiner for the flat parts.
+        flat_weights: shape (K,), the last weights of the flat parts. (Those of the loss
+            parts are `MultitaskState.weights`.)
+    """
+
+    loss_state: Any
+    flat_state: Any
+    flat_weights: jax.Array
+
+
+def init_parts(combiner: Weighting, num_tasks: int) -> SeparateState:
+    """The first state. Its parts are two buffers: it may be donated."""
+    first, second = (combiner.init(num_tasks) for _ in range(2))
+    return SeparateState(first, second, uniform_weights(num_tasks))
+
+
+class _Passes(NamedTuple):
+    """Passes at theta and at theta + eps, without absent tasks."""
+
+    clean: PartGradients
+    perturbed: PartGradients
+    heads: PyTree
+    present: jax.Array
+    args: dict[str, Any]
+
+
+def step_by_separate_parts(
+    method: Method,
+    problem: Problem,
+    states: States,
+    task_mask: jax.Array,
+    kept: KeptWeights | None,
+) -> tuple[PyTree, Outcome, KeptWeights | None]:
+    """`d = J(theta)'w + (J(theta + eps) - J(theta))'v`, eps common to all tasks.
+
+    w and v are the combiner's, of the Gramians of both parts. In steps that go on with
+    kept ones, each part gets the length that `step_with_kept_weights` gives the whole:
+    four backward passes for any K.
+    """
+    step = method, problem, states, task_mask
+    if kept is None:
+        return *_renew(*step)[:2], None
+    branches = partial(_renew, *step), partial(_go_on, *step, kept)
+    return renew_or_go_on(*branches, method, task_mask, kept)
+
+
+def _renew(method: Method, problem: Problem, states: States, task_mask: jax.Array):
+    """A step that takes both weights, by Gramians of both parts."""
+    combiner = cast(Weighting, method.combiner)
+    passes = _take_passes(
+        method, problem, states, task_mask, part_passes(method, problem)
+    )
+    clean, perturbed = passes.clean.rows, passes.perturbed.rows
+    flat = [
+        q._replace(values=q.values - g.values)
+        for q, g in zip(perturbed, clean, strict=True)
+    ]
+    gramians = [
+        gramian_of_rows(rows, len(problem.tasks), method.devices)
+        for rows in (clean, flat)
+    ]
+    found = [
+        weighting_update(combiner)(gramian, state, **passes.args)
+        for gramian, state in zip(gramians, states.combiner[:2], strict=True)
+    ]
+    weights = [of_part for of_part, _ in found]
+    parts = _parts(passes, weights, method, problem)
+    state = SeparateState(found[0][1], found[1][1], weights[1])
+    outcome = _outcome(passes, parts, weights[0], gramians[0], states, state, method)
+    direction, outcome = settle(outcome, states, problem.labels, problem.mean_grad)
+    kept = KeptWeights(
+        age=jnp.zeros((), jnp.int32),
+        kept_tasks=outcome.present,
+        kept_weights=zero_unless(jnp.any(outcome.present), jnp.stack(weights)),
+        kept_gramian=jnp.stack(gramians),
+        kept_length=jnp.stack([*map(tree_norm, parts)]),
+    )
+    return direction, without_gradients(outcome), kept
+
+
+def _go_on(
+    method: Method,
+    problem: Problem,
+    states: States,
+    task_mask: jax.Array,
+    kept: KeptWeights,
+):
+    """A step by kept weights, each part as long as its own growth makes it."""
+    combiner = cast(Weighting, method.combiner)
+    passes = _take_passes(method, problem, states, task_mask, gradients_by_nothing)
+    weights = []
+    for state, w, gramian in zip(
+        states.combiner[:2], kept.kept_weights, kept.kept_gramian, strict=True
+    ):
+        of_part = kept._replace(kept_weights=w, kept_gramian=gramian)
+        update = kept_weighting(combiner, of_part).update
+        weights.append(update(gramian, state, **passes.args)[0])
+    parts = _parts(passes, weights, method, problem)
+    factors = [
+        growth_factor(combiner, part, length)
+        for part, length in zip(parts, kept.kept_length, strict=True)
+    ]
+    parts = [
+        scale_leaves(part, lambda _, by=factor: by)
+        for part, factor in zip(parts, factors, strict=True)
+    ]
+    w, v = (by * of_part for by, of_part in zip(factors, weights, strict=True))
+    state = states.combiner._replace(flat_weights=v)
+    outcome = _outcome(passes, parts, w, kept.kept_gramian[0], states, state, method)
+    direction, outcome = settle(outcome, states, problem.labels, problem.mean_grad)
+    return direction, without_gradients(outcome), kept._replace(age=kept.age + 1)
+
+
+def _take_passes(
+    method: Method,
+    problem: Problem,
+    states: States,
+    task_mask: jax.Array,
+    passes_at: Callable[..., PartGradients],
+) -> _Passes:
+    devices, perturbation = method.devices, method.perturbation
+    index = jnp.zeros(len(problem.tasks), jnp.int32)
+    clean = passes_at(problem.loss_fn, [problem.params], index)
+    present = devices.all(task_mask & clean.are_finite())
+    shares = present / jnp.maximum(jnp.sum(present), 1)
+    mean_grad = devices.mean(clean.only(present).weighted_gradient(shares))
+    context = perturbation.prepare(
+        problem._replace(mean_grad=mean_grad), states.perturbation
+    )
+    (perturbed,) = shared_points(perturbation, problem, context, passes_at)
+    present &= devices.all(perturbed.are_finite())
+    heads, present = present_heads(
+        perturbed.only(present).weighted_gradient, problem, devices, present
+    )
+    args = problem.combiner_args(devices.mean(perturbed.losses), present)
+    return _Passes(clean.only(present), perturbed.only(present), heads, present, args)
+
+
+def _parts(
+    passes: _Passes, weights: list[jax.Array], method: Method, problem: Problem
+) -> list[PyTree]:
+    """`J(theta)'w` and `(J(theta + eps) - J(theta))'v` by the shared leaves."""
+
+    def sum_of(gradients, weights):
+        return as_floats(problem.shared(gradients.weighted_gradient(weights)))
+
+    w, v = weights
+    perturbed, clean = (sum_of(at, v) for at in (passes.perturbed, passes.clean))
+    flat = jax.tree.map(jnp.subtract, perturbed, clean)
+    return method.devices.mean([sum_of(passes.clean, w), flat])
+
+
+def _outcome(passes: _Passes, parts, weights, gramian, states, state, method):
+    return Outcome(
+        shared=jax.tree.map(jnp.add, *parts),
+        heads=method.devices.mean(passes.heads),
+        weights=weights,
+        present=passes.present,
+        states=states._replace(combiner=state),
+        losses=passes.args["losses"],
+        gramian=gramian,
+    )
