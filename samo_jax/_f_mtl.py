@@ -77,10 +77,12 @@ def f_mtl(
         axis_name: see `multitask`.
         diagnostics: see `multitask`; of the q_i, with `gramian_of` or `weights_every`
             the Gramian of the g_i.
-        gramian_of: see `multitask`; of both parts, with a common perturbation and a
+        gramian_of: see `multitask`; of both parts, each of which has the length that
+            its gradients by all shared leaves give it. With a common perturbation and a
             `Weighting`.
-        weights_every: see `multitask`; of both parts, each of which has the length that
-            its own gradients give it. With a common perturbation and a `Weighting`.
+        weights_every: see `multitask`; of both parts, each with the length that its
+            gradients of this step give it. With a common perturbation and a
+            `Weighting`.
 
     Returns:
         A `GradientTransformationExtraArgs`, see `multitask`. The incoming updates only

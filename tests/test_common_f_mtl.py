@@ -257,3 +257,26 @@ def test_a_chain_learns_in_a_scan_and_keeps_its_types(part):
     chex.assert_trees_all_equal_shapes_and_dtypes(state, tx.init(start))
     before, after = (sum(task_losses(p, data).values()) for p in (start, params))
     assert after < 0.5 * before
+
+
+@pytest.mark.usefixtures("x64")
+def test_lengths_do_not_depend_on_the_gramians_unit():
+    """The same features, a hundred times as large for heads as small."""
+    labels = {"trunk": "shared", "a": "a", "b": "b"}
+    params = {"trunk": jnp.array([0.5, -1.0, 2.0]), "a": jnp.ones(3), "b": -jnp.ones(3)}
+
+    def direction(unit):
+        def loss_fn(params):
+            z = samo_jax.representation(jnp.tanh(params["trunk"]) / unit)
+            return {n: jnp.sum(params[n] * unit * z - 0.3) ** 2 for n in ("a", "b")}
+
+        tx = samo_jax.f_mtl(
+            FAIRGRAD,
+            num_tasks=2,
+            param_labels=labels,
+            direction="global",
+            gramian_of="representation",
+        )
+        return tx.update(params, tx.init(params), params, loss_fn=loss_fn)[0]
+
+    chex.assert_trees_all_close(direction(100.0), direction(1.0), rtol=1e-9)

@@ -22,7 +22,9 @@ from samo_jax._step._kept_weights import (
 from samo_jax._step._method import Method, Outcome, States
 from samo_jax._step._passes import present_heads, shared_points
 from samo_jax._tasks import uniform_weights
-from samo_jax._tree import PyTree, as_floats, scale_leaves, tree_norm, zero_unless
+from samo_jax._tree import PyTree, as_floats, scale_leaves, zero_unless
+
+_ROUNDINGS = 100
 
 
 class SeparateState(NamedTuple):
@@ -65,9 +67,10 @@ def step_by_separate_parts(
 ) -> tuple[PyTree, Outcome, KeptWeights | None]:
     """`d = J(theta)'w + (J(theta + eps) - J(theta))'v`, eps common to all tasks.
 
-    w and v are the combiner's, of the Gramians of both parts. In steps that go on with
-    kept ones, each part gets the length that `step_with_kept_weights` gives the whole:
-    four backward passes for any K.
+    w and v are the combiner's, of the Gramians of both parts. Each part gets the length
+    that it would have if all gradients were longer or shorter alike than the Gramian
+    has them: it is an older one, or that of a part of the model. In steps that go on
+    with kept weights there are four backward passes for any K.
     """
     step = method, problem, states, task_mask
     if kept is None:
@@ -96,16 +99,17 @@ def _renew(method: Method, problem: Problem, states: States, task_mask: jax.Arra
         for gramian, state in zip(gramians, states.combiner[:2], strict=True)
     ]
     weights = [of_part for of_part, _ in found]
-    parts = _parts(passes, weights, method, problem)
-    state = SeparateState(found[0][1], found[1][1], weights[1])
-    outcome = _outcome(passes, parts, weights[0], gramians[0], states, state, method)
+    lengths = [*map(_length, weights, gramians)]
+    parts, (w, v) = _scaled_parts(passes, weights, lengths, method, problem)
+    state = SeparateState(found[0][1], found[1][1], v)
+    outcome = _outcome(passes, parts, w, gramians[0], states, state, method)
     direction, outcome = settle(outcome, states, problem.labels, problem.mean_grad)
     kept = KeptWeights(
         age=jnp.zeros((), jnp.int32),
         kept_tasks=outcome.present,
         kept_weights=zero_unless(jnp.any(outcome.present), jnp.stack(weights)),
         kept_gramian=jnp.stack(gramians),
-        kept_length=jnp.stack([*map(tree_norm, parts)]),
+        kept_length=jnp.stack(lengths),
     )
     return direction, without_gradients(outcome), kept
 
@@ -127,16 +131,7 @@ def _go_on(
         of_part = kept._replace(kept_weights=w, kept_gramian=gramian)
         update = kept_weighting(combiner, of_part).update
         weights.append(update(gramian, state, **passes.args)[0])
-    parts = _parts(passes, weights, method, problem)
-    factors = [
-        growth_factor(combiner, part, length)
-        for part, length in zip(parts, kept.kept_length, strict=True)
-    ]
-    parts = [
-        scale_leaves(part, lambda _, by=factor: by)
-        for part, factor in zip(parts, factors, strict=True)
-    ]
-    w, v = (by * of_part for by, of_part in zip(factors, weights, strict=True))
+    parts, (w, v) = _scaled_parts(passes, weights, kept.kept_length, method, problem)
     state = states.combiner._replace(flat_weights=v)
     outcome = _outcome(passes, parts, w, kept.kept_gramian[0], states, state, method)
     direction, outcome = settle(outcome, states, problem.labels, problem.mean_grad)
@@ -180,6 +175,36 @@ def _parts(
     perturbed, clean = (sum_of(at, v) for at in (passes.perturbed, passes.clean))
     flat = jax.tree.map(jnp.subtract, perturbed, clean)
     return method.devices.mean([sum_of(passes.clean, w), flat])
+
+
+def _length(weights: jax.Array, gramian: jax.Array) -> jax.Array:
+    """The length of `J'w` by the Gramian, and 0 where that is rounding."""
+    square, terms = (
+        jnp.linalg.multi_dot([w, products, w], precision="highest")
+        for w, products in (
+            (weights, gramian),
+            (jnp.abs(weights), jnp.abs(gramian)),
+        )
+    )
+    is_known = square > _ROUNDINGS * jnp.finfo(square.dtype).eps * terms
+    return jnp.sqrt(zero_unless(is_known, square))
+
+
+def _scaled_parts(
+    passes: _Passes, weights, lengths, method: Method, problem: Problem
+) -> tuple[list[PyTree], list[jax.Array]]:
+    """Parts and weights as long as the combiner makes them, for these gradients."""
+    combiner = cast(Weighting, method.combiner)
+    parts = _parts(passes, weights, method, problem)
+    factors = [
+        growth_factor(combiner, part, length)
+        for part, length in zip(parts, lengths, strict=True)
+    ]
+    parts = [
+        scale_leaves(part, lambda _, by=factor: by)
+        for part, factor in zip(parts, factors, strict=True)
+    ]
+    return parts, [by * w for by, w in zip(factors, weights, strict=True)]
 
 
 def _outcome(passes: _Passes, parts, weights, gramian, states, state, method):
