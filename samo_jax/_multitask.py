@@ -198,8 +198,6 @@ def multitask(
         gramian_of,
         weights_every,
     )
-    check_gramian_block(method, unroll)
-    check_tasks_per_step(method, num_tasks)
     return transformation(
         method, num_tasks=num_tasks, key=key, param_labels=param_labels, unroll=unroll
     )
@@ -227,6 +225,8 @@ def transformation(
     """The transformation of these settings."""
     check_weights_every(method)
     check_gramian_of(method, num_tasks)
+    check_gramian_block(method, unroll)
+    check_tasks_per_step(method, num_tasks)
     parts = (2,) if method.separate_parts else ()
 
     def init(params: PyTree) -> Any:

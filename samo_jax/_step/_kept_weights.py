@@ -29,7 +29,8 @@ T = TypeVar("T")
 class KeptWeights(NamedTuple):
     """Weights of one step, for the steps that follow.
 
-    Of `f_mtl` the last three have a leading axis of 2, for loss parts and flat parts.
+    Of `f_mtl` the last three have a leading axis of 2, for loss parts and flat parts,
+    and lengths are those by the Gramian.
 
     Attributes:
         age: shape (), int32, number of steps since the weights were taken.

@@ -1,6 +1,6 @@
 """`step_by_separate_parts`: loss parts and flat parts, at points that tasks share."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any, NamedTuple, cast
 
@@ -22,7 +22,7 @@ from samo_jax._step._kept_weights import (
 from samo_jax._step._method import Method, Outcome, States
 from samo_jax._step._passes import present_heads, shared_points
 from samo_jax._tasks import uniform_weights
-from samo_jax._tree import PyTree, as_floats, scale_leaves, zero_unless
+from samo_jax._tree import PyTree, as_floats, zero_unless
 
 _ROUNDINGS = 100
 
@@ -98,12 +98,11 @@ def _renew(method: Method, problem: Problem, states: States, task_mask: jax.Arra
         weighting_update(combiner)(gramian, state, **passes.args)
         for gramian, state in zip(gramians, states.combiner[:2], strict=True)
     ]
-    weights = [of_part for of_part, _ in found]
+    weights, combiner_states = zip(*found, strict=True)
     lengths = [*map(_length, weights, gramians)]
-    parts, (w, v) = _scaled_parts(passes, weights, lengths, method, problem)
-    state = SeparateState(found[0][1], found[1][1], v)
-    outcome = _outcome(passes, parts, w, gramians[0], states, state, method)
-    direction, outcome = settle(outcome, states, problem.labels, problem.mean_grad)
+    direction, outcome = _conclude(
+        method, problem, states, passes, weights, lengths, gramians, combiner_states
+    )
     kept = KeptWeights(
         age=jnp.zeros((), jnp.int32),
         kept_tasks=outcome.present,
@@ -111,7 +110,7 @@ def _renew(method: Method, problem: Problem, states: States, task_mask: jax.Arra
         kept_gramian=jnp.stack(gramians),
         kept_length=jnp.stack(lengths),
     )
-    return direction, without_gradients(outcome), kept
+    return direction, outcome, kept
 
 
 def _go_on(
@@ -124,18 +123,25 @@ def _go_on(
     """A step by kept weights, each part as long as its own growth makes it."""
     combiner = cast(Weighting, method.combiner)
     passes = _take_passes(method, problem, states, task_mask, gradients_by_nothing)
+    combiner_states, gramians = states.combiner[:2], kept.kept_gramian
     weights = []
     for state, w, gramian in zip(
-        states.combiner[:2], kept.kept_weights, kept.kept_gramian, strict=True
+        combiner_states, kept.kept_weights, gramians, strict=True
     ):
         of_part = kept._replace(kept_weights=w, kept_gramian=gramian)
         update = kept_weighting(combiner, of_part).update
         weights.append(update(gramian, state, **passes.args)[0])
-    parts, (w, v) = _scaled_parts(passes, weights, kept.kept_length, method, problem)
-    state = states.combiner._replace(flat_weights=v)
-    outcome = _outcome(passes, parts, w, kept.kept_gramian[0], states, state, method)
-    direction, outcome = settle(outcome, states, problem.labels, problem.mean_grad)
-    return direction, without_gradients(outcome), kept._replace(age=kept.age + 1)
+    direction, outcome = _conclude(
+        method,
+        problem,
+        states,
+        passes,
+        weights,
+        kept.kept_length,
+        gramians,
+        combiner_states,
+    )
+    return direction, outcome, kept._replace(age=kept.age + 1)
 
 
 def _take_passes(
@@ -163,57 +169,56 @@ def _take_passes(
     return _Passes(clean.only(present), perturbed.only(present), heads, present, args)
 
 
-def _parts(
-    passes: _Passes, weights: list[jax.Array], method: Method, problem: Problem
-) -> list[PyTree]:
-    """`J(theta)'w` and `(J(theta + eps) - J(theta))'v` by the shared leaves."""
-
-    def sum_of(gradients, weights):
-        return as_floats(problem.shared(gradients.weighted_gradient(weights)))
-
-    w, v = weights
-    perturbed, clean = (sum_of(at, v) for at in (passes.perturbed, passes.clean))
-    flat = jax.tree.map(jnp.subtract, perturbed, clean)
-    return method.devices.mean([sum_of(passes.clean, w), flat])
-
-
 def _length(weights: jax.Array, gramian: jax.Array) -> jax.Array:
     """The length of `J'w` by the Gramian, and 0 where that is rounding."""
-    square, terms = (
-        jnp.linalg.multi_dot([w, products, w], precision="highest")
-        for w, products in (
-            (weights, gramian),
-            (jnp.abs(weights), jnp.abs(gramian)),
-        )
-    )
+
+    def square_of(w, products):
+        return jnp.linalg.multi_dot([w, products, w], precision="highest")
+
+    square = square_of(weights, gramian)
+    terms = square_of(jnp.abs(weights), jnp.abs(gramian))
     is_known = square > _ROUNDINGS * jnp.finfo(square.dtype).eps * terms
     return jnp.sqrt(zero_unless(is_known, square))
 
 
-def _scaled_parts(
-    passes: _Passes, weights, lengths, method: Method, problem: Problem
-) -> tuple[list[PyTree], list[jax.Array]]:
-    """Parts and weights as long as the combiner makes them, for these gradients."""
-    combiner = cast(Weighting, method.combiner)
-    parts = _parts(passes, weights, method, problem)
-    factors = [
+def _conclude(
+    method: Method,
+    problem: Problem,
+    states: States,
+    passes: _Passes,
+    weights: Sequence[jax.Array],
+    lengths: Iterable[jax.Array],
+    gramians: Sequence[jax.Array] | jax.Array,
+    combiner_states: Sequence[Any],
+) -> tuple[PyTree, Outcome]:
+    """The direction, its parts as long as the combiner makes them for these gradients.
+
+    Weights, lengths of the directions that they are for, Gramians and states are those
+    of loss parts and flat parts.
+    """
+    devices, combiner = method.devices, cast(Weighting, method.combiner)
+
+    def sum_of(gradients, weights):
+        return as_floats(problem.shared(gradients.weighted_gradient(weights)))
+
+    (w, v), (loss_state, flat_state) = weights, combiner_states
+    perturbed, clean = (sum_of(at, v) for at in (passes.perturbed, passes.clean))
+    flat_part = jax.tree.map(jnp.subtract, perturbed, clean)
+    parts = devices.mean([sum_of(passes.clean, w), flat_part])
+    of_loss, of_flat = (
         growth_factor(combiner, part, length)
         for part, length in zip(parts, lengths, strict=True)
-    ]
-    parts = [
-        scale_leaves(part, lambda _, by=factor: by)
-        for part, factor in zip(parts, factors, strict=True)
-    ]
-    return parts, [by * w for by, w in zip(factors, weights, strict=True)]
-
-
-def _outcome(passes: _Passes, parts, weights, gramian, states, state, method):
-    return Outcome(
-        shared=jax.tree.map(jnp.add, *parts),
-        heads=method.devices.mean(passes.heads),
-        weights=weights,
-        present=passes.present,
-        states=states._replace(combiner=state),
-        losses=passes.args["losses"],
-        gramian=gramian,
     )
+    outcome = Outcome(
+        shared=jax.tree.map(lambda a, b: of_loss * a + of_flat * b, *parts),
+        heads=devices.mean(passes.heads),
+        weights=of_loss * w,
+        present=passes.present,
+        states=states._replace(
+            combiner=SeparateState(loss_state, flat_state, of_flat * v)
+        ),
+        losses=passes.args["losses"],
+        gramian=gramians[0],
+    )
+    direction, outcome = settle(outcome, states, problem.labels, problem.mean_grad)
+    return direction, without_gradients(outcome)

@@ -51,9 +51,9 @@ def alpha_fair(matrix: jax.Array, scale: jax.Array, p: jax.Array) -> Solution:
         attempts, last = carry
         return (attempts == 0) | ((attempts == 1) & ~last.converged)
 
-    none = jnp.zeros((), matrix.dtype)
-    start = Solution(scale, none, jnp.array(0, jnp.int32), jnp.array(False))
-    attempts, solution = lax.while_loop(unsolved, attempt, (none, start))
+    zero = jnp.zeros((), matrix.dtype)
+    start = Solution(scale, zero, jnp.array(0, jnp.int32), jnp.array(False))
+    attempts, solution = lax.while_loop(unsolved, attempt, (zero, start))
 
     def without_conflict():
         rates, _ = matvec(matrix, solution.weights)
