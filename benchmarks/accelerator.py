@@ -65,9 +65,16 @@ METHODS = ("plain", "FairGrad", "global SAM", "SAMO", "F-MTL")
 # JAX's `unroll` of a model's steps, and more (method, unroll)s. K passes in a row hold
 # the activations of them all, and a large model has no memory for that.
 UNROLL = {"cnn40": None, "transformer8": False, "dense3": None}
+CHEAP = (
+    "FairGrad, representation",
+    "FairGrad, kept",
+    "FairGrad, both",
+    "global SAM, both",
+    "F-MTL, common, both",
+)
 MORE = {
-    "cnn40": [("FairGrad", 10), ("SAMO", 10)],
-    "transformer8": [("FairGrad", None)],
+    "cnn40": [("FairGrad", 10), ("SAMO", 10), *((name, None) for name in CHEAP)],
+    "transformer8": [("FairGrad", None), *((name, False) for name in CHEAP)],
     "dense3": [],
 }
 ROUNDS = 3

@@ -40,6 +40,7 @@ METHODS = {
         name: step_methods.METHODS[name]
         for name in ("FairGrad", "global SAM", "SAMO", "F-MTL")
     },
+    **step_methods.CHEAP_METHODS,
 }
 ROUNDS = 100  # of control flow
 # Options of compilation where only the numbers count.

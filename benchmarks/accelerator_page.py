@@ -48,6 +48,8 @@ STEPS = """\
 SGD; "plain" is the mean loss, the others FairGrad with alpha 2. Where nothing else is
 said, `unroll` is the default; a loop is `unroll=False`, chunks of 10 `unroll=10`. All
 steps of a model compile at once, on the threads of one process.
+"Representation" is `gramian_of="representation"`, "kept" is `weights_every=10`; "both"
+has both. With kept weights the median step keeps them, and the longest one takes them.
 PyTorch is eager, and takes the weights as published, by SciPy on the host; "of it
 SciPy" is that time. Its K backward passes at one point run one by one or batched,
 whichever is faster. Memory is what XLA needs for the step, parameters included, and the

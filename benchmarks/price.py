@@ -1,30 +1,42 @@
 """The price of a step relative to plain training, exact and in cheaper forms."""
 
 import argparse
-from itertools import product
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import price_torch
 from page import Page
+from rich.progress import track
 from step_clock import Timed, take_turns, training_step
-from step_methods import PLAIN, RHO, Method, f_mtl, multitask, two_points
-from step_models import MODELS, Model
+from step_methods import MU, PLAIN, RHO, Method, f_mtl, multitask, two_points
+from step_models import MODELS, Model, cnn, transformer
 
 import samo_jax
 from samo_jax.experiments.reports.machine import machine
 
-OUTPUT = Path(__file__).parents[1] / "docs" / "price_benchmark.md"
-ROUNDS, EVERY = 15, 10
+OUTPUT = Path(__file__).parents[1] / "docs" / "evidence" / "price.md"
+ROUNDS, EVERY = 7, 10
+ENCODER = partial(
+    transformer,
+    layers=4,
+    width=128,
+    vocabulary=1024,
+    batch=(16, 64),
+    compute=jnp.float32,
+)
 COMBINERS = {
     "FairGrad": samo_jax.fairgrad(2.0),
-    "MGDA": samo_jax.mgda(),
     "UPGrad": samo_jax.upgrad(),
+    "MGDA": samo_jax.mgda(),
 }
-PERTURBATIONS = {
+# Those whose points tasks share have all forms.
+SHARED = {
     "plain": None,
     "global SAM": samo_jax.global_sam(RHO),
-    "SAMO, two points": two_points,
+    "SAMO, shared probe": two_points,
 }
 FORMS: dict[str, dict[str, Any]] = {
     "exact": {},
@@ -32,88 +44,149 @@ FORMS: dict[str, dict[str, Any]] = {
     f"kept {EVERY}": {"weights_every": EVERY},
     "both": {"gramian_of": "representation", "weights_every": EVERY},
 }
+CHEAP = ["representation", "both"]
 COLUMNS = ["method", "form", "step / plain", "compile s", "temporary MB"]
+TORCH_COLUMNS = ["method", "way", "step / our plain", "step / its plain"]
+GROWTH_COLUMNS = ["method", "form", "tasks", "step ms", "step / plain", "compile s"]
 INTRODUCTION = """\
-# Price benchmark
+# Price of a step
 
 Written by `python benchmarks/price.py` on {machine}
 
 Training steps with SGD, compiled with `jax.jit`, relative to one on the plain mean
-loss. All steps of one combiner take turns, {rounds} rounds in random order; ratios are
-of medians. With weights kept for {every} steps, it is the mean of one step that takes
-them and {others} that do not.
+loss. Each method comes in up to four forms: exact; with `gramian_of="representation"`;
+with `weights_every={every}`; with both. All steps of one model take turns, {rounds}
+rounds in random order; ratios are of medians. With weights kept for {every} steps, the
+number is the mean of one step that takes them and {others} that do not.
+
+What the forms cost in quality is on [a page of its own](kept_weights.md).
+
+PyTorch's steps ran in the same rounds, on the same shapes and two threads. TorchJD is
+used in both of its ways. LibMTL's order of `rep_grad` was written for this benchmark.
 """
 
 
-def steps(combiner: str) -> dict[tuple[str, str], Method]:
-    """Plain training, the mean with each perturbation, and a combiner in each form."""
-    found = {("mean", "plain"): PLAIN}
-    for name, perturbation in PERTURBATIONS.items():
+def ours(combiners: list[str]) -> dict[tuple[str, str], Method]:
+    """Plain training, the mean with each perturbation, and combiners in each form."""
+    samo = samo_jax.joint_sam(RHO, local=samo_jax.probe(MU))
+    found = {("mean + plain", "exact"): PLAIN}
+    for name, perturbation in (SHARED | {"SAMO": samo}).items():
         clean_pass = perturbation is not None
+        forms = FORMS if name in SHARED else {"exact": {}}
         if clean_pass:
             mean = multitask(perturbation, samo_jax.mean())
             found[f"mean + {name}", "exact"] = Method(mean, {})
+        for combiner in combiners:
+            for form, settings in forms.items():
+                transform = multitask(perturbation, COMBINERS[combiner], **settings)
+                found[f"{combiner} + {name}", form] = Method(transform, {}, clean_pass)
+    for combiner in combiners:
+        local = f_mtl(COMBINERS[combiner])
+        found[f"{combiner} + F-MTL", "exact"] = Method(local, {})
         for form, settings in FORMS.items():
-            transform = multitask(perturbation, COMBINERS[combiner], **settings)
-            found[f"{combiner} + {name}", form] = Method(transform, {}, clean_pass)
-    for form, settings in FORMS.items():
-        transform = f_mtl(COMBINERS[combiner], direction="global", **settings)
-        found[f"{combiner}, F-MTL, common", form] = Method(transform, {}, False)
+            transform = f_mtl(COMBINERS[combiner], direction="global", **settings)
+            key = f"{combiner} + F-MTL, common", form
+            found[key] = Method(transform, {}, clean_pass=False)
     return found
 
 
-def measure(model: Model, combiner: str, rounds: int) -> list[list[str]]:
-    """Table rows of one combiner with one model."""
+def compiled_steps(
+    model: Model, methods: dict[tuple[str, str], Method]
+) -> dict[tuple[str, str], Timed]:
+    """The methods' steps, those without weights to keep first."""
     # Memory for compiled programs is limited.
     jax.clear_caches()
-    timed = {
+    return {
         key: training_step(model, method, None)
-        for key, method in steps(combiner).items()
+        for key, method in track(methods.items(), "Compiling", transient=True)
     }
-    # These steps keep weights; those that take them cost what the form alone costs.
-    take_turns(list(timed.values()), rounds)
-    plain = timed["mean", "plain"]
 
-    def price(method: str, form: str, step: Timed) -> float:
-        renewal = {f"kept {EVERY}": "exact", "both": "representation"}.get(form)
-        if renewal is None:
-            return step.milliseconds / plain.milliseconds
-        dear = timed[method, renewal].milliseconds
-        cheap = step.milliseconds * (EVERY - 1)
-        return (dear + cheap) / EVERY / plain.milliseconds
 
-    return [
+def milliseconds(timed: dict[tuple[str, str], Timed], method: str, form: str) -> float:
+    """Time of a step, on average over steps that take weights and that keep them."""
+    # Steps that are timed keep them; those that take them cost what the form costs.
+    step = timed[method, form].milliseconds
+    renewal = {f"kept {EVERY}": "exact", "both": "representation"}.get(form)
+    if renewal is None:
+        return step
+    return (timed[method, renewal].milliseconds + (EVERY - 1) * step) / EVERY
+
+
+def measure(model: Model, combiners: list[str], rounds: int) -> tuple[list, list]:
+    """Table rows of one model: ours, and PyTorch's."""
+    timed = compiled_steps(model, ours(combiners))
+    in_torch = {
+        key: Timed(step, [])
+        for key, step in price_torch.steps(model, RHO).items()
+        if key[0].partition(" + ")[0] in ("mean", *combiners)
+    }
+    take_turns([*timed.values(), *in_torch.values()], rounds)
+    plain = timed["mean + plain", "exact"].milliseconds
+    rows = [
         [
             *key,
-            f"{price(*key, step):.2f}",
+            f"{milliseconds(timed, *key) / plain:.2f}",
             f"{step.compile_seconds:.1f}",
             f"{step.temporary_bytes / 2**20:.3g}",
         ]
         for key, step in timed.items()
     ]
+    its_plain = in_torch["mean + plain", "backward"].milliseconds
+    torch_rows = [
+        [*key, *(f"{step.milliseconds / one:.2f}" for one in (plain, its_plain))]
+        for key, step in in_torch.items()
+    ]
+    return rows, torch_rows
+
+
+def grow(tasks: list[int], rounds: int) -> list[list[str]]:
+    """Table rows of the cheap forms of FairGrad for several numbers of tasks."""
+    methods = {
+        key: method
+        for key, method in ours(["FairGrad"]).items()
+        if key == ("mean + plain", "exact")
+        or (key[1] in CHEAP and "SAMO" not in key[0])
+    }
+    rows = []
+    for num_tasks in tasks:
+        timed = compiled_steps(cnn(num_tasks), methods)
+        take_turns(list(timed.values()), rounds)
+        plain = timed["mean + plain", "exact"].milliseconds
+        for key, step in timed.items():
+            time, seconds = milliseconds(timed, *key), step.compile_seconds
+            numbers = f"{time:.3g}", f"{time / plain:.2f}", f"{seconds:.1f}"
+            rows.append([*key, str(num_tasks), *numbers])
+    return sorted(rows, key=lambda row: list(methods).index((row[0], row[1])))
 
 
 def main() -> None:
     """Measure every form on the models."""
+    models = MODELS | {"encoder8": ENCODER}
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--models", nargs="+", choices=MODELS, default=["cnn40"])
+    parser.add_argument("--models", nargs="*", choices=models, default=list(models))
     parser.add_argument(
         "--combiners", nargs="+", choices=COMBINERS, default=list(COMBINERS)
     )
+    parser.add_argument("--growth", type=int, nargs="*", default=[8, 32, 128, 256])
     parser.add_argument("--rounds", type=int, default=ROUNDS)
     parser.add_argument("--output", type=Path, default=OUTPUT)
     arguments = parser.parse_args()
     introduction = INTRODUCTION.format(
-        machine=machine("samo_jax", "jax"),
+        machine=machine("samo_jax", "jax", "torch", "torchjd"),
         rounds=arguments.rounds,
         every=EVERY,
         others=EVERY - 1,
     )
     page = Page(arguments.output, introduction)
-    for name, combiner in product(arguments.models, arguments.combiners):
-        model = MODELS[name]()
-        rows = measure(model, combiner, arguments.rounds)
-        page.section(f"{name}, {combiner}", COLUMNS, rows, f"{model.description}.\n")
+    for name in arguments.models:
+        model = models[name]()
+        rows, in_torch = measure(model, arguments.combiners, arguments.rounds)
+        page.section(name, COLUMNS, rows, f"{model.description}.\n")
+        page.section(f"{name} in PyTorch", TORCH_COLUMNS, in_torch)
+    if arguments.growth:
+        text = "The CNN with more and more tasks, each with a head of its own.\n"
+        rows = grow(arguments.growth, arguments.rounds)
+        page.section("Growth with the number of tasks", GROWTH_COLUMNS, rows, text)
 
 
 if __name__ == "__main__":

@@ -101,6 +101,19 @@ METHODS = {
         clean_pass=False,
     ),
 }
+# With the Gramian of the representation, with weights kept for ten steps, and both.
+_both = {"gramian_of": "representation", "weights_every": 10}
+CHEAP_METHODS = {
+    "FairGrad, representation": Method(
+        multitask(None, gramian_of="representation"), {}, clean_pass=False
+    ),
+    "FairGrad, kept": Method(multitask(None, weights_every=10), {}, clean_pass=False),
+    "FairGrad, both": Method(multitask(None, **_both), {}, clean_pass=False),
+    "global SAM, both": Method(multitask(samo_jax.global_sam(RHO), **_both), {}),
+    "F-MTL, common, both": Method(
+        f_mtl(direction="global", **_both), {}, clean_pass=False
+    ),
+}
 # Stochastic gradient descent on the mean loss, the clean pass alone.
 PLAIN = Method(lambda *_: optax.with_extra_args_support(optax.identity()), {"clean": 1})
 

@@ -201,8 +201,9 @@ def transformer(
     width: int = 768,
     vocabulary: int = 16384,
     batch: tuple[int, int] = (32, 256),
+    compute: Any = jnp.bfloat16,
 ) -> Model:
-    """Classifications of texts, in bfloat16 with float32 masters."""
+    """Classifications of texts, computed in bfloat16 with float32 masters."""
     rng = np.random.default_rng(1)
     tasks = [f"class{i}" for i in range(num_tasks)]
     classes = 16
@@ -237,7 +238,7 @@ def transformer(
         }
 
     def losses(params, data):
-        return samo_jax.mixed_precision(half_losses, jnp.bfloat16)(params, data)
+        return samo_jax.mixed_precision(half_losses, compute)(params, data)
 
     trunk = {
         "embedding": (vocabulary, width),
@@ -253,8 +254,8 @@ def transformer(
     millions = 1e-6 * (width * (vocabulary + batch[1]) + 12 * layers * width**2)
     return build(
         f"transformer of {layers} layers, width {width}, {millions:.1f} M parameters, "
-        f"{num_tasks} classifications, {batch[0]} texts of {batch[1]} tokens, bfloat16 "
-        "with float32 masters",
+        f"{num_tasks} classifications, {batch[0]} texts of {batch[1]} tokens, computed "
+        f"in {jnp.dtype(compute).name}",
         "transformer",
         trunk,
         heads,

@@ -17,6 +17,7 @@ from samo_jax._labels import (
     label_leaves,
     only_shared,
     only_trained,
+    own_heads,
     zeros_where_frozen,
 )
 from samo_jax._named import named
@@ -124,8 +125,8 @@ def combine_gradients(
             outcome = combine_task_grads(
                 combiner,
                 old,
-                task_grads,
-                labels,
+                only_shared(task_grads, labels),
+                own_heads(task_grads, labels, tasks),
                 tasks=tasks,
                 present=present,
                 losses=None if losses is None else jnp.where(present, losses, jnp.nan),
@@ -139,7 +140,7 @@ def combine_gradients(
                     "tx.update(grads, state, params, losses=losses)."
                 ) from error
             raise
-        direction, outcome = settle(outcome, old, labels, like)
+        direction, outcome = settle(outcome, old, labels, like, tasks)
         if params is not None:
             direction = zeros_where_frozen(direction, params)
         return direction, next_state(state, outcome)

@@ -103,6 +103,22 @@ def only_shared(tree: PyTree, labels: PyTree) -> PyTree:
     )
 
 
+def only_heads(tree: PyTree, labels: PyTree) -> PyTree:
+    """`tree` without the leaves that tasks share (None in their place)."""
+    return jax.tree.map(
+        lambda label, leaf: None if label == SHARED else leaf, labels, tree
+    )
+
+
+def own_heads(task_grads: PyTree, labels: PyTree, tasks: tuple[str, ...]) -> PyTree:
+    """Row i on the head of task i, of a tree with a leading task axis."""
+    return jax.tree.map(
+        lambda label, leaf: None if label == SHARED else leaf[tasks.index(label)],
+        labels,
+        task_grads,
+    )
+
+
 def only_trained(tree: PyTree, labels: PyTree) -> PyTree:
     """`tree` without frozen leaves (None in their place)."""
     if FROZEN not in jax.tree.leaves(labels):

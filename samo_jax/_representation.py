@@ -1,21 +1,21 @@
 """`representation`, and the gradients of tasks by what they have in common."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from samo_jax._absent_tasks import select_tasks
+from samo_jax._absent_tasks import is_finite, select_tasks
 from samo_jax._by_task import ByTask
 from samo_jax._gramian import combine
 from samo_jax._jaxprs import Cut, cut_at_representation, mark_representation
 from samo_jax._labels import SHARED
-from samo_jax._shared_points import SharedPoints, all_at_points, look_into, select_point
+from samo_jax._part_gradients import PartGradients, Rows, Sweep
+from samo_jax._shared_points import SharedPoints, look_into, select_point
 from samo_jax._task_loop import Unroll, map_tasks
 from samo_jax._tasks import LossFn, loss_leaves, stack_losses
-from samo_jax._tree import PyTree, accumulator_dtype, sum_of_squares, zero_unless
+from samo_jax._tree import PyTree, zero_unless
 
 
 def representation(z: PyTree) -> PyTree:
@@ -44,97 +44,6 @@ def representation(z: PyTree) -> PyTree:
     return mark_representation(z)
 
 
-class Rows(NamedTuple):
-    """Gradients of some tasks by one array.
-
-    Attributes:
-        tasks: the tasks, in order; the others' losses do not depend on the array.
-        values: gradients of these tasks, shape (len(tasks), ...).
-        is_common: whether the array counts in the Gramian, as it is of no head.
-        is_parameter: whether it is a parameter, and not computed from examples.
-    """
-
-    tasks: tuple[int, ...]
-    values: jax.Array
-    is_common: bool
-    is_parameter: bool
-
-
-class PartGradients(NamedTuple):
-    """Losses of K tasks at shared points, and their gradients by a part of a model.
-
-    Attributes:
-        losses: each task's loss at its own point, shape (K,).
-        rows: gradients by each array of the part.
-        pull_back_rows: `pull_back_rows(weights, rows)`, the sum `sum_i w_i g_i` of the
-            gradients by all parameters.
-        pull_back: gradient by parameters of a direction by arrays of the part, in the
-            order of `rows`. None: tasks have several points, or parts are parameters.
-    """
-
-    losses: jax.Array
-    rows: list[Rows]
-    pull_back_rows: Callable[[jax.Array, list[Rows]], PyTree]
-    pull_back: Callable[[list[jax.Array]], PyTree] | None
-
-    def are_finite(self) -> jax.Array:
-        """Whether each task's loss and its gradients are finite, shape (K,)."""
-        squares = jnp.zeros_like(self.losses, accumulator_dtype())
-        for rows in self.rows:
-            of_tasks = jax.vmap(sum_of_squares)(rows.values)
-            squares = squares.at[jnp.array(rows.tasks)].add(of_tasks)
-        return jnp.isfinite(self.losses) & jnp.isfinite(squares)
-
-    def weighted_gradient(self, weights: jax.Array) -> PyTree:
-        """`sum_i w_i g_i`, each gradient by all parameters at its task's point."""
-        return self.pull_back_rows(weights, self.rows)
-
-    def only(self, present: jax.Array) -> "PartGradients":
-        """Gradients that are zero for absent tasks."""
-
-        def present_rows(rows):
-            there = present[jnp.array(rows.tasks)]
-            zeros = jnp.zeros_like(rows.values)
-            return rows._replace(values=select_tasks(there, rows.values, zeros))
-
-        return self._replace(rows=list(map(present_rows, self.rows)))
-
-
-def gradients_by_leaves(
-    loss_fn: LossFn,
-    points: Sequence[PyTree],
-    index: jax.Array,
-    *,
-    leaves: Callable[[PyTree], list[jax.Array]],
-    unroll: Unroll,
-) -> PartGradients:
-    """Gradients by some parameters: XLA drops the passes below them."""
-    at_all = all_at_points(loss_fn, points, index)
-
-    def loss_and_part(i):
-        loss, gradient = at_all.value_and_gradient(i)
-        return loss, leaves(gradient)
-
-    losses, parts = map_tasks(loss_and_part, len(index), unroll)
-    tasks = tuple(range(len(index)))
-    return PartGradients(
-        losses,
-        [Rows(tasks, part, is_common=True, is_parameter=True) for part in parts],
-        lambda weights, _: at_all.weighted_gradient(weights),
-        pull_back=None,
-    )
-
-
-def gradients_by_nothing(
-    loss_fn: LossFn, points: Sequence[PyTree], index: jax.Array
-) -> PartGradients:
-    """Losses and weighted sums alone, in one backward pass per point."""
-    at_all = all_at_points(loss_fn, points, index)
-    return PartGradients(
-        at_all.losses(), [], lambda w, _: at_all.weighted_gradient(w), pull_back=None
-    )
-
-
 def gradients_by_representation(
     loss_fn: LossFn,
     points: Sequence[PyTree],
@@ -158,35 +67,75 @@ def gradients_by_representation(
     if len(points) > 1:
         forward = jax.jit(forward)
     values, pullbacks, others = zip(*map(forward, points), strict=True)
-    make_rows = _joint_rows if cut.is_joint else _separate_rows
-    losses, parts = make_rows(cut, values, others, index, unroll)
+    passes = list(map(partial(_all_heads, cut), values, others))
+    heads = SharedPoints(index, passes, task_gradient=None, is_linear=False)
     is_shared = [label == SHARED for label in jax.tree.leaves(labels)]
-    rows = [
-        Rows(
-            tasks,
-            part,
-            is_common=any(is_shared[n] for n in feature.parameters),
-            is_parameter=feature.is_parameter,
-        )
-        for feature, (tasks, part) in zip(cut.features, parts, strict=True)
-    ]
 
-    def pull_back_rows(weights, rows):
-        gradients = []
-        for point, pullback in enumerate(pullbacks):
-            at_point = zero_unless(index == point, weights)
-            cotangents = [combine(at_point[jnp.array(r.tasks)], r.values) for r in rows]
-            gradients += pullback(cotangents)
+    def pull_back(cotangents):
+        """Gradient by the parameters, from cotangents of the features at each point."""
+        gradients = [
+            pullback(at_point)[0]
+            for pullback, at_point in zip(pullbacks, cotangents, strict=True)
+        ]
         return jax.tree.map(lambda *leaves: sum(leaves), *gradients)
 
-    pull_back = None if len(points) > 1 else lambda d: pullbacks[0](d)[0]
-    return PartGradients(losses, rows, pull_back_rows, pull_back)
+    def weighted_gradient(weights):
+        return pull_back(heads.cotangents(weights))
+
+    def sweep():
+        if cut.is_joint:
+            finite, parts = _joint_rows(heads, unroll)
+        else:
+            finite, parts = _separate_rows(cut, values, others, index)
+        rows = [
+            Rows(
+                tasks,
+                part,
+                is_common=any(is_shared[n] for n in feature.parameters),
+                is_parameter=feature.is_parameter,
+            )
+            for feature, (tasks, part) in zip(cut.features, parts, strict=True)
+        ]
+
+        def by_rows(weights):
+            return pull_back(
+                [
+                    [_weighted_sum(zero_unless(index == p, weights), r) for r in rows]
+                    for p in range(len(points))
+                ]
+            )
+
+        def pull_back_common(direction):
+            zeros = [jnp.zeros_like(r.values[0]) for r in rows]
+            known = [
+                zero if leaf is None else leaf
+                for zero, leaf in zip(zeros, direction, strict=True)
+            ]
+            return pull_back([known])
+
+        one_point = len(points) == 1
+        return Sweep(
+            finite,
+            by_rows,
+            rows,
+            task_grads=[_of_all_tasks(r, len(index)) for r in rows]
+            if one_point
+            else None,
+            pull_back=pull_back_common if one_point else None,
+        )
+
+    return PartGradients(heads.losses(), weighted_gradient, sweep)
 
 
-def _separate_rows(cut: Cut, values, others, index, unroll):
-    """Losses, and by feature the tasks and their gradients; each head by itself."""
-    del unroll
-    losses, by_feature = [], [[] for _ in cut.features]
+def _all_heads(cut: Cut, features: list[jax.Array], rest: list[jax.Array]):
+    """Losses, and the pullback to the features."""
+    heads = look_into(lambda values: cut.all_heads(values, rest), features).losses
+    return jax.vjp(lambda values: stack_losses(heads(values)), features)
+
+
+def _separate_rows(cut: Cut, values, others, index):
+    """Whether tasks are finite, and by feature the tasks and their gradients."""
+    finite, by_feature = [], [[] for _ in cut.features]
     for i, head in enumerate(cut.heads):
         reads = [f for f, feature in enumerate(cut.features) if i in feature.readers]
         own = [
@@ -194,24 +143,37 @@ def _separate_rows(cut: Cut, values, others, index, unroll):
         ]
         rest = [select_point(index[i], *cases) for cases in zip(*others, strict=True)]
         loss, gradients = jax.value_and_grad(head)(own, rest)
-        losses.append(loss)
+        finite.append(is_finite(loss, gradients))
         for f, gradient in zip(reads, gradients, strict=True):
             by_feature[f].append(gradient)
-    return stack_losses(losses), [
+    return jnp.stack(finite), [
         (feature.readers, jnp.stack(gradients))
         for feature, gradients in zip(cut.features, by_feature, strict=True)
     ]
 
 
-def _joint_rows(cut: Cut, values, others, index, unroll):
-    """Losses, tasks and gradients alike, through all heads at once, task by task."""
+def _joint_rows(heads: SharedPoints, unroll: Unroll):
+    """Gradients through all heads at once, task by task, as `_separate_rows`."""
 
-    def forward(features, rest):
-        heads = look_into(lambda values: cut.all_heads(values, rest), features).losses
-        return jax.vjp(lambda values: stack_losses(heads(values)), features)
+    def task_rows(i):
+        loss, gradients = heads.value_and_gradient(i)
+        return is_finite(loss, gradients), gradients
 
-    passes = list(map(forward, values, others))
-    points = SharedPoints(index, passes, task_gradient=None, is_linear=False)
-    losses, parts = map_tasks(points.value_and_gradient, len(index), unroll)
-    tasks = tuple(range(len(index)))
-    return losses, [(tasks, part) for part in parts]
+    num_tasks = len(heads.index)
+    finite, parts = map_tasks(task_rows, num_tasks, unroll)
+    return finite, [(tuple(range(num_tasks)), part) for part in parts]
+
+
+def _weighted_sum(weights: jax.Array, rows: Rows) -> jax.Array:
+    """`sum_i w_i g_i` over the rows whose weight is not zero."""
+    weights = weights[jnp.array(rows.tasks)]
+    there = select_tasks(weights != 0, rows.values, jnp.zeros_like(rows.values))
+    return combine(weights, there)
+
+
+def _of_all_tasks(rows: Rows, num_tasks: int) -> jax.Array | None:
+    """The rows of an array that counts, zero for tasks that do not depend on it."""
+    if not rows.is_common:
+        return None
+    zeros = jnp.zeros((num_tasks, *rows.values.shape[1:]), rows.values.dtype)
+    return zeros.at[jnp.array(rows.tasks)].set(rows.values)

@@ -67,13 +67,18 @@ class SharedPoints(NamedTuple):
         cotangent = zero_unless(is_own, jnp.ones_like(losses))
         return losses[i], _pull_back(self.passes, self.index[i], cotangent)
 
-    def weighted_gradient(self, weights: jax.Array) -> PyTree:
-        """`sum_i w_i g_i`, each gradient at its task's own point: P backward passes."""
-        parts = [
-            pullback(zero_unless(self.index == point, weights + jnp.zeros_like(losses)))
+    def cotangents(self, weights: jax.Array) -> list[PyTree]:
+        """Gradients of the weighted losses of each point's tasks, by point."""
+        return [
+            pullback(
+                zero_unless(self.index == point, weights + jnp.zeros_like(losses))
+            )[0]
             for point, (losses, pullback) in enumerate(self.passes)
         ]
-        return jax.tree.map(lambda *leaves: sum(leaves), *(part for (part,) in parts))
+
+    def weighted_gradient(self, weights: jax.Array) -> PyTree:
+        """`sum_i w_i g_i`, each gradient at its task's own point: P backward passes."""
+        return jax.tree.map(lambda *leaves: sum(leaves), *self.cotangents(weights))
 
     def products(self, v: PyTree) -> jax.Array:
         """`<g_i, v>`, each gradient at its task's own point, shape (K,).

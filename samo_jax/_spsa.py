@@ -1,11 +1,11 @@
 """`directional_difference` and `spsa_gradient`: gradients by forward passes alone."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Literal, TypeAlias
 
 import jax
 import jax.numpy as jnp
-import optax
 from jax.typing import ArrayLike, DTypeLike
 
 from samo_jax._checks import as_key, check_like, check_mu
@@ -20,9 +20,20 @@ def random_direction(
 ) -> PyTree:
     """`z ~ N(0, I)`, or random signs, like `params`, in `accumulator_dtype`."""
     sampler: Any = jax.random.normal if distribution == "normal" else random_signs
-    return optax.tree.random_like(
-        key, params, sampler=sampler, dtype=accumulator_dtype()
-    )
+    leaves, structure = jax.tree.flatten(params)
+    keys = jax.random.key_data(jax.random.split(key, len(leaves)))
+    places: dict[tuple[int, ...], list[int]] = {}
+    for place, leaf in enumerate(leaves):
+        places.setdefault(jnp.shape(leaf), []).append(place)
+    # Leaves of one shape are drawn by one operation: each is slow to compile.
+    drawn = {}
+    for shape, alike in places.items():
+        draw = partial(sampler, shape=shape, dtype=accumulator_dtype())
+        own = jax.random.wrap_key_data(
+            keys[jnp.array(alike)], impl=jax.random.key_impl(key)
+        )
+        drawn |= zip(alike, jax.vmap(draw)(own), strict=True)
+    return structure.unflatten([drawn[place] for place in range(len(leaves))])
 
 
 def random_signs(key: jax.Array, shape: tuple[int, ...], dtype: DTypeLike) -> jax.Array:

@@ -31,6 +31,15 @@ def total(parts: Iterable[jax.Array]) -> jax.Array:
     return jnp.cumsum(jnp.stack([*parts]), axis=0)[-1]
 
 
+def each(function: Callable[..., jax.Array], *vectors: jax.Array) -> jax.Array:
+    """`function` of the vectors' entries, one by one.
+
+    XLA compiles what reads a place of a vector once for each place, and what reads one
+    of these scalars once for all.
+    """
+    return jnp.stack([function(*entries) for entries in zip(*vectors, strict=True)])
+
+
 def sum_of_squares(leaf: jax.Array) -> jax.Array:
     """Sum of the squares of one array, in `accumulator_dtype`."""
     return jnp.sum(jnp.square(leaf.astype(accumulator_dtype())))
@@ -48,8 +57,9 @@ def group_norms(tree: PyTree, groups: PyTree) -> dict[Hashable, jax.Array]:
 
 
 def tree_norm(tree: PyTree) -> jax.Array:
-    """The Euclidean norm of all leaves."""
-    return jnp.sqrt(total(map(sum_of_squares, jax.tree.leaves(tree))))
+    """The Euclidean norm of all leaves, in `accumulator_dtype`."""
+    squares = [*map(sum_of_squares, jax.tree.leaves(tree))]
+    return jnp.sqrt(total(squares)) if squares else jnp.zeros(())
 
 
 def group_products(tree: PyTree, other: PyTree, groups: PyTree) -> dict[Hashable, Any]:

@@ -124,3 +124,24 @@ def test_only_gradients_are_held_for_every_task(perturbation, monkeypatch):
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
     # The others: random bits, probe, points, perturbation, one gradient.
     assert temporary / size < num_tasks + 10
+
+
+@pytest.mark.parametrize("perturbation", mostly_slow(["samo", "plain"], but={"samo"}))
+def test_a_loop_holds_each_head_once(perturbation):
+    """And not one of each task's for each task."""
+    num_tasks, width = 12, 3000
+    names = [f"task{i}" for i in range(num_tasks)]
+    params = {"trunk": jnp.ones(3), "heads": {name: jnp.ones(width) for name in names}}
+    labels = {"trunk": "shared", "heads": {name: name for name in names}}
+
+    def losses(params, batch):
+        level = jnp.sum(params["trunk"] * batch["x"][0, :1])
+        return {
+            name: jnp.mean((head * level - i) ** 2)
+            for i, (name, head) in enumerate(params["heads"].items())
+        }
+
+    options = {"num_tasks": num_tasks, "unroll": False, "param_labels": labels}
+    update = compiled_update(losses, params, perturbation, **options)
+    temporary = update.memory_analysis().temp_size_in_bytes
+    assert temporary / params["heads"]["task0"].nbytes < 8 * num_tasks

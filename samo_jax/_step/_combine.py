@@ -14,7 +14,7 @@ from samo_jax._combiners._types import (
     weighting_update,
 )
 from samo_jax._gramian import combine
-from samo_jax._labels import SHARED, only_shared
+from samo_jax._labels import SHARED
 from samo_jax._step._method import Outcome, States
 from samo_jax._tree import PyTree, all_finite, select, zero_unless
 
@@ -22,8 +22,8 @@ from samo_jax._tree import PyTree, all_finite, select, zero_unless
 def combine_task_grads(
     combiner: Combiner,
     states: States,
-    task_grads: PyTree,
-    labels: PyTree,
+    rows: PyTree,
+    heads: PyTree,
     *,
     tasks: tuple[str, ...],
     present: jax.Array,
@@ -31,12 +31,12 @@ def combine_task_grads(
     with_gramian: bool,
     **combiner_args: Any,
 ) -> Outcome:
-    """The combiner's direction on shared leaves, row i on the head of task i.
+    """The combiner's direction on shared leaves, beside the heads' own gradients.
 
-    Rows of absent tasks are zero, their losses NaN. `sample_grads` and `clean_grads`
-    among the combiner's arguments are of shared leaves alone.
+    `rows` are gradients by shared leaves, as are `sample_grads` and `clean_grads` among
+    the combiner's arguments. Those of absent tasks are zero, their losses NaN.
     """
-    rows, products = only_shared(task_grads, labels), None
+    products = None
     args = combiner_args | {"tasks": tasks, "present": present}
     if losses is not None:
         args["losses"] = losses
@@ -51,11 +51,6 @@ def combine_task_grads(
         shared, weights, combiner_state = combiner_update(combiner)(
             rows, states.combiner, **args
         )
-    heads = jax.tree.map(
-        lambda label, leaf: None if label == SHARED else leaf[tasks.index(label)],
-        labels,
-        task_grads,
-    )
     states = states._replace(combiner=combiner_state)
     if losses is None:
         losses = jnp.full(present.shape, jnp.nan)
@@ -63,19 +58,33 @@ def combine_task_grads(
 
 
 def settle(
-    outcome: Outcome, states: States, labels: PyTree, like: PyTree
+    outcome: Outcome,
+    states: States,
+    labels: PyTree,
+    like: PyTree,
+    tasks: tuple[str, ...],
 ) -> tuple[PyTree, Outcome]:
     """The direction of a step, in the dtypes of `like`, and what it is made of.
 
-    Where it is not finite it is zero, without a task that took part; without one the
-    states stay.
+    Heads of absent tasks get zero. Where the direction is not finite it is zero,
+    without a task that took part; without one the states stay.
     """
 
     def pick(label, reference, shared, head):
-        return (shared if label == SHARED else head).astype(reference.dtype)
+        if label == SHARED:
+            return shared.astype(reference.dtype)
+        is_there = outcome.present[tasks.index(label)]
+        return zero_unless(is_there, head).astype(reference.dtype)
+
+    def unless_known(label, reference, head, leaf):
+        # Of present tasks they are, before a cast.
+        is_known = label != SHARED and head.dtype == reference.dtype
+        return None if is_known else leaf
 
     direction = jax.tree.map(pick, labels, like, outcome.shared, outcome.heads)
-    finite = all_finite(direction)
+    finite = all_finite(
+        jax.tree.map(unless_known, labels, like, outcome.heads, direction)
+    )
     present = outcome.present & finite
     return jax.tree.map(partial(zero_unless, finite), direction), outcome._replace(
         weights=zero_unless(finite, outcome.weights),

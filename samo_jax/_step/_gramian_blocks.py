@@ -1,6 +1,6 @@
 """`step_by_gramian_blocks`: a step in two sweeps that never holds K gradients."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple, TypeAlias, cast
 
@@ -13,10 +13,13 @@ from samo_jax._combiners._types import Weighting, weighting_update
 from samo_jax._gramian import gramian
 from samo_jax._jaxprs import canonicalize_convolutions
 from samo_jax._labels import SHARED
+from samo_jax._part_gradients import PartGradients, Sweep
 from samo_jax._problem import Problem
-from samo_jax._shared_points import at_points
-from samo_jax._step._method import Method, Outcome, States, tasks_share_points
-from samo_jax._step._passes import shared_points, task_pass
+from samo_jax._shared_points import all_at_points, at_points
+from samo_jax._step._devices import Devices
+from samo_jax._step._method import Method, Outcome, States
+from samo_jax._step._passes import task_pass
+from samo_jax._tasks import LossFn
 from samo_jax._tree import PyTree, accumulator_dtype, zero_unless, zeros_like_params
 
 ValueAndGradient: TypeAlias = Callable[[jax.Array], tuple[jax.Array, PyTree]]
@@ -39,51 +42,24 @@ class FirstSweep(NamedTuple):
 def step_by_gramian_blocks(
     method: Method, problem: Problem, states: States, task_mask: jax.Array
 ) -> Outcome:
-    """The Gramian by blocks of tasks, its weights, then their weighted sum.
+    """The Gramian by blocks of tasks with points of their own, then `J'w` task by task.
 
     The first sweep holds the gradients of B = `gramian_block` tasks, and takes those of
-    the tasks after them one by one: `K (K / B + 1) / 2` backward passes. Where tasks
-    share P points and backward passes are known to be linear, it takes a column at a
-    time where that is less: K backward passes, and `P K` through their transposes.
+    the tasks after them one by one: `K (K / B + 1) / 2` backward passes.
     """
     block, devices = cast(int, method.gramian_block), method.devices
     context = method.perturbation.prepare(problem, states.perturbation)
-    points = None
-    if tasks_share_points(method.perturbation):
-        (points,) = shared_points(method.perturbation, problem, context, at_points)
-        value_and_gradient = points.value_and_gradient
-    else:
-        pass_of = task_pass(method.perturbation, problem, context)
+    pass_of = task_pass(method.perturbation, problem, context)
 
-        def value_and_gradient(i):
-            loss, grads, _ = pass_of(i)
-            return loss, grads
+    def value_and_gradient(i):
+        loss, grads, _ = pass_of(i)
+        return loss, grads
 
     def common_gradient(i):
         loss, grads = value_and_gradient(i)
         return loss, devices.mean(grads)
 
     sweep = partial(_by_blocks, common_gradient, problem, block)
-    if points is not None and points.is_linear:
-        if len(problem.tasks) > (2 * len(points.passes) + 1) * block:
-            sweep = partial(
-                _by_columns,
-                common_gradient,
-                problem,
-                lambda v: devices.mean(points.products(v)),
-            )
-
-        def weighted_sums(weights, present):
-            return (
-                points.weighted_gradient(weights),
-                points.weighted_gradient(present.astype(weights.dtype)),
-            )
-    else:
-
-        def weighted_sums(weights, present):
-            total = _weighted_sum(value_and_gradient, problem, weights, present)
-            return total, total
-
     first = canonicalize_convolutions(sweep)()
     losses = devices.mean(first.losses)
     present = devices.all(task_mask & first.finite)
@@ -92,11 +68,53 @@ def step_by_gramian_blocks(
     weights, combiner_state = weighting_update(cast(Weighting, method.combiner))(
         products, states.combiner, **args
     )
-    shared, heads = devices.mean(
-        canonicalize_convolutions(weighted_sums)(weights, present)
+    total = _weighted_sum(value_and_gradient, problem)(
+        weights, present.astype(weights.dtype)
     )
+    total = devices.mean(total)
     states = states._replace(combiner=combiner_state)
-    return Outcome(shared, heads, weights, present, states, args["losses"], products)
+    return Outcome(total, total, weights, present, states, args["losses"], products)
+
+
+def gradients_by_blocks(
+    loss_fn: LossFn,
+    points: Sequence[PyTree],
+    index: jax.Array,
+    *,
+    problem: Problem,
+    block: int,
+    devices: Devices,
+) -> PartGradients:
+    """Gramian by blocks of tasks at P shared points.
+
+    Where backward passes are known to be linear, the sweep takes a column at a time if
+    that is less: K backward passes, and `P K` through their transposes. Then a sum is
+    one backward pass per point.
+    """
+    one_by_one = at_points(loss_fn, points, index)
+    at_all = one_by_one if one_by_one.passes else all_at_points(loss_fn, points, index)
+
+    def common_gradient(i):
+        loss, grads = one_by_one.value_and_gradient(i)
+        return loss, devices.mean(grads)
+
+    def products(v):
+        return devices.mean(one_by_one.products(v))
+
+    def sweep():
+        by_columns = len(index) > (2 * len(points) + 1) * block
+        if one_by_one.is_linear and by_columns:
+            first_sweep = partial(_by_columns, common_gradient, problem, products)
+        else:
+            first_sweep = partial(_by_blocks, common_gradient, problem, block)
+        first = canonicalize_convolutions(first_sweep)()
+        if one_by_one.is_linear:
+            weighted_gradient = one_by_one.weighted_gradient
+        else:
+            weighted_gradient = _weighted_sum(one_by_one.value_and_gradient, problem)
+        return Sweep(first.finite, weighted_gradient, [], first.gramian)
+
+    return PartGradients(at_all.losses(), at_all.weighted_gradient, sweep)
 
 
 def _by_blocks(
@@ -152,19 +170,22 @@ def _by_columns(
 
 
 def _weighted_sum(
-    value_and_gradient: ValueAndGradient,
-    problem: Problem,
-    weights: jax.Array,
-    present: jax.Array,
-) -> PyTree:
-    """`sum_i w_i g_i` on shared leaves, `g_i` on the head of task i."""
+    value_and_gradient: ValueAndGradient, problem: Problem
+) -> Callable[..., PyTree]:
+    """`sum_i w_i g_i`, on heads by weights of their own, task by task."""
 
-    def add(i, total):
-        def add_leaf(label, old, leaf):
-            weight = weights[i] if label == SHARED else 1
-            return old + zero_unless(present[i], leaf.astype(old.dtype)) * weight
+    def weighted_gradient(weights, of_heads=None):
+        of_heads = weights if of_heads is None else of_heads
 
-        return jax.tree.map(add_leaf, problem.labels, total, value_and_gradient(i)[1])
+        def add(i, total):
+            def add_leaf(label, old, leaf):
+                weight = (weights if label == SHARED else of_heads)[i]
+                return old + zero_unless(weight != 0, leaf.astype(old.dtype)) * weight
 
-    start = zeros_like_params(problem.params)
-    return lax.fori_loop(0, len(problem.tasks), add, start)
+            grads = value_and_gradient(i)[1]
+            return jax.tree.map(add_leaf, problem.labels, total, grads)
+
+        start = zeros_like_params(problem.params)
+        return lax.fori_loop(0, len(problem.tasks), add, start)
+
+    return canonicalize_convolutions(weighted_gradient)

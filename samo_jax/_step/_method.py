@@ -51,7 +51,8 @@ class Outcome(NamedTuple):
 
     Attributes:
         shared: direction of shared leaves (others: anything).
-        heads: each head's own gradient (shared leaves: anything).
+        heads: each head's own gradient, finite if its task is present (shared leaves,
+            and heads of absent tasks: anything).
         weights: weights of the tasks, shape (K,).
         present: whether each task took part, shape (K,), bool.
         states: the method's new states.

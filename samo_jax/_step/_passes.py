@@ -15,7 +15,7 @@ from samo_jax._step._devices import Devices
 from samo_jax._step._method import tasks_share_points
 from samo_jax._task_loop import is_unrolled
 from samo_jax._tasks import LossFn
-from samo_jax._tree import PyTree, accumulator_dtype, sum_of_squares, zero_unless
+from samo_jax._tree import PyTree, accumulator_dtype, each, tree_norm
 
 T = TypeVar("T")
 # From a task to its loss, its gradient, and those of the samples.
@@ -72,29 +72,21 @@ def present_heads(
     weighted_gradient: Callable[[jax.Array], PyTree],
     problem: Problem,
     devices: Devices,
-    present: jax.Array,
+    task_mask: jax.Array,
+    finite: jax.Array,
 ) -> tuple[PyTree, jax.Array]:
-    """Gradients of heads, and the present tasks: those whose own head's is finite.
+    """Gradients of heads, and the present tasks: with all that is known finite.
 
-    `weighted_gradient(w)` gives `sum_i w_i g_i`; heads of absent tasks get zero.
+    `weighted_gradient(w)` gives `sum_i w_i g_i`.
     """
+    present = each(jnp.logical_and, task_mask, finite)
     heads = weighted_gradient(present.astype(accumulator_dtype()))
+    own: dict[str, list[jax.Array]] = {name: [] for name in (*problem.tasks, SHARED)}
     leaves = zip(*map(jax.tree.leaves, (problem.labels, heads)), strict=True)
-    of_heads = [(label, leaf) for label, leaf in leaves if label != SHARED]
-    if of_heads:
-        squares = jax.ops.segment_sum(
-            jnp.stack([sum_of_squares(leaf) for _, leaf in of_heads]),
-            jnp.array([problem.tasks.index(label) for label, _ in of_heads]),
-            len(problem.tasks),
-        )
-        present &= jnp.isfinite(squares)
-    present = devices.all(present)
-
-    def head(label, leaf):
-        is_there = label == SHARED or present[problem.tasks.index(label)]
-        return zero_unless(is_there, leaf)
-
-    return jax.tree.map(head, problem.labels, heads), present
+    for label, leaf in leaves:
+        own[label].append(leaf)
+    finite = jnp.stack([jnp.isfinite(tree_norm(own[name])) for name in problem.tasks])
+    return heads, devices.all(present & finite)
 
 
 def _loss_and_gradients(found):
