@@ -1,17 +1,17 @@
 """The price of a step relative to plain training, exact and in cheaper forms."""
 
 import argparse
-from functools import partial
+from functools import partial, reduce
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 import price_torch
 from page import Page
 from rich.progress import track
-from step_clock import Timed, take_turns, training_step
-from step_methods import MU, PLAIN, RHO, Method, f_mtl, multitask, two_points
+from step_clock import Timed, compiled, take_turns
+from step_methods import MU, PLAIN, RHO, Method, f_mtl, make_step, multitask, two_points
 from step_models import MODELS, Model, cnn, transformer
 
 import samo_jax
@@ -44,8 +44,10 @@ FORMS: dict[str, dict[str, Any]] = {
     f"kept {EVERY}": {"weights_every": EVERY},
     "both": {"gramian_of": "representation", "weights_every": EVERY},
 }
+KEPT = [f"kept {EVERY}", "both"]
 CHEAP = ["representation", "both"]
-COLUMNS = ["method", "form", "step / plain", "compile s", "temporary MB"]
+COLUMNS = ["method", *FORMS]
+COSTS = "Seconds to trace and compile, and temporary memory in MB:"
 TORCH_COLUMNS = ["method", "way", "step / our plain", "step / its plain"]
 GROWTH_COLUMNS = ["method", "form", "tasks", "step ms", "step / plain", "compile s"]
 INTRODUCTION = """\
@@ -55,7 +57,7 @@ Written by `python benchmarks/price.py` on {machine}
 
 Training steps with SGD, compiled with `jax.jit`, relative to one on the plain mean
 loss. Each method comes in up to four forms: exact; with `gramian_of="representation"`;
-with `weights_every={every}`; with both. All steps of one model take turns, {rounds}
+with `weights_every={every}`; with both. All steps of one combiner take turns, {rounds}
 rounds in random order; ratios are of medians. With weights kept for {every} steps, the
 number is the mean of one step that takes them and {others} that do not.
 
@@ -92,51 +94,62 @@ def ours(combiners: list[str]) -> dict[tuple[str, str], Method]:
 
 def compiled_steps(
     model: Model, methods: dict[tuple[str, str], Method]
-) -> dict[tuple[str, str], Timed]:
-    """The methods' steps, those without weights to keep first."""
+) -> dict[tuple[str, ...], Timed]:
+    """The methods' steps; of those that keep weights, also the step that takes them."""
     # Memory for compiled programs is limited.
     jax.clear_caches()
-    return {
-        key: training_step(model, method, None)
-        for key, method in track(methods.items(), "Compiling", transient=True)
-    }
+    found = {}
+    for key, method in track(methods.items(), "Compiling", transient=True):
+        step, state = make_step(model, method, None)
+        args = model.params, state, model.data
+        found[key] = compiled(step, *args, warm_up=True)
+        if key[1] in KEPT:
+            # The first state has no weights to keep.
+            call = partial(cast(partial, found[key].call).func, *args)
+            found[(*key, "taken")] = Timed(call, [])
+    return found
 
 
-def milliseconds(timed: dict[tuple[str, str], Timed], method: str, form: str) -> float:
+def milliseconds(timed: dict[tuple[str, ...], Timed], *key: str) -> float:
     """Time of a step, on average over steps that take weights and that keep them."""
-    # Steps that are timed keep them; those that take them cost what the form costs.
-    step = timed[method, form].milliseconds
-    renewal = {f"kept {EVERY}": "exact", "both": "representation"}.get(form)
-    if renewal is None:
+    step = timed[key].milliseconds
+    if (*key, "taken") not in timed:
         return step
-    return (timed[method, renewal].milliseconds + (EVERY - 1) * step) / EVERY
+    return (timed[*key, "taken"].milliseconds + (EVERY - 1) * step) / EVERY
 
 
-def measure(model: Model, combiners: list[str], rounds: int) -> tuple[list, list]:
-    """Table rows of one model: ours, and PyTorch's."""
-    timed = compiled_steps(model, ours(combiners))
+def by_form(cells: dict[tuple[str, str], str]) -> list[list[str]]:
+    """Table rows of methods, a column for each form."""
+    methods = dict.fromkeys(method for method, _ in cells)
+    return [
+        [method, *(cells.get((method, form), "") for form in FORMS)]
+        for method in methods
+    ]
+
+
+def measure(model: Model, combiner: str, rounds: int) -> tuple[dict, dict, dict]:
+    """Steps of one combiner on a model, what they cost else, and PyTorch's steps."""
+    methods = ours([combiner])
+    timed = compiled_steps(model, methods)
     in_torch = {
         key: Timed(step, [])
         for key, step in price_torch.steps(model, RHO).items()
-        if key[0].partition(" + ")[0] in ("mean", *combiners)
+        if key[0].partition(" + ")[0] in ("mean", combiner)
     }
     take_turns([*timed.values(), *in_torch.values()], rounds)
     plain = timed["mean + plain", "exact"].milliseconds
-    rows = [
-        [
-            *key,
-            f"{milliseconds(timed, *key) / plain:.2f}",
-            f"{step.compile_seconds:.1f}",
-            f"{step.temporary_bytes / 2**20:.3g}",
-        ]
-        for key, step in timed.items()
-    ]
+    steps = {key: f"{milliseconds(timed, *key) / plain:.2f}" for key in methods}
+    costs = {
+        key: f"{timed[key].compile_seconds:.1f}, "
+        f"{timed[key].temporary_bytes / 2**20:.3g}"
+        for key in methods
+    }
     its_plain = in_torch["mean + plain", "backward"].milliseconds
-    torch_rows = [
-        [*key, *(f"{step.milliseconds / one:.2f}" for one in (plain, its_plain))]
+    ratios = {
+        key: [f"{step.milliseconds / one:.2f}" for one in (plain, its_plain)]
         for key, step in in_torch.items()
-    ]
-    return rows, torch_rows
+    }
+    return steps, costs, ratios
 
 
 def grow(tasks: list[int], rounds: int) -> list[list[str]]:
@@ -152,8 +165,8 @@ def grow(tasks: list[int], rounds: int) -> list[list[str]]:
         timed = compiled_steps(cnn(num_tasks), methods)
         take_turns(list(timed.values()), rounds)
         plain = timed["mean + plain", "exact"].milliseconds
-        for key, step in timed.items():
-            time, seconds = milliseconds(timed, *key), step.compile_seconds
+        for key in methods:
+            time, seconds = milliseconds(timed, *key), timed[key].compile_seconds
             numbers = f"{time:.3g}", f"{time / plain:.2f}", f"{seconds:.1f}"
             rows.append([*key, str(num_tasks), *numbers])
     return sorted(rows, key=lambda row: list(methods).index((row[0], row[1])))
@@ -180,9 +193,21 @@ def main() -> None:
     page = Page(arguments.output, introduction)
     for name in arguments.models:
         model = models[name]()
-        rows, in_torch = measure(model, arguments.combiners, arguments.rounds)
-        page.section(name, COLUMNS, rows, f"{model.description}.\n")
-        page.section(f"{name} in PyTorch", TORCH_COLUMNS, in_torch)
+        # One combiner after the other: a process can map some thousand programs.
+        parts = [
+            measure(model, combiner, arguments.rounds)
+            for combiner in arguments.combiners
+        ]
+        # Rows of the mean are those of the first.
+        steps, costs, in_torch = (
+            reduce(lambda found, more: more | found, of_all)
+            for of_all in zip(*parts, strict=True)
+        )
+        page.section(name, COLUMNS, by_form(steps), f"{model.description}.\n")
+        title = f"{name}, compilation and memory"
+        page.section(title, COLUMNS, by_form(costs), f"{COSTS}\n")
+        rows = [[*key, *ratios] for key, ratios in in_torch.items()]
+        page.section(f"{name} in PyTorch", TORCH_COLUMNS, rows)
     if arguments.growth:
         text = "The CNN with more and more tasks, each with a head of its own.\n"
         rows = grow(arguments.growth, arguments.rounds)

@@ -154,9 +154,11 @@ def interrupted(trainer, checkpoint, epoch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["famo+samo", "modo"])
+@pytest.mark.parametrize(
+    "method", ["famo+samo", "modo", "mgda+multitask(weights_every=3)"]
+)
 def test_states_go_on(tmp_path, method):
-    """Batch statistics, dropout, draws, independent batches and that of last step."""
+    """Batch statistics, dropout, draws, independent batches, last and kept weights."""
     benchmark = small_runs.normalised_benchmark()._replace(batch_size=4)
     trainer = small_runs.trainer(benchmark, method)
     expected_params, expected = trainer.train(0, 5, lambda: None)

@@ -147,6 +147,15 @@ def test_f_mtl_is_a_perturbation_in_texts():
     assert made("mgda+f_mtl(adaptive=True)") == f"samo_jax.f_mtl({expected})"
 
 
+def test_settings_are_arguments_of_multitask():
+    expected = "combiner=samo_jax.mgda(), perturbation=samo_jax.sam(rho=0.2)"
+    expected += ", num_tasks=2, key=0, gramian_of='representation', weights_every=5"
+    settings = "multitask(gramian_of='representation', weights_every=5)"
+    assert made(f"mgda+sam+{settings}") == f"samo_jax.multitask({expected})"
+    with pytest.raises(MethodError, match=r"f_mtl takes .* itself\. Write fairgrad"):
+        select(f"mgda+f_mtl+{settings}")
+
+
 @pytest.mark.parametrize(
     ("text", "wrong"),
     [
@@ -159,6 +168,8 @@ def test_f_mtl_is_a_perturbation_in_texts():
         ("mean+sam(0.1, rho=2)", "sam gets 'rho' twice"),
         ("mean+sam(1, 2, 3, 4, 5)", "sam takes 4 arguments, got 5"),
         ("mean+f_mtl(num_tasks=2)", "no argument of f_mtl 'num_tasks'"),
+        ("mgda+multitask(key=2)", "no argument of multitask 'key', the nearest is"),
+        ("mgda+multitask+sam", "no perturbation 'multitask', the nearest is"),
         ("mean+sam(rho=lambda x: x)", "is no Python literal and no call"),
         ("mean+sam(*[1])", "'*[1]' is no Python literal and no call"),
         ("mean+sam(rho=__import__('os'))", "direction '__import__'"),
@@ -187,6 +198,10 @@ def test_wrong_texts_say_what_is_wrong(text, wrong):
 def test_texts_are_their_own_normal_form():
     texts = ["single-task", "samo", "all", "all+samo", "all+f_mtl(rho=0.1)"]
     texts += ["cagrad(c=0.4) + adaptive_sam(eta=0.0, rho=0.1)", "smoothed(mgda)"]
+    texts += [
+        "mgda + multitask(weights_every=5)",
+        "mgda+sam+multitask(gramian_block=2)",
+    ]
     for text in texts:
         for method in select(text):
             assert select(str(method)) == (method,)

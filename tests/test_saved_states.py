@@ -24,6 +24,10 @@ COMBINERS = {
     "gradvac": samo_jax.gradvac(key=3),
     "graddrop": samo_jax.graddrop(jax.random.key(4)),
     "famo": samo_jax.famo(),
+    "kept weights": samo_jax.mgda(),
+}
+SETTINGS = {
+    "kept weights": {"local": samo_jax.probe(shared=True), "weights_every": 4},
 }
 
 
@@ -33,12 +37,13 @@ def loss_fn(params):
     return {"left": left, "right": jnp.sum((shared + 1) ** 2)}
 
 
-def make_tx(combiner, key=0):
+def make_tx(combiner, key=0, **settings):
     tx = samo_jax.samo(
         combiner,
         num_tasks=2,
         key=key,
         param_labels=LABELS,
+        **settings,
     )
     return optax.chain(tx, optax.adam(0.1))
 
@@ -101,7 +106,7 @@ def uninterrupted():
 
     def run(name):
         if name not in found:
-            tx = make_tx(COMBINERS[name])
+            tx = make_tx(COMBINERS[name], **SETTINGS.get(name, {}))
             step = jax.jit(partial(train, tx))
             middle = step(PARAMS, tx.init(PARAMS))
             found[name] = step, middle, step(*middle)
@@ -114,7 +119,8 @@ def uninterrupted():
 @pytest.mark.parametrize("name", mostly_slow(COMBINERS, but={"gradvac"}))
 def test_restored_training_equals_uninterrupted(name, library, uninterrupted, tmp_path):
     step, middle, end = uninterrupted(name)
-    like = PARAMS, make_tx(COMBINERS[name]).init(PARAMS)
+    tx = make_tx(COMBINERS[name], **SETTINGS.get(name, {}))
+    like = PARAMS, tx.init(PARAMS)
     restored = library(middle, like, tmp_path)
     assert jax.tree.structure(restored) == jax.tree.structure(middle)
     jax.tree.map(np.testing.assert_array_equal, step(*restored), end)

@@ -35,6 +35,7 @@ def _listed(names: Sequence[str]) -> str:
 GRAMMAR = f"""\
 A METHOD is COMBINER or COMBINER+PERTURBATION, each NAME or NAME(key=value, ...) with
 Python literals or other such calls as values, or {SINGLE_TASK}; samo is the paper's.
++multitask(key=value, ...) after it gives further arguments of samo_jax.multitask.
 COMBINER is {ALL}, for every one that can, or of
 
 {_listed(COMBINER_NAMES)}
@@ -48,6 +49,7 @@ db_mtl_momentum(decay=0.5) and dwa, whose window is an epoch. For example:
 
   --methods {SINGLE_TASK} mean+memory_sam {ALL}+samo '{EXAMPLE}'
   --methods 'mgda(normalization="l2")' 'mean+joint_sam(local=probe(shared=True))'
+  --methods 'fairgrad+global_sam+multitask(weights_every=10)'
 """
 
 

@@ -1,7 +1,9 @@
-"""The grammar of methods: `COMBINER[+PERTURBATION]`, each NAME or NAME(key=value).
+"""The grammar of methods: `COMBINER[+PERTURBATION][+multitask(key=value)]`.
 
-`fairgrad(alpha=2.0)+joint_sam(local=probe(shared=True))`: values are Python literals,
-or calls of combiners, perturbations and directions. Nothing is made here.
+Combiner and perturbation are NAME or NAME(key=value), as in
+`fairgrad(alpha=2.0)+joint_sam(local=probe(shared=True))+multitask(weights_every=10)`:
+values are Python literals, or calls of combiners, perturbations and directions. Nothing
+is made here.
 """
 
 import ast
@@ -19,6 +21,7 @@ from samo_jax.experiments.problems.halves import encoder_labels
 from samo_jax.experiments.training.schema import shown
 
 EXAMPLE = "fairgrad(alpha=2.0)+joint_sam(rho=0.1)"
+EXAMPLE_SETTINGS = "fairgrad+f_mtl(direction='global', weights_every=10)"
 _LONGEST = 200  # a method names a folder
 
 
@@ -71,23 +74,30 @@ _COMBINERS = {name: entry.factory for name, entry in samo_jax.COMBINERS.items()}
 _PERTURBATIONS = {name: entry.factory for name, entry in samo_jax.PERTURBATIONS.items()}
 SAMO = "samo"  # short for joint_sam
 F_MTL = "f_mtl"
+MULTITASK = "multitask"
 VALUES = MappingProxyType({"last_layer": last_layer, "encoder_labels": encoder_labels})
 FACTORIES: Mapping[str, Callable[..., Any]] = {
     **_COMBINERS,
     **_PERTURBATIONS,
     SAMO: samo_jax.joint_sam,
     F_MTL: samo_jax.f_mtl,
+    MULTITASK: samo_jax.multitask,
     "probe": samo_jax.probe,
 }
 COMBINER_NAMES = tuple(_COMBINERS)
 PERTURBATION_NAMES = (*_PERTURBATIONS, F_MTL, SAMO)
 _ARGUMENT_NAMES = (*COMBINER_NAMES, *_PERTURBATIONS, "probe", *VALUES)
-# What the problem says, not the text.
-_HIDDEN = ("combiner", "num_tasks", "param_labels", "unroll", "axis_name")
+# What the problem says, or other parts of the text.
+_HIDDEN = (
+    *("combiner", "perturbation", "num_tasks", "key"),
+    *("param_labels", "unroll", "axis_name", "diagnostics"),
+)
 
 
-def parse(text: str, others: Collection[str] = ()) -> tuple[Call, Call | None]:
-    """The combiner and the perturbation of a method's text.
+def parse(
+    text: str, others: Collection[str] = ()
+) -> tuple[Call, Call | None, Call | None]:
+    """The combiner, the perturbation and the settings of a method's text.
 
     Args:
         text: see above.
@@ -97,9 +107,8 @@ def parse(text: str, others: Collection[str] = ()) -> tuple[Call, Call | None]:
         MethodError: if it is no such text.
 
     Examples:
-        >>> combiner, perturbation = parse('mgda("l2") + samo')
-        >>> print(combiner, perturbation)
-        mgda(normalization='l2') samo
+        >>> print(*parse('mgda("l2") + samo'))
+        mgda(normalization='l2') samo None
     """
     combiners = (*COMBINER_NAMES, *others)
     fits = len(text.encode(errors="replace")) <= _LONGEST and text.isprintable()
@@ -112,19 +121,35 @@ def parse(text: str, others: Collection[str] = ()) -> tuple[Call, Call | None]:
             node = ast.parse(text.strip(), mode="eval").body
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         raise MethodError(text, _no_method(text, combiners)) from None
-    if not (isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add)):
-        return _call(text, node, "combiner", combiners), None
-    return (
-        _call(text, node.left, "combiner", combiners),
-        _call(text, node.right, "perturbation", PERTURBATION_NAMES),
-    )
+    parts: list[ast.expr] = []
+    while isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
+        parts.append(node.right)
+        node = node.left
+    combiner = _call(text, node, "combiner", combiners)
+    settings = perturbation = None
+    if parts and _is_settings(parts[0]):
+        settings = _call(text, parts.pop(0), "settings", (MULTITASK,))
+    if parts:
+        part = parts.pop(0)
+        perturbation = _call(text, part, "perturbation", PERTURBATION_NAMES)
+    if parts:
+        raise MethodError(text, _no_method(text, combiners))
+    if settings and perturbation and perturbation.name == F_MTL:
+        wrong = f"{F_MTL} takes the arguments of {MULTITASK} itself"
+        raise MethodError(text, wrong, f"Write {EXAMPLE_SETTINGS}")
+    return combiner, perturbation, settings
 
 
 def parameters(name: str) -> Mapping[str, inspect.Parameter]:
     """The parameters of a factory that a text may set, by name."""
     found = inspect.signature(FACTORIES[name]).parameters
-    hidden = _HIDDEN if name == F_MTL else ()
+    hidden = _HIDDEN if name in (F_MTL, MULTITASK) else ()
     return {key: of for key, of in found.items() if key not in hidden}
+
+
+def _is_settings(node: ast.expr) -> bool:
+    function = node.func if isinstance(node, ast.Call) else node
+    return isinstance(function, ast.Name) and function.id == MULTITASK
 
 
 def _call(text: str, node: ast.expr, kind: str, names: Collection[str]) -> Call:

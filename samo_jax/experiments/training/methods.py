@@ -44,17 +44,18 @@ class Method(NamedTuple):
     Attributes:
         combiner: None for single-task training.
         perturbation: None for plain training.
+        settings: further arguments of `multitask`. None: its defaults.
     """
 
     combiner: Call | None = None
     perturbation: Call | None = None
+    settings: Call | None = None
 
     def __str__(self) -> str:
         """The text that names it on the command line, in files and tables."""
         if self.combiner is None:
             return SINGLE_TASK
-        parts = self.combiner, self.perturbation
-        return "+".join(str(part) for part in parts if part)
+        return "+".join(str(part) for part in self if part)
 
     @property
     def descends_mean_loss(self) -> bool:
@@ -63,8 +64,9 @@ class Method(NamedTuple):
 
     @property
     def sharpness(self) -> str:
-        """The text of the perturbation."""
-        return str(self.perturbation or PLAIN)
+        """The text of the perturbation, and of settings."""
+        parts = self.perturbation or PLAIN, self.settings
+        return "+".join(str(part) for part in parts if part)
 
     @property
     def has_radius(self) -> bool:
@@ -104,11 +106,11 @@ def select(text: str) -> tuple[Method, ...]:
         return (Method(),)
     if text.strip().partition("(")[0] == SAMO:
         text = f"fairgrad(alpha=2.0)+{text}"
-    combiner, perturbation = parse(text, (ALL,))
+    combiner, perturbation, settings = parse(text, (ALL,))
+    method = Method(combiner, perturbation, settings)
     if combiner.name == ALL:
-        every = (Method(Call(name), perturbation) for name in COMBINER_NAMES)
+        every = (method._replace(combiner=Call(name)) for name in COMBINER_NAMES)
         return tuple(method for method in every if _go_together(method))
-    method = Method(combiner, perturbation)
     if not _go_together(method):
         wrong = f"{combiner} asks for a second batch, which {perturbation} cannot use"
         raise MethodError(text, wrong)

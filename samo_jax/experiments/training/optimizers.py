@@ -71,7 +71,7 @@ def make_transformation(
     method: Method, setup: Setup
 ) -> optax.GradientTransformationExtraArgs:
     """The multi-task transformation of a method, without an optimiser."""
-    combiner_call, call = method
+    combiner_call, call, settings = method
     if combiner_call is None or method.descends_mean_loss:
         return optax.with_extra_args_support(optax.identity())
     combiner = make_combiner(combiner_call, setup)
@@ -80,7 +80,8 @@ def make_transformation(
         arguments = filled(call, setup.arguments) | _arguments(call, setup)
         return samo_jax.f_mtl(combiner, **arguments, **shape)
     perturbation = make_perturbation(call, setup) if call else None
-    return samo_jax.multitask(combiner, perturbation, key=setup.key, **shape)
+    further = _arguments(settings, setup) if settings else {}
+    return samo_jax.multitask(combiner, perturbation, key=setup.key, **shape, **further)
 
 
 def filled(call: Call, arguments: Mapping[str, Any]) -> dict[str, Any]:
