@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 import samo_jax
 
-NUM_TASKS, WIDTH, BATCH, DEPTH = 4, 64, 256, 2
+NUM_TASKS, WIDTH, BATCH, DEPTH = 4, 64, 512, 2
 FORWARD = 2 * BATCH * WIDTH**2 * DEPTH
 # The first layer's input needs no gradient.
 BACKWARD = (2 - 1 / DEPTH) * FORWARD
