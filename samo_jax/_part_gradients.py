@@ -1,17 +1,18 @@
 """`PartGradients`: losses and sums at shared points, and a sweep over the tasks."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from samo_jax._absent_tasks import is_finite, select_tasks
+from samo_jax._absent_tasks import is_finite
 from samo_jax._gramian import combine
 from samo_jax._shared_points import all_at_points, at_points
 from samo_jax._task_loop import Unroll, is_unrolled, map_tasks
 from samo_jax._tasks import LossFn
-from samo_jax._tree import PyTree, each
+from samo_jax._tree import PyTree, each, zero_unless
 
 
 class Rows(NamedTuple):
@@ -37,7 +38,7 @@ class Sweep(NamedTuple):
         finite: whether each task's loss and gradients are finite, shape (K,).
         weighted_gradient: `weighted_gradient(weights)`, as that of `PartGradients`,
             from what the sweep has.
-        rows: the gradients. Empty: they were not held at once.
+        rows: the gradients, zero where not finite. Empty: they were not held at once.
         gramian: Gramian of the gradients, shape (K, K), anything where one is not
             finite. None: that of the rows.
         task_grads: the gradients that an `Aggregator` combines, a pytree with a leading
@@ -110,7 +111,8 @@ def gradients_by_leaves(
         def task_part(i):
             loss, gradient = one_by_one.value_and_gradient(i)
             part = part_of(gradient)
-            return is_finite(loss, part), part
+            finite = is_finite(loss, part)
+            return finite, jax.tree.map(partial(zero_unless, finite), part)
 
         finite, parts = map_tasks(task_part, num_tasks, unroll)
         tasks = tuple(range(num_tasks))
@@ -120,8 +122,7 @@ def gradients_by_leaves(
         ]
 
         def weighted_gradient(weights):
-            zeros = jax.tree.map(jnp.zeros_like, parts)
-            of_part = combine(weights, select_tasks(weights != 0, parts, zeros))
+            of_part = combine(weights, parts)
             rest = at_all.weighted_gradient(weights)
             return jax.tree.map(
                 lambda yes, part, leaf: part if yes else leaf, chosen, of_part, rest

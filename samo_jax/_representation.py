@@ -6,7 +6,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from samo_jax._absent_tasks import is_finite, select_tasks
+from samo_jax._absent_tasks import is_finite
 from samo_jax._by_task import ByTask
 from samo_jax._gramian import combine
 from samo_jax._jaxprs import Cut, cut_at_representation, mark_representation
@@ -145,7 +145,7 @@ def _separate_rows(cut: Cut, values, others, index):
         loss, gradients = jax.value_and_grad(head)(own, rest)
         finite.append(is_finite(loss, gradients))
         for f, gradient in zip(reads, gradients, strict=True):
-            by_feature[f].append(gradient)
+            by_feature[f].append(zero_unless(finite[-1], gradient))
     return jnp.stack(finite), [
         (feature.readers, jnp.stack(gradients))
         for feature, gradients in zip(cut.features, by_feature, strict=True)
@@ -157,7 +157,8 @@ def _joint_rows(heads: SharedPoints, unroll: Unroll):
 
     def task_rows(i):
         loss, gradients = heads.value_and_gradient(i)
-        return is_finite(loss, gradients), gradients
+        finite = is_finite(loss, gradients)
+        return finite, jax.tree.map(partial(zero_unless, finite), gradients)
 
     num_tasks = len(heads.index)
     finite, parts = map_tasks(task_rows, num_tasks, unroll)
@@ -165,10 +166,8 @@ def _joint_rows(heads: SharedPoints, unroll: Unroll):
 
 
 def _weighted_sum(weights: jax.Array, rows: Rows) -> jax.Array:
-    """`sum_i w_i g_i` over the rows whose weight is not zero."""
-    weights = weights[jnp.array(rows.tasks)]
-    there = select_tasks(weights != 0, rows.values, jnp.zeros_like(rows.values))
-    return combine(weights, there)
+    """`sum_i w_i g_i`."""
+    return combine(weights[jnp.array(rows.tasks)], rows.values)
 
 
 def _of_all_tasks(rows: Rows, num_tasks: int) -> jax.Array | None:
