@@ -101,16 +101,13 @@ def gradients_by_leaves(
         loss_fn, points, index, unrolled=is_unrolled(unroll, num_tasks)
     )
     at_all = one_by_one if one_by_one.passes else all_at_points(loss_fn, points, index)
-    is_chosen, structure = jax.tree.flatten(chosen)
-
-    def part_of(tree):
-        leaves = zip(is_chosen, structure.flatten_up_to(tree), strict=True)
-        return structure.unflatten([leaf if yes else None for yes, leaf in leaves])
 
     def sweep():
         def task_part(i):
             loss, gradient = one_by_one.value_and_gradient(i)
-            part = part_of(gradient)
+            part = jax.tree.map(
+                lambda yes, leaf: leaf if yes else None, chosen, gradient
+            )
             finite = is_finite(loss, part)
             return finite, jax.tree.map(partial(zero_unless, finite), part)
 

@@ -128,7 +128,7 @@ def test_passes(label):
     tasks = tuple(map(str, range(NUM_TASKS)))
     tx = transformation(TEXTS[label], tasks)
     passes = KNOWN[TEXTS[label]].passes(NUM_TASKS)
-    assert 0.97 <= operations(tx, True, *passes) < 1.25
+    assert 0.97 <= operations(tx, True, *passes) < 1.18
 
 
 @pytest.mark.slow

@@ -46,7 +46,8 @@ def trained(tx, loss_fn, steps=3):
         updates, state = tx.update(grads, state, w, loss_fn=loss_fn)
         return w - 0.01 * updates, state
 
-    w, state = W, tx.init(W)
+    w = W.astype(jnp.result_type(float))
+    state = tx.init(w)
     for _ in range(steps):
         w, state = step(w, state)
     return w, state._replace(key=None)
@@ -59,18 +60,20 @@ def make(count, combiner=None, perturbation=None, **kwargs):
     )
 
 
+@pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("unroll", mostly_slow(LOOPS, but={False}))
 @pytest.mark.parametrize("loss_fn", mostly_slow([by_task, plain], but={by_task}))
 @pytest.mark.parametrize("name", mostly_slow([None, "joint", "memory"], but={"memory"}))
 def test_all_tasks_are_those_of_a_step_without_draws(name, loss_fn, unroll):
     perturbation = PERTURBATIONS[name]() if name else None
+    targets = TARGETS.astype("float64")
 
     def run(count):
         tx = make(count, None, perturbation, unroll=unroll)
-        w, state = trained(tx, loss_fn())
+        w, state = trained(tx, loss_fn(targets))
         return w, state.weights, state.perturbation_state, state.skipped
 
-    chex.assert_trees_all_close(run(4), run(None), rtol=1e-5, atol=1e-6)
+    chex.assert_trees_all_close(run(4), run(None), rtol=1e-8, atol=1e-10)
 
 
 def drawn_weights(tx, loss_fn, steps):

@@ -25,6 +25,7 @@ from samo_jax._step._gramian_blocks import gradients_by_blocks
 from samo_jax._step._kept_weights import (
     KeptWeights,
     growth_factor,
+    kept_after,
     known_weights,
     take_or_go_on,
 )
@@ -36,7 +37,7 @@ from samo_jax._step._method import (
     takes_part,
 )
 from samo_jax._step._passes import present_heads, shared_points
-from samo_jax._tree import PyTree, each, scale_leaves, select, tree_norm
+from samo_jax._tree import PyTree, each, scale_leaves, tree_norm
 
 
 def step_at_shared_points(
@@ -77,10 +78,10 @@ def step_at_shared_points(
     is_new, found = take_or_go_on(take, go_on, method, task_mask, kept)
     present, weights, products, combiner_state = found
     shared = devices.mean(sums(weights))
+    length = tree_norm(problem.shared(shared))
     if kept is not None:
-        length = tree_norm(problem.shared(shared))
-        kept = kept._replace(kept_length=jnp.where(is_new, length, kept.kept_length))
-        factor = growth_factor(combiner, length, kept.kept_length)
+        old = jnp.where(is_new, length, kept.kept_length)
+        factor = growth_factor(combiner, length, old)
         shared = scale_leaves(shared, lambda _: factor)
         weights = factor * weights
     outcome = Outcome(
@@ -95,15 +96,7 @@ def step_at_shared_points(
     direction, outcome = settle(
         outcome, states, problem.labels, problem.mean_grad, problem.tasks
     )
-    if kept is not None:
-        renewed = KeptWeights(
-            age=jnp.zeros_like(kept.age),
-            kept_tasks=outcome.present,
-            kept_weights=outcome.weights,
-            kept_gramian=products,
-            kept_length=kept.kept_length,
-        )
-        kept = select(is_new, renewed, kept._replace(age=kept.age + 1))
+    kept = kept_after(kept, is_new, outcome.present, weights, products, length)
     return direction, outcome, kept
 
 

@@ -11,7 +11,7 @@ from samo_jax._absent_tasks import among_present
 from samo_jax._combiners._types import Weighting, weighting_update
 from samo_jax._jaxprs import canonicalize_convolutions
 from samo_jax._step._method import Method
-from samo_jax._tree import accumulator_dtype, safe_divide
+from samo_jax._tree import accumulator_dtype, safe_divide, select, zero_unless
 
 T = TypeVar("T")
 
@@ -82,6 +82,27 @@ def known_weights(
 
     is_same = jnp.all(present == kept.kept_tasks)
     return lax.cond(is_same, lambda: kept.kept_weights, solve)
+
+
+def kept_after(
+    kept: KeptWeights | None,
+    is_new: Any,
+    present: jax.Array,
+    weights: jax.Array,
+    gramian: jax.Array,
+    length: jax.Array,
+) -> KeptWeights | None:
+    """The kept weights after a step: those of this step if new, else a step older."""
+    if kept is None:
+        return None
+    renewed = KeptWeights(
+        age=jnp.zeros_like(kept.age),
+        kept_tasks=present,
+        kept_weights=zero_unless(jnp.any(present), weights),
+        kept_gramian=gramian,
+        kept_length=length,
+    )
+    return select(is_new, renewed, kept._replace(age=kept.age + 1))
 
 
 def growth_factor(combiner: Weighting, length: jax.Array, old: jax.Array) -> jax.Array:

@@ -17,13 +17,14 @@ from samo_jax._step._combine import settle
 from samo_jax._step._kept_weights import (
     KeptWeights,
     growth_factor,
+    kept_after,
     known_weights,
     take_or_go_on,
 )
 from samo_jax._step._method import Method, Outcome, States
 from samo_jax._step._passes import present_heads, shared_points
 from samo_jax._tasks import uniform_weights
-from samo_jax._tree import PyTree, as_floats, select, tree_norm, zero_unless
+from samo_jax._tree import PyTree, as_floats, tree_norm, zero_unless
 
 _ROUNDINGS = 100
 
@@ -141,15 +142,8 @@ def step_by_separate_parts(
     direction, outcome = settle(
         outcome, states, problem.labels, problem.mean_grad, problem.tasks
     )
-    if kept is not None:
-        renewed = KeptWeights(
-            age=jnp.zeros_like(kept.age),
-            kept_tasks=outcome.present,
-            kept_weights=zero_unless(jnp.any(outcome.present), jnp.stack([w, v])),
-            kept_gramian=gramians,
-            kept_length=lengths,
-        )
-        kept = select(is_new, renewed, kept._replace(age=kept.age + 1))
+    weights = jnp.stack([w, v])
+    kept = kept_after(kept, is_new, outcome.present, weights, gramians, lengths)
     return direction, outcome, kept
 
 
