@@ -1,5 +1,7 @@
 """Writers of data sets in miniature, in exactly the formats of the real ones."""
 
+import gzip
+
 import numpy as np
 from PIL import Image
 
@@ -57,6 +59,7 @@ CYANIDE_ATOMS = [
     ("N", (0.0023, 0.0192, 0.0019)),
     ("H", (-0.0278, 2.1989, 0.0042)),
 ]
+NEAR_CYANIDE_ATOMS = [("C", (-0.0133, 1.1325, 0.0083)), *CYANIDE_ATOMS[1:]]
 CYANIDE_BONDS = [(1, 2, 3), (1, 3, 1)]
 LEFT_OUT_HEADER = [
     "",
@@ -110,6 +113,37 @@ def write_qm9(folder, count=20, left_out=(3, 5)):
         ("uncharacterized.txt", skipped),
     ):
         (raw / name).write_text("\n".join(lines) + "\n")
+
+
+PACK_HEADER = (
+    "XYZ_file,Index,SMILES,InChi,N_atoms,Stoichiometry,Elements,XYZ_Ang,Mulliken_pop,"
+    "Harmonic_Freq_cmi,RotA_GHz,RotB_GHz,RotC_GHz,Dipole_debye,Polarizability_bohr3,"
+    "HOMO_au,LUMO_au,HOMO_LUMO_gap_au,R2_bohr2,ZPVE_au,InternalEnergy_0K_au,"
+    "InternalEnergy_298K_au,Enthalphy_298K_au,GibbsFreeEnergy_298K_au,"
+    "Heatcapacity_Cv_cal_mol_K"
+)
+
+
+def write_qm9_pack(folder, count=12):
+    """Methane and hydrogen cyanide in turns, in three files; the number of them."""
+    data = folder / "qm9pack/data"
+    data.mkdir(parents=True)
+    rows = []
+    for k in range(count):
+        atoms = METHANE_ATOMS if k % 2 == 0 else NEAR_CYANIDE_ATOMS
+        elements = ",".join(f"'{element}'" for element, _ in atoms)
+        places = ",".join(f"[{x},{y},{z}]" for _, (x, y, z) in atoms)
+        numbers = [float(number) + k for number in METHANE_ROW.split(",")[3:15]]
+        numbers[0] = f"{k}."  # as the package writes whole numbers
+        rows.append(
+            f'dsgdb9nsd_{k:06d}.xyz,{k},C,InChI=1S/CH4/h1H4,{len(atoms)},"[1,4,0]",'
+            f'"[{elements}]","[{places}]","[0.1]","[1.0,2.0]",157.7,157.7,157.7,'
+            + ",".join(map(str, numbers))
+        )
+    for part in range(3):
+        lines = [PACK_HEADER, *rows[part::3]]
+        (data / f"qm9_part{part + 1}.csv").write_text("\n".join(lines) + "\n")
+    return count
 
 
 ATTRIBUTES = ["5_o_Clock_Shadow", "Male", "Young"]
@@ -175,3 +209,18 @@ def write_office(folder, images="office"):
             write(folder / "split" / f"{domain}_{suffix}.txt", "\n".join(listed) + "\n")
             for line in listed:
                 write_image(folder / images / line.split()[0], colour(k + 1), (60, 40))
+
+
+def write_molecules(path, count=240):
+    """A table as MoleculeNet's: three tasks with gaps, and a text that is none."""
+    rng = np.random.default_rng(0)
+    rows = ["toxic,active,rare,mol_id,smiles"]
+    for k in range(count):
+        chain = "".join(rng.choice(["C", "O", "N", "C", "C"], 4))
+        ring = f"C1{'C' * rng.integers(1, 14)}C1"
+        toxic = "" if k % 4 == 0 else "01"["O" in chain]
+        active = ("1.0" if "N" in chain else "0.0") if k % 5 else ""
+        rows.append(f"{toxic},{active},{int(k == 0)},M{k},{chain}{ring}")
+    rows.append("0,0.0,0,M,not a molecule")
+    content = ("\n".join(rows) + "\n").encode()
+    path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)

@@ -8,10 +8,10 @@ import pytest
 
 from samo_jax.experiments import __main__
 from samo_jax.experiments.networks.multitask_net import MultitaskNet
+from samo_jax.experiments.problems import registry
 from samo_jax.experiments.problems.benchmark import Benchmark, Examples
 from samo_jax.experiments.problems.generated import digits
 from samo_jax.experiments.problems.tasks import CLASSIFICATION
-from samo_jax.experiments.studies import benchmark as study
 from samo_jax.experiments.training.methods import method_of
 from samo_jax.experiments.training.trainer import Trainer
 
@@ -28,7 +28,7 @@ def small_digits(split):
 def main(*args):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["experiments", *map(str, args)])
-        patch.setitem(study.BENCHMARKS, "digits", small_digits)
+        patch.setitem(registry.BENCHMARKS, "digits", small_digits)
         return __main__.main()
 
 

@@ -121,9 +121,9 @@ def test_edge_convolution_by_brute_force(key):
         around = [j for j in range(4) if neighbours[0, i, j]]
         for j in around:
             h = np.maximum(e[i, j] @ p["edge"]["kernel"] + p["edge"]["bias"], 0)
-            theta = p["theta"]["kernel"][-1]
+            theta = p["theta"][-1]
             for k in range(5):
-                theta = theta + h[k] * p["theta"]["kernel"][k]
+                theta = theta + h[k] * p["theta"][k]
             expected = expected + x[j] @ theta / len(around)
         np.testing.assert_allclose(output[0, i], expected, rtol=1e-5, atol=1e-5)
 

@@ -15,19 +15,19 @@ FILES = ("gdb9.sdf", "gdb9.sdf.csv", "uncharacterized.txt")
 
 def find(data, number):
     """The molecule of this number: its arrays and its labels."""
-    for molecules, labels in data[:3]:
-        mine = labels["mu"] == (0 if number == 1 else number)
-        if mine.any():
-            [row] = np.flatnonzero(mine)
-            arrays = [array[row] for array in molecules]
-            return arrays, {target: values[row] for target, values in labels.items()}
-    return None
+    molecules, labels = data
+    mine = labels["mu"] == (0 if number == 1 else number)
+    if not mine.any():
+        return None
+    [row] = np.flatnonzero(mine)
+    arrays = [array[row] for array in molecules]
+    return arrays, {target: values[row] for target, values in labels.items()}
 
 
 def test_methane(tmp_path):
     """Labels are those that PyTorch Geometric publishes for its molecule 0."""
     write_qm9(tmp_path)
-    (atoms, bonds, positions), labels = find(read_qm9(tmp_path, num_eval=4), 1)
+    (atoms, bonds, positions), labels = find(read_qm9(tmp_path), 1)
     assert atoms.tolist() == [6, 1, 1, 1, 1] + [0] * 24
     expected = np.zeros((29, 29))
     expected[0, 1:5] = expected[1:5, 0] = 1
@@ -56,27 +56,18 @@ def test_methane(tmp_path):
 
 def test_columns_that_touch(tmp_path):
     write_qm9(tmp_path)
-    (atoms, bonds, positions), _ = find(read_qm9(tmp_path, num_eval=4), 2)
+    (atoms, bonds, positions), _ = find(read_qm9(tmp_path), 2)
     assert atoms[:4].tolist() == [6, 7, 1, 0]
     assert bonds[:3, :3].tolist() == [[0, 3, 1], [3, 0, 0], [1, 0, 0]]
     np.testing.assert_allclose(positions[0], [-1000.0133, -1001.1325, -1000.0083])
 
 
-def test_split(tmp_path):
+def test_molecules_left_out(tmp_path):
     write_qm9(tmp_path)
-    data = read_qm9(tmp_path, seed=1, num_eval=4)
-    numbers = [np.maximum(labels["mu"], 1) for _, labels in data[:3]]
-    assert [len(part) for part in numbers] == [10, 4, 4]
-    assert sorted(np.concatenate(numbers)) == sorted({*range(1, 21)} - {3, 5})
+    data = read_qm9(tmp_path)
+    numbers = np.maximum(data[1]["mu"], 1)
+    assert sorted(numbers) == sorted({*range(1, 21)} - {3, 5})
     assert find(data, 3) is None
-    again = read_qm9(tmp_path, seed=1, num_eval=4)
-    other = read_qm9(tmp_path, seed=2, num_eval=4)
-    np.testing.assert_array_equal(again.test[1]["mu"], data.test[1]["mu"])
-    assert set(other.test[1]["mu"]) != set(data.test[1]["mu"])
-    for target in TARGETS:
-        train = data.train[1][target].astype(float)
-        np.testing.assert_allclose(data.mean[target], train.mean())
-        np.testing.assert_allclose(data.deviation[target], train.std())
 
 
 @pytest.mark.parametrize(
@@ -163,7 +154,7 @@ def test_malformed(tmp_path, name, number, become, message):
         changed += [become, *lines[number:]]
     path.write_text("\n".join(changed) + "\n")
     with pytest.raises(ValueError, match=message):
-        read_qm9(tmp_path, num_eval=4)
+        read_qm9(tmp_path)
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -180,7 +171,7 @@ def test_other_files(tmp_path, name):
     ):
         make()
         with pytest.raises(ValueError, match=rf"raw/{name} {message}"):
-            read_qm9(tmp_path, num_eval=4)
+            read_qm9(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -197,7 +188,7 @@ def test_what_is_not_the_list_of_those_left_out(tmp_path, text):
     write_qm9(tmp_path)
     (tmp_path / "raw/uncharacterized.txt").write_text(text)
     with pytest.raises(ValueError, match=r"txt(:10:)? must (have 9 |be a mol)"):
-        read_qm9(tmp_path, num_eval=4)
+        read_qm9(tmp_path)
 
 
 def test_all_of_qm9_has_3054_left_out(tmp_path):
@@ -206,9 +197,3 @@ def test_all_of_qm9_has_3054_left_out(tmp_path):
     assert qm9_files._read_left_out(path, 20).tolist() == [2, 4]
     with pytest.raises(ValueError, match=r"txt must list 3054 of .* 133885 .*, got 2:"):
         qm9_files._read_left_out(path, 133_885)
-
-
-def test_too_few(tmp_path):
-    write_qm9(tmp_path)
-    with pytest.raises(ValueError, match=r"more than 2 \* 10000 .*, got 18"):
-        read_qm9(tmp_path)

@@ -18,11 +18,7 @@ from samo_jax.experiments.data.checked_files import (
     without_repetition,
 )
 from samo_jax.experiments.data.malformed import MalformedFileError
-from samo_jax.experiments.data.molecules import (
-    GraphRegression,
-    Molecules,
-    graph_regression,
-)
+from samo_jax.experiments.data.molecules import Labels, Molecules
 
 MAX_ATOMS = 29
 ELEMENTS = {"H": 1, "C": 6, "N": 7, "O": 8, "F": 9}
@@ -55,7 +51,7 @@ _REMEDY = (
 _T = TypeVar("_T")
 
 
-def read_qm9(folder: Path, seed: int = 0, num_eval: int = 10_000) -> GraphRegression:
+def read_qm9(folder: Path) -> tuple[Molecules, Labels]:
     """QM9's characterised molecules and eleven targets of each.
 
     The targets and units are those of the trainers of Nash-MTL and SAMO, that is of
@@ -65,22 +61,15 @@ def read_qm9(folder: Path, seed: int = 0, num_eval: int = 10_000) -> GraphRegres
     in eV; and heat capacity cv in cal/(mol K). The two papers report errors in meV
     where the unit is eV.
 
-    The molecules are permuted by the seed: the first `num_eval` are for test, as many
-    for validation and the rest, 110,831, for training. The molecules of
-    `uncharacterized.txt` are left out.
-
     Args:
         folder: folder with `raw/gdb9.sdf`, its `.csv`, and `raw/uncharacterized.txt`.
-        seed: seed of the split.
-        num_eval: number of validation and of test molecules.
 
     Returns:
-        Molecules of up to 29 atoms, hydrogen among them, and raw labels, float32; with
-        mean and deviation of the training labels. (Nash-MTL and SAMO take these over
-        all molecules.)
+        Molecules of up to 29 atoms, hydrogen among them, and raw labels, float32. The
+        molecules of `uncharacterized.txt` are left out.
 
     Raises:
-        ValueError: a file is missing or malformed, or there are too few molecules.
+        ValueError: a file is missing or malformed.
     """
     structures, table, left_out = (
         folder / "raw" / name
@@ -89,21 +78,10 @@ def read_qm9(folder: Path, seed: int = 0, num_eval: int = 10_000) -> GraphRegres
     names, labels = _read_table(table)
     kept = np.setdiff1d(np.arange(len(names)), _read_left_out(left_out, len(names)))
     molecules = _read_structures(structures, names)
-    if len(kept) <= 2 * num_eval:
-        raise ValueError(
-            f"{folder} must hold more than 2 * {num_eval} characterised molecules, got "
-            f"{len(kept)}: download it again or lower `num_eval`"
-        )
-    order = np.random.default_rng(seed).permutation(kept)
-
-    def part(rows: np.ndarray) -> tuple[Molecules, dict[str, np.ndarray]]:
-        return (
-            Molecules(*(array[rows] for array in molecules)),
-            {target: labels[rows, k] for k, target in enumerate(TARGETS)},
-        )
-
-    test, validation, train = map(part, np.split(order, [num_eval, 2 * num_eval]))
-    return graph_regression(train, validation, test)
+    return (
+        Molecules(*(array[kept] for array in molecules)),
+        {target: labels[kept, k] for k, target in enumerate(TARGETS)},
+    )
 
 
 def _each(

@@ -17,7 +17,7 @@ class EdgeConvolution(nn.Module):
     $x_i' = W x_i + b + \frac{1}{|N(i)|} \sum_{j \in N(i)} \Theta(e_{ij}) x_j$ with
     $\Theta(e) = \sum_k h_k(e) \Theta_k + \Theta_0$ and $h(e)$ a dense layer with ReLU.
 
-    Since $\Theta$ is affine in $h$, the sum over neighbours is taken first, and the
+    As $\Theta$ is affine in $h$, the products $\Theta_k x_j$ are taken first, and the
     matrices $\Theta(e_{ij})$ of all pairs are never formed.
 
     Attributes:
@@ -35,11 +35,13 @@ class EdgeConvolution(nn.Module):
         """Map nodes (N, A, width), given edges (N, A, A, E), neighbours (N, A, A)."""
         h = nn.relu(nn.Dense(self.hidden, name="edge")(edges))
         h = jnp.concatenate([h, jnp.ones_like(h[..., :1])], axis=-1)
-        degree = jnp.maximum(neighbours.sum(-1), 1)
-        mean = jnp.einsum("nij,nijk,njd->nikd", neighbours, h, nodes)
-        mean = mean / degree[..., None, None]
-        theta = nn.DenseGeneral(self.width, axis=(-2, -1), use_bias=False, name="theta")
-        return nn.Dense(self.width, name="root")(nodes) + theta(mean)
+        shares = neighbours / jnp.maximum(neighbours.sum(-1, keepdims=True), 1)
+        shape = self.hidden + 1, nodes.shape[-1], self.width
+        theta = self.param("theta", nn.initializers.lecun_normal((0, 1)), shape)
+        # Two large products: of all atoms, then of all atoms of a molecule.
+        messages = jnp.einsum("njd,kdo->njko", nodes, theta)
+        mean = jnp.einsum("nijk,njko->nio", shares[..., None] * h, messages)
+        return nn.Dense(self.width, name="root")(nodes) + mean
 
 
 class Set2Set(nn.Module):

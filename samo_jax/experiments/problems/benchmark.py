@@ -92,6 +92,9 @@ class Benchmark(NamedTuple, Generic[DataT]):
         has_modes: whether the network is called with `train=`, having batch norm or
             dropout.
         evaluation_batch_size: size of the batches of evaluation.
+        by_task: whether each task has examples of its own: the inputs of a batch then
+            have a leading task axis, and no task's loss needs another's.
+        notes: sentences that a reader of the results should know.
     """
 
     tasks: dict[str, Task]
@@ -107,6 +110,8 @@ class Benchmark(NamedTuple, Generic[DataT]):
     clip_norm: float | None = 1.0
     has_modes: bool = False
     evaluation_batch_size: int = 500
+    by_task: bool = False
+    notes: tuple[str, ...] = ()
 
     def only(self, tasks: Sequence[str]) -> "Benchmark[DataT]":
         """The benchmark of these tasks alone."""

@@ -1,16 +1,15 @@
-"""The papers' benchmarks, from files: NYU-v2, Cityscapes, CelebA, QM9, Office-Home.
+"""The papers' benchmarks of images, in files: NYU-v2, Cityscapes, CelebA, Office-Home.
 
 Networks, losses, augmentation and hyper-parameters are those of SAMO's code
 (github.com/OptMN-Lab/SAMO, experiments), the latter of each data set's `run.sh`, else
 of its `trainer_samo.py`; mu is 0.01, as by default. What differs:
 
-- its trainers of NYU-v2, Cityscapes, QM9 and Office-Home each depart from SAMO as
+- its trainers of NYU-v2, Cityscapes and Office-Home each depart from SAMO as
   published, in ways of their own; all benchmarks take the same step here;
 - the shared gradient's norm is clipped to 1, there the norm of K times it;
 - of SegNet-MTAN, attention modules count as the tasks' own;
-- QM9's learning rate falls with the training loss, there with validation errors;
 - ResNet-18 starts at random, there from weights trained on ImageNet;
-- the last epoch counts; there, for CelebA, QM9 and Office-Home, the one that is best on
+- the last epoch counts; there, for CelebA and Office-Home, the one that is best on
   validation examples;
 - NYU-v2 and Cityscapes come in two parts, and methods are compared on `val`; for the
   validation split a tenth of the training images is held out here.
@@ -21,7 +20,6 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 import flax.linen as nn
-import optax
 
 from samo_jax.experiments.data.dense_files import (
     CITYSCAPES,
@@ -33,22 +31,20 @@ from samo_jax.experiments.data.dense_files import (
 from samo_jax.experiments.data.image_folders import celeba as read_celeba
 from samo_jax.experiments.data.image_folders import office_home as read_office_home
 from samo_jax.experiments.data.loading import Source
-from samo_jax.experiments.data.molecules import standardised
-from samo_jax.experiments.data.qm9_files import read_qm9
 from samo_jax.experiments.networks.celeba_net import CelebANet
-from samo_jax.experiments.networks.message_passing import MessagePassingNet
 from samo_jax.experiments.networks.multi_input import MultiInput
 from samo_jax.experiments.networks.resnet import ResNet18
 from samo_jax.experiments.networks.segnet import SegNet, SegNetMTAN
-from samo_jax.experiments.problems.benchmark import Benchmark, Examples
+from samo_jax.experiments.problems.benchmark import Benchmark
 from samo_jax.experiments.problems.dense_tasks import DEPTH, NORMALS, SEGMENTATION
 from samo_jax.experiments.problems.generated import Split
 from samo_jax.experiments.problems.on_disk import OnDisk, PerTask
+from samo_jax.experiments.problems.optimizers import adam_halved
+from samo_jax.experiments.problems.sizes import scaled
 from samo_jax.experiments.problems.tasks import (
     CLASSIFICATION,
     DETECTION,
     Task,
-    regression,
 )
 
 DenseNetwork: TypeAlias = Literal["mtan", "segnet"]
@@ -56,36 +52,6 @@ NETWORKS: dict[DenseNetwork, Callable[..., nn.Module]] = {
     "mtan": SegNetMTAN,
     "segnet": SegNet,
 }
-
-
-def adam_halved(every: int, weight_decay: float = 0.0):
-    """Adam, its learning rate halved every so many epochs; L2 as in PyTorch's Adam."""
-
-    def optimizer(learning_rate, steps_per_epoch):
-        schedule = optax.exponential_decay(
-            learning_rate, every * steps_per_epoch, 0.5, staircase=True
-        )
-        return optax.chain(
-            optax.add_decayed_weights(weight_decay), optax.adam(schedule)
-        )
-
-    return optimizer
-
-
-def adam_on_plateau(learning_rate: float, steps_per_epoch: int):
-    """Adam, slower by 0.7 after six epochs without progress, down to 1e-5.
-
-    PyTorch's scheduler, which has a `patience` of five, waits for the sixth.
-    """
-    return optax.chain(
-        optax.adam(learning_rate),
-        optax.contrib.reduce_on_plateau(
-            0.7,
-            patience=6,
-            accumulation_size=steps_per_epoch,
-            min_scale=1e-5 / learning_rate,
-        ),
-    )
 
 
 RECIPES: dict[str, dict[str, Any]] = {
@@ -111,14 +77,6 @@ RECIPES: dict[str, dict[str, Any]] = {
         "learning_rate": 3e-4,
         "rho": 1e-3,
         "alpha": 0.5,
-    },
-    "qm9": {
-        "batch_size": 120,
-        "epochs": 300,
-        "learning_rate": 1e-3,
-        "optimizer": adam_on_plateau,
-        "rho": 1e-5,
-        "alpha": 0.1,
     },
     "officehome": {
         "batch_size": 64,
@@ -157,20 +115,6 @@ NYU_V2_TASKS = {
         }
     ),
 }
-# By target: the error of single-task training, and its unit.
-QM9_ERRORS = {
-    "mu": (0.0671, "D"),
-    "alpha": (0.1814, "a0³"),
-    "homo": (0.060576, "eV"),
-    "lumo": (0.053915, "eV"),
-    "r2": (0.5027, "a0²"),
-    "zpve": (0.004539, "eV"),
-    "u0": (0.058838, "eV"),
-    "u": (0.064244, "eV"),
-    "h": (0.063852, "eV"),
-    "g": (0.066223, "eV"),
-    "cv": (0.07212, "cal/(mol K)"),
-}
 
 
 def cityscapes(
@@ -207,7 +151,7 @@ def celeba(folder: Path, split: Split, width: float = 1.0) -> Benchmark:
     tasks = tuple(train.labels)
 
     def net(names: Sequence[str]) -> nn.Module:
-        return CelebANet(names, _scaled(64, width))
+        return CelebANet(names, scaled(64, width))
 
     return Benchmark(
         dict.fromkeys(tasks, DETECTION),
@@ -216,34 +160,6 @@ def celeba(folder: Path, split: Split, width: float = 1.0) -> Benchmark:
         OnDisk(evaluation, tasks),
         has_modes=True,
         **RECIPES["celeba"],
-    )
-
-
-def qm9(folder: Path, split: Split, width: float = 1.0) -> Benchmark:
-    """QM9: 11 properties of molecules; message passing.
-
-    FOLDER holds `raw/gdb9.sdf`, `raw/gdb9.sdf.csv` and `raw/uncharacterized.txt`.
-    """
-    data = read_qm9(folder)
-
-    def examples(part):
-        molecules, labels = part
-        return Examples(molecules, standardised(labels, data.mean, data.deviation))
-
-    def net(names: Sequence[str]) -> nn.Module:
-        return MessagePassingNet(names, _scaled(64, width), _scaled(128, width))
-
-    return Benchmark(
-        {
-            target: regression(data.deviation[target], unit)._replace(
-                single_task={"error": error}
-            )
-            for target, (error, unit) in QM9_ERRORS.items()
-        },
-        net,
-        examples(data.train),
-        examples(data.test if split == "test" else data.validation),
-        **RECIPES["qm9"],
     )
 
 
@@ -261,7 +177,7 @@ def officehome(folder: Path, split: Split, width: float = 1.0) -> Benchmark:
         )
 
     def net(names: Sequence[str]) -> nn.Module:
-        return MultiInput(ResNet18(names, width=_scaled(64, width)))
+        return MultiInput(ResNet18(names, width=scaled(64, width)))
 
     train = data("train")
     return Benchmark(
@@ -272,49 +188,6 @@ def officehome(folder: Path, split: Split, width: float = 1.0) -> Benchmark:
         has_modes=True,
         **RECIPES["officehome"],
     )
-
-
-DENSE: dict[str, Callable[..., Benchmark]] = {"cityscapes": cityscapes, "nyuv2": nyuv2}
-BENCHMARKS: dict[str, Callable[..., Benchmark]] = {
-    **DENSE,
-    "celeba": celeba,
-    "qm9": qm9,
-    "officehome": officehome,
-}
-
-
-def load(
-    name: str,
-    folder: str | Path,
-    split: Split,
-    batch_size: int | None = None,
-    **network: Any,
-) -> Benchmark:
-    """The benchmark of a name, of whose data an example has been read.
-
-    Args:
-        name: name of the benchmark.
-        folder: folder of its files.
-        split: split to evaluate on.
-        batch_size: size of the batches; None for the paper's.
-        **network: `width`, the factor of its channels, and for `DENSE`, `network`.
-
-    Raises:
-        ValueError: if files are missing or malformed, or too few for a batch.
-    """
-    benchmark = BENCHMARKS[name](Path(folder), split, **network)
-    batch_size = batch_size or benchmark.batch_size
-    for part, data, least in (
-        ("training", benchmark.train, batch_size),
-        ("evaluation", benchmark.evaluation, 1),
-    ):
-        if data.num_examples < least:
-            raise ValueError(
-                f"{folder} must have {least} {part} examples, got {data.num_examples}: "
-                "complete it, or make batches smaller"
-            )
-        next(data.batches(1))
-    return benchmark._replace(batch_size=batch_size, evaluation_batch_size=batch_size)
 
 
 class _Part:
@@ -361,7 +234,3 @@ def _dense(
         has_modes=True,
         **RECIPES[name],
     )
-
-
-def _scaled(channels: int, width: float) -> int:
-    return max(1, round(width * channels))

@@ -10,7 +10,13 @@ import numpy as np
 from samo_jax.experiments.problems.tasks import Task
 from samo_jax.experiments.reports.machine import machine
 from samo_jax.experiments.reports.pages import built_block, fenced, write_page
-from samo_jax.experiments.reports.scores import delta_m, finals, grouped
+from samo_jax.experiments.reports.scores import (
+    PUBLISHED,
+    delta_m,
+    finals,
+    grouped,
+    is_published,
+)
 from samo_jax.experiments.reports.summary_plot import plot
 from samo_jax.experiments.reports.tables import literal, markdown_table, spread
 from samo_jax.experiments.reports.training_plot import plot_training
@@ -28,11 +34,16 @@ def _seconds(runs: dict[int, Run]) -> float:
 def summarize(results: Results, tasks: dict[str, Task]) -> list[list[str]]:
     """Cells of the table, header first, a row a method.
 
-    Time is "-" without the run it is relative to.
+    Published single-task results come first where they are known. Time is "-" without
+    the run it is relative to.
     """
     chosen = columns(tasks)
     groups = grouped(chosen)
     table = [["method", *groups, "Δm [%]", "time"]]
+    if is_published(chosen):
+        values = np.array([[column.single_task for column in chosen]])
+        cells = [spread(values[:, index].mean(axis=1)) for index in groups.values()]
+        table.append([PUBLISHED, *cells, "0.0", "-"])
     deltas, plain = delta_m(chosen, results), results.get(MEAN)
     for method, runs in results.items():
         final = finals(chosen, runs)

@@ -1,14 +1,14 @@
 """Scores of finished runs: metrics in columns, and Delta m."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 import samo_jax
 from samo_jax.experiments.training.columns import Column
 from samo_jax.experiments.training.methods import SINGLE_TASK
-from samo_jax.experiments.training.runs import Results, Run
+from samo_jax.experiments.training.runs import Metrics, Results, Run
 
 PUBLISHED = "published single-task results"
 _MOST_COLUMNS = 12
@@ -24,7 +24,16 @@ def grouped(columns: list[Column]) -> dict[str, list[int]]:
     return groups
 
 
-def finals(columns: list[Column], runs: Mapping[int, Run]) -> np.ndarray:
+class Evaluated(Protocol):
+    """Run, or another thing that has metrics."""
+
+    @property
+    def metrics(self) -> Metrics:
+        """Metrics of each task."""
+        ...
+
+
+def finals(columns: list[Column], runs: Mapping[int, Evaluated]) -> np.ndarray:
     """The metrics after training, shape (seeds, columns)."""
     return np.array(
         [[run.metrics[c.task][c.metric] for c in columns] for run in runs.values()]
@@ -36,7 +45,7 @@ def baseline(columns: list[Column], results: Results) -> str:
 
     Published single-task results, else single-task training, else the first method.
     """
-    if _are_published(columns):
+    if is_published(columns):
         return PUBLISHED
     return SINGLE_TASK if SINGLE_TASK in results else next(iter(results))
 
@@ -67,7 +76,7 @@ def delta_m_caption(columns: list[Column], results: Results) -> str:
 @np.errstate(invalid="ignore", over="ignore")  # of runs that diverged
 def _reference(columns: list[Column], results: Results) -> np.ndarray:
     """The metrics of the baseline, shape (columns,)."""
-    if _are_published(columns):
+    if is_published(columns):
         return np.array([column.single_task for column in columns], float)
     return finals(columns, results[baseline(columns, results)]).mean(axis=0)
 
@@ -94,5 +103,6 @@ def best_radius(scores: Mapping[float, Any]) -> float:
     return min(means, key=lambda rho: np.nan_to_num(means[rho], nan=np.inf))
 
 
-def _are_published(columns: list[Column]) -> bool:
+def is_published(columns: list[Column]) -> bool:
+    """Whether single-task results are published of all metrics."""
     return all(column.single_task is not None for column in columns)

@@ -18,7 +18,6 @@ from samo_jax.experiments.command import (
     add_methods_argument,
     add_out_argument,
     epochs_progress,
-    factor,
     make_console,
     patience,
     positive_int,
@@ -26,13 +25,16 @@ from samo_jax.experiments.command import (
     seconds,
     share,
 )
-from samo_jax.experiments.problems import files
+from samo_jax.experiments.problems import registry
 from samo_jax.experiments.problems.benchmark import Benchmark
-from samo_jax.experiments.problems.generated import BENCHMARKS, RECIPES
 from samo_jax.experiments.reports.benchmark_page import summarize, write_report
 from samo_jax.experiments.reports.scores import delta_m_caption
 from samo_jax.experiments.reports.tables import counted, terminal_table
 from samo_jax.experiments.reports.tensorboard import event_files
+from samo_jax.experiments.studies.data_arguments import (
+    add_data_arguments,
+    benchmark_of,
+)
 from samo_jax.experiments.training.agreement import make_diagnose
 from samo_jax.experiments.training.built import built_methods
 from samo_jax.experiments.training.columns import columns
@@ -49,7 +51,6 @@ from samo_jax.experiments.training.devices import (
 from samo_jax.experiments.training.folders import (
     check_folder,
     opened,
-    path,
     results_folder,
 )
 from samo_jax.experiments.training.methods import SINGLE_TASK, method_of
@@ -57,8 +58,6 @@ from samo_jax.experiments.training.records import Records, no_events
 from samo_jax.experiments.training.runs import Results, merged
 from samo_jax.experiments.training.train_step import task_losses
 from samo_jax.experiments.training.trainer import Trainer, trainers_of
-
-_ALL_BENCHMARKS = BENCHMARKS | files.BENCHMARKS
 
 DEFAULT_METHODS = (
     SINGLE_TASK,
@@ -84,9 +83,9 @@ class BenchmarkCommand(NamedTuple):
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """Declare the command line."""
-        about = inspect.getdoc(_ALL_BENCHMARKS[self.name])
+        about = inspect.getdoc(registry.BENCHMARKS[self.name])
         parser.description = f"{about}\n\n{DESCRIPTION}"
-        recipe = Benchmark._field_defaults | (RECIPES | files.RECIPES)[self.name]
+        recipe = Benchmark._field_defaults | registry.RECIPES[self.name]
         parser.add_argument(
             "--benchmark",
             choices=[self.name],
@@ -155,8 +154,8 @@ class BenchmarkCommand(NamedTuple):
         )
         add_file_arguments(parser)
         add_out_argument(parser, self.name)
-        if self.name in files.BENCHMARKS:
-            _add_data_arguments(parser, self.name, recipe["batch_size"])
+        if self.name in registry.OF_DATA:
+            add_data_arguments(parser, self.name, recipe["batch_size"])
 
     def run(self, args: argparse.Namespace) -> int:
         """Train every method with every seed; return the exit status."""
@@ -194,55 +193,13 @@ class BenchmarkCommand(NamedTuple):
 
 def commands() -> list[tuple[str, BenchmarkCommand, str]]:
     """Name, command and summary of each benchmark."""
-    return [(name, BenchmarkCommand(name), _summary(name)) for name in _ALL_BENCHMARKS]
+    return [
+        (name, BenchmarkCommand(name), _summary(name)) for name in registry.BENCHMARKS
+    ]
 
 
 def _summary(name: str) -> str:
-    return str(_ALL_BENCHMARKS[name].__doc__).partition("\n")[0]
-
-
-def _add_data_arguments(
-    parser: argparse.ArgumentParser, name: str, batch_size: int
-) -> None:
-    parser.add_argument(
-        "--data",
-        type=path,
-        metavar="FOLDER",
-        help="of the data set, see above (required)",
-    )
-    parser.add_argument(
-        "--batch-size",
-        type=positive_int,
-        help=f"examples a step (default: {batch_size})",
-    )
-    parser.add_argument(
-        "--width",
-        type=factor,
-        default=1.0,
-        metavar="FACTOR",
-        help="of the network's channels (default: 1, the paper's)",
-    )
-    if name in files.DENSE:
-        parser.add_argument(
-            "--network",
-            choices=list(files.NETWORKS),
-            default="mtan",
-            help="SegNet-MTAN or SegNet (default: mtan)",
-        )
-
-
-def _benchmark(name: str, args: argparse.Namespace) -> Benchmark:
-    if name in BENCHMARKS:
-        return BENCHMARKS[name](args.split)
-    if args.data is None:
-        raise SystemExit("--data: the folder of the data set is required (see --help)")
-    network = {"network": args.network} if name in files.DENSE else {}
-    try:
-        return files.load(
-            name, args.data, args.split, args.batch_size, width=args.width, **network
-        )
-    except ValueError as error:
-        raise SystemExit(f"--data: {error}") from None
+    return str(registry.BENCHMARKS[name].__doc__).partition("\n")[0]
 
 
 def _prepared(
@@ -253,7 +210,7 @@ def _prepared(
 ) -> tuple[Benchmark, Records]:
     """The benchmark, and the records of its folder, which this process has entered."""
     events = event_files() if args.tensorboard else no_events
-    benchmark = _benchmark(name, args)
+    benchmark = benchmark_of(name, args)
     config = settings(args)
     unset = [field for field in benchmark._fields if config.get(field, 0) is None]
     config |= {field: getattr(benchmark, field) for field in unset}
@@ -351,5 +308,6 @@ def _caption(config: dict[str, Any], results: Results, benchmark: Benchmark) -> 
         f"{counted(config['epochs'], 'epoch')}, "
         f"rho {config['rho']:g}, alpha {config['alpha']:g} where a method does not set "
         f"them. {delta_m_caption(columns(benchmark.tasks), results)} "
-        f"time: per step{first}, relative to plain mean, {jax.default_backend()}."
+        f"time: per step{first}, relative to plain mean, {jax.default_backend()}. "
+        + " ".join(benchmark.notes)
     )

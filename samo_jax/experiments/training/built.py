@@ -35,7 +35,7 @@ def built_methods(
     """
     methods = {text: method_of(text) for text in texts}
     given = {SECOND_BATCH, LOSSES_AFTER}
-    if not benchmark.has_modes:
+    if not (benchmark.has_modes or benchmark.by_task):
         given |= {*EXAMPLE_LOSSES}
     net, one = benchmark.net(tuple(benchmark.tasks)), next(benchmark.train.batches(1))
     init = partial(net.init, **{"train": False} if benchmark.has_modes else {})

@@ -29,8 +29,8 @@ _LACKING = {
     **dict.fromkeys(
         EXAMPLE_LOSSES,
         (
-            "the losses of single examples, which a network with batch norm or dropout "
-            "does not have",
+            "the losses of single examples, which there are not with batch norm, with "
+            "dropout, or where each task has examples of its own",
             "digits",
         ),
     ),

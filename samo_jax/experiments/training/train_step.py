@@ -69,11 +69,32 @@ def task_losses(
     return losses, collections
 
 
+def losses_by_task(benchmark: Benchmark, batch: Examples) -> samo_jax.LossFn:
+    """The losses of tasks that have examples of their own, each computed alone."""
+    tasks = tuple(benchmark.tasks)
+    stand_in = tasks[0]
+    net, task_loss = benchmark.net([stand_in]), benchmark.tasks[stand_in].loss
+
+    def loss(params, own):
+        i, inputs, labels = own
+        shared = {name: params[name] for name in params if name not in tasks}
+        heads = jax.tree.map(lambda *of: jnp.stack(of), *(params[t] for t in tasks))
+        head = jax.tree.map(lambda leaf: leaf[i], heads)
+        variables = {"params": shared | {stand_in: head}}
+        outputs: Any = net.apply(variables, inputs[None])
+        return task_loss(outputs[stand_in], labels)
+
+    labels = jnp.stack([batch.labels[task] for task in tasks])
+    batches = jnp.arange(len(tasks)), batch.inputs, labels
+    return samo_jax.by_task(loss, batches, names=tasks)
+
+
 def make_train_step(
     losses: Callable[..., Any],
     tx: optax.GradientTransformationExtraArgs,
     extra_args: ExtraArgs = lambda _: {},
     replicated: NamedSharding | None = None,
+    by_task: Callable[[Examples], samo_jax.LossFn] | None = None,
 ):
     """One jitted step; the same for every method.
 
@@ -89,9 +110,13 @@ def make_train_step(
         tx: the optimiser.
         extra_args: arguments that its `update` takes beyond `loss_fn`.
         replicated: sharding of the outputs; None: as the compiler finds.
+        by_task: function of a batch to its losses, each of which can be computed alone.
+            None: they cannot be.
     """
 
     def losses_on(batch, state, train=True):
+        if by_task is not None:
+            return by_task(batch)
         return lambda params: losses(params, batch, state, train)[0]
 
     def example_losses_on(batch, state):

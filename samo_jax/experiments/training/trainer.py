@@ -30,6 +30,7 @@ from samo_jax.experiments.training.train_step import (
     NO_STATE,
     NetState,
     apply_net,
+    losses_by_task,
     make_train_step,
     task_losses,
 )
@@ -71,6 +72,7 @@ class Trainer:
             self._make_tx(0, swept),
             extra_args(method),
             devices.replicated,
+            partial(losses_by_task, benchmark) if benchmark.by_task else None,
         )
         modes = {"train": False} if benchmark.has_modes else {}
         self._init = jax.jit(partial(self.net.init, **modes))
