@@ -14,6 +14,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from samo_jax.experiments.studies import benchmark, modalities
         from samo_jax.experiments.studies.ablation import command as ablation
         from samo_jax.experiments.studies.local_parts import command as local_parts
+        from samo_jax.experiments.studies.real import command as real
         from samo_jax.experiments.studies.toy import command as toy
         from samo_jax.experiments.training.configuration import FileParser, Parser
     except ModuleNotFoundError as error:
@@ -32,6 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         ("compare", compare, "finished runs of a benchmark, compared"),
         ("modalities", modalities, "digits in two halves, two modalities"),
         ("local_parts", local_parts, "SAMO's local parts compared: 2, 11 and 40 tasks"),
+        ("real", real, "methods compared on real data, each as good as it gets"),
         ("ablation", ablation, "SAMO's parameters, and how sharp its minima are"),
     ):
         command = commands.add_parser(name, help=summary)

@@ -141,7 +141,7 @@ def add_methods_argument(
         action=_SetMethods,
         default=list(default),
         metavar="METHOD",
-        help=f"see below (default: {shlex.join(default)})",
+        help=f"see below (default: {shlex.join(default) or 'those of the study'})",
     )
 
 

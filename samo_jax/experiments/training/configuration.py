@@ -64,7 +64,7 @@ class FileParser(Parser):
             reader.prog = f"{path}: {shown(key)}"
             if key not in known:
                 reader.error(f"is no setting; there are {', '.join(known)}")
-            if value is not None:
+            if value not in (None, []):
                 values[key] = getattr(reader._setting(key, value), key)
         return values
 

@@ -1,0 +1,1 @@
+"""The study of real data: which methods are worth their price there?"""

@@ -1,0 +1,148 @@
+"""The tables, the picture and the page of the study of real data."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.ticker import ScalarFormatter
+
+from samo_jax.experiments.reports.machine import machine
+from samo_jax.experiments.reports.pages import write_page
+from samo_jax.experiments.reports.scores import finals
+from samo_jax.experiments.reports.tables import (
+    half_width,
+    interval,
+    literal,
+    markdown_table,
+)
+from samo_jax.experiments.studies.real.cells import (
+    CONSTANT,
+    GLOBAL,
+    PERTURBATIONS,
+)
+from samo_jax.experiments.studies.real.study import Study, gains
+from samo_jax.experiments.training.methods import MEAN, SINGLE_TASK
+
+PICTURE = "real.png"
+_HEADER = ["method", "rho", "gain over mean", "gain over mean + SAM", "time"]
+_TEXT = """\
+Gain over another method: in points of the metric, mean over tasks, paired by seed, with
+its 95 % confidence interval; for QM9, whose metrics have units, in percent of the other
+method's errors. More is better. Time: of a step on one core, relative to plain mean,
+the fastest of the runs. All is tuned on validation examples with seeds of their own:
+the learning rate for plain mean, a radius for each sharpness method (with the mean; of
+F-MTL with FairGrad), the weights of `constant` among random draws."""
+
+
+def table(study: Study) -> list[list[str]]:
+    """Cells of the table of one data set, header first, a row a method."""
+    chosen, found, settings = study.columns, study.outcomes(), study.settings()
+    found = {text: runs for text, runs in found.items() if runs}
+    titles = {f"mean {column.quantity()}" for column in chosen}
+    quality = sorted(titles) if len(titles) == 1 else []
+    values = {text: finals(chosen, runs) for text, runs in found.items()}
+    times = {text: _seconds(runs) for text, runs in found.items()}
+    first, *others = _HEADER
+    rows = [[first, others[0], *quality, *others[1:]]]
+    for text, of in values.items():
+        rho = settings[text].rho
+        cells = [text, "-" if rho is None else f"{rho:g}"]
+        cells += [interval(of.mean(axis=1))] * len(quality)
+        for other in (MEAN, GLOBAL):
+            gain = gains(chosen, of, values[other])
+            cells.append("-" if text == other else interval(gain, 2))
+        rows.append([*cells, f"{times[text] / times[MEAN]:.2f}"])
+    return rows
+
+
+def _seconds(runs) -> float:
+    return min(run.seconds_per_step for run in runs.values())
+
+
+def write_report(folder: Path, studies: Mapping[str, Study]) -> None:
+    """Write `report.md` and `report.html`, and their picture.
+
+    Args:
+        folder: folder of the files.
+        studies: finished studies, by name of the data set.
+    """
+    _plot(studies, folder / PICTURE)
+    parts = [_TEXT, f"![Gain over plain mean against time of a step]({PICTURE})"]
+    for name, study in studies.items():
+        benchmark = study.benchmark
+        parts += [
+            f"## {name}, {len(benchmark.tasks)} tasks",
+            markdown_table(table(study)),
+            f"{benchmark.train.num_examples} training examples, "
+            f"{study.epochs or benchmark.epochs} epochs, batches of "
+            f"{benchmark.batch_size}, learning rate {study.learning_rate():g}.",
+            *map(literal, benchmark.notes),
+        ]
+    parts.append(f"On {machine('samo_jax', 'jax', 'optax', 'flax')}")
+    write_page(folder, "Real data", "\n\n".join(parts) + "\n", [PICTURE])
+
+
+def _plot(studies: Mapping[str, Study], path: Path) -> None:
+    """Gain over plain mean against the time of a step, a panel a data set."""
+    columns = min(3, len(studies))
+    figure, axes = plt.subplots(
+        -(-len(studies) // columns),
+        columns,
+        figsize=(4.6 * columns, 3.9 * -(-len(studies) // columns)),
+        layout="constrained",
+        squeeze=False,
+    )
+    for axis in axes.flat[len(studies) :]:
+        axis.set_axis_off()
+    for axis, (name, study) in zip(axes.flat, studies.items(), strict=False):
+        _plot_one(axis, study)
+        axis.set_title(f"{name}, {len(study.benchmark.tasks)} tasks")
+    handles = {
+        label: handle
+        for axis in axes.flat
+        for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)
+    }
+    figure.legend(
+        handles.values(), handles, loc="outside lower center", ncols=4, fontsize=8
+    )
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
+
+
+def _plot_one(axis: Axes, study: Study) -> None:
+    found = {text: runs for text, runs in study.outcomes().items() if runs}
+    values = {text: finals(study.columns, runs) for text, runs in found.items()}
+    plain = _seconds(found[MEAN])
+    spectrum = plt.get_cmap("tab10")
+    combiners: dict[str, None] = {}
+    for text in found:
+        combiners.setdefault(text.partition("+")[0].partition("(")[0])
+    markers = dict(zip(PERTURBATIONS.values(), "osD^vP", strict=True))
+    for text, of in values.items():
+        if text in (MEAN, SINGLE_TASK):
+            continue
+        combiner, plus, rest = text.partition("+")
+        gain = gains(study.columns, of, values[MEAN])
+        half = _half(gain)
+        axis.errorbar(
+            _seconds(found[text]) / plain,
+            gain.mean(),
+            half,
+            fmt=markers.get(plus + rest, "X"),
+            color=spectrum(list(combiners).index(combiner) % 10),
+            label=text if text != CONSTANT else "constant, tuned",
+            markersize=5,
+            elinewidth=0.8,
+        )
+    axis.axhline(0, color="0.5", linewidth=0.8)
+    axis.set(xscale="log", xlabel="time of a step, relative to plain mean")
+    percent = all(column.unit == "%" for column in study.columns)
+    axis.set_ylabel("gain over plain mean [" + ("points]" if percent else "%]"))
+    axis.xaxis.set_major_formatter(ScalarFormatter())
+    axis.grid(alpha=0.3)
+
+
+def _half(values: np.ndarray) -> float:
+    return float(half_width(values)) if len(values) > 1 else 0.0
