@@ -6,6 +6,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
 from matplotlib.ticker import ScalarFormatter
 
 from samo_jax.experiments.reports.machine import machine
@@ -26,6 +27,17 @@ from samo_jax.experiments.studies.real.study import Study, gains
 from samo_jax.experiments.training.methods import MEAN, SINGLE_TASK
 
 PICTURE = "real.png"
+_MARKERS = dict(zip(PERTURBATIONS, "osD^vP", strict=True))
+# Okabe and Ito's colours, which the colour-blind tell apart.
+_COLORS = {
+    "mean": "#000000",
+    "fairgrad": "#D55E00",
+    "upgrad": "#0072B2",
+    "nash_mtl": "#009E73",
+    "famo": "#CC79A7",
+    "uncertainty": "#E69F00",
+    CONSTANT: "#56B4E9",
+}
 _HEADER = ["method", "rho", "gain over mean", "gain over mean + SAM", "time"]
 _TEXT = """\
 Gain over another method: in points of the metric, mean over tasks, paired by seed, with
@@ -99,13 +111,17 @@ def _plot(studies: Mapping[str, Study], path: Path) -> None:
     for axis, (name, study) in zip(axes.flat, studies.items(), strict=False):
         _plot_one(axis, study)
         axis.set_title(f"{name}, {len(study.benchmark.tasks)} tasks")
-    handles = {
-        label: handle
-        for axis in axes.flat
-        for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)
-    }
+    combiners = dict.fromkeys(
+        _combiner(text) for study in studies.values() for text in study.methods()
+    )
+    keys = [(name, {"marker": "o", "color": _color(name)}) for name in combiners]
+    keys += [(name, {"marker": of, "color": "0.4"}) for name, of in _MARKERS.items()]
     figure.legend(
-        handles.values(), handles, loc="outside lower center", ncols=4, fontsize=8
+        [Line2D([], [], linestyle="", **style) for _, style in keys],
+        [name for name, _ in keys],
+        loc="outside lower center",
+        ncols=max(2, 2 * columns),
+        fontsize=8,
     )
     figure.savefig(path, dpi=130)
     plt.close(figure)
@@ -115,15 +131,11 @@ def _plot_one(axis: Axes, study: Study) -> None:
     found = {text: runs for text, runs in study.outcomes().items() if runs}
     values = {text: finals(study.columns, runs) for text, runs in found.items()}
     plain = _seconds(found[MEAN])
-    spectrum = plt.get_cmap("tab10")
-    combiners: dict[str, None] = {}
-    for text in found:
-        combiners.setdefault(text.partition("+")[0].partition("(")[0])
-    markers = dict(zip(PERTURBATIONS.values(), "osD^vP", strict=True))
+    markers = {PERTURBATIONS[name]: marker for name, marker in _MARKERS.items()}
     for text, of in values.items():
         if text in (MEAN, SINGLE_TASK):
             continue
-        combiner, plus, rest = text.partition("+")
+        _, plus, rest = text.partition("+")
         gain = gains(study.columns, of, values[MEAN])
         half = _half(gain)
         axis.errorbar(
@@ -131,8 +143,7 @@ def _plot_one(axis: Axes, study: Study) -> None:
             gain.mean(),
             half,
             fmt=markers.get(plus + rest, "X"),
-            color=spectrum(list(combiners).index(combiner) % 10),
-            label=text if text != CONSTANT else "constant, tuned",
+            color=_color(_combiner(text)),
             markersize=5,
             elinewidth=0.8,
         )
@@ -141,8 +152,18 @@ def _plot_one(axis: Axes, study: Study) -> None:
     percent = all(column.unit == "%" for column in study.columns)
     axis.set_ylabel("gain over plain mean [" + ("points]" if percent else "%]"))
     axis.xaxis.set_major_formatter(ScalarFormatter())
+    axis.xaxis.set_minor_formatter(ScalarFormatter())
+    axis.tick_params(which="both", labelsize=8)
     axis.grid(alpha=0.3)
 
 
 def _half(values: np.ndarray) -> float:
     return float(half_width(values)) if len(values) > 1 else 0.0
+
+
+def _combiner(text: str) -> str:
+    return text.partition("+")[0].partition("(")[0]
+
+
+def _color(combiner: str) -> str:
+    return _COLORS.get(combiner, "0.6")
