@@ -45,12 +45,12 @@ class Table(NamedTuple):
                     f"{short(', '.join(self.columns))}: {remedy}"
                 )
 
-    def wrong(self, row: int, name: str, wanted: str, remedy: str = REMEDY):
+    def wrong(self, row: int, name: str, wanted: str) -> MalformedFileError:
         """The error of a field that is not what is wanted."""
         field = short(repr(self.columns[name][row]))
         return MalformedFileError(
             f"{self.path}:{self.lines[row]}: {short(name)} must be {wanted}, got "
-            f"{field}: {remedy}"
+            f"{field}: {REMEDY}"
         )
 
 

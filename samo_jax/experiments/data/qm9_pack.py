@@ -53,13 +53,11 @@ _SLACK = 0.4
 _CHUNK = 2000
 
 
-def read_qm9_pack(cache: Path | None = None) -> tuple[Molecules, Labels]:
+def read_qm9_pack() -> tuple[Molecules, Labels]:
     """All molecules and eleven targets of each, in the units of `read_qm9`.
 
-    They are read once, under a progress bar, and kept as arrays in a file.
-
-    Args:
-        cache: file of the arrays. None: one in the user's folder for caches.
+    They are read once, under a progress bar, and kept as arrays in a file of the user's
+    folder for caches.
 
     Returns:
         Molecules, and labels by target, float32.
@@ -75,7 +73,7 @@ def read_qm9_pack(cache: Path | None = None) -> tuple[Molecules, Labels]:
             f"{PACKAGE} is missing: pip install 'samo_jax[qm9]', or pass --data FOLDER "
             "with QM9's raw files"
         ) from None
-    cache = cache or _cache_folder() / f"{PACKAGE}-{package.version}.npz"
+    cache = _cache_folder() / f"{PACKAGE}-{package.version}.npz"
     if cache.exists():
         return _cached(cache)
     molecules, labels = _read([Path(str(package.locate_file(of))) for of in _PARTS])

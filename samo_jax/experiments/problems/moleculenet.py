@@ -17,7 +17,7 @@ from samo_jax.experiments.networks.tabular_net import TabularNet
 from samo_jax.experiments.problems.benchmark import Benchmark, Examples
 from samo_jax.experiments.problems.generated import Split
 from samo_jax.experiments.problems.sizes import scaled
-from samo_jax.experiments.problems.tabular_tasks import BINARY
+from samo_jax.experiments.problems.tabular_tasks import BINARY, has_both_classes
 
 SplitBy: TypeAlias = Literal["random", "scaffold"]
 # MoleculeNet's multitask network (Wu et al. 2018), but for batches, there of 50, and
@@ -54,7 +54,7 @@ def moleculenet(
     tasks = [
         task
         for task, labels in table.labels.items()
-        if all(_has_both(labels[part]) for part in parts)
+        if all(has_both_classes(labels[part]) for part in parts)
     ]
     if not tasks:
         raise MalformedFileError(
@@ -89,7 +89,3 @@ def moleculenet(
         notes=tuple(notes),
         **RECIPE,
     )
-
-
-def _has_both(labels: np.ndarray) -> bool:
-    return {0.0, 1.0} <= {*labels.tolist()}

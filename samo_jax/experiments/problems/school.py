@@ -20,7 +20,7 @@ RECIPE = {
     "clip_norm": None,
 }
 _WIDTHS = (64,)
-_TEST, _VALIDATION = 4, 4  # one of so many, the latter of what is left
+_PARTS = 4  # of which one is held out
 
 
 def school(file: Path, split: Split, width: float = 1.0) -> Benchmark:
@@ -35,9 +35,9 @@ def school(file: Path, split: Split, width: float = 1.0) -> Benchmark:
     rng = np.random.default_rng(0)
     train, evaluation = {}, {}
     for name, x, y in zip(names, features, scores, strict=True):
-        rest, held_out = _cut(rng.permutation(len(y)), _TEST)
+        rest, held_out = _cut(rng.permutation(len(y)))
         if split == "validation":
-            rest, held_out = _cut(rest, _VALIDATION)
+            rest, held_out = _cut(rest)
         train[name], evaluation[name] = (
             Examples(x[rows], {name: y[rows]}) for rows in (rest, held_out)
         )
@@ -72,7 +72,7 @@ def school(file: Path, split: Split, width: float = 1.0) -> Benchmark:
     )
 
 
-def _cut(rows: np.ndarray, parts: int) -> tuple[np.ndarray, np.ndarray]:
-    """All but one of so many parts, and that part."""
-    cut = len(rows) - len(rows) // parts
+def _cut(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """All parts but one, and that one."""
+    cut = len(rows) - len(rows) // _PARTS
     return rows[:cut], rows[cut:]

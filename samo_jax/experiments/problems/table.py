@@ -17,7 +17,12 @@ from samo_jax.experiments.networks.tabular_net import TabularNet
 from samo_jax.experiments.problems.benchmark import Benchmark, Examples
 from samo_jax.experiments.problems.generated import Split
 from samo_jax.experiments.problems.sizes import scaled
-from samo_jax.experiments.problems.tabular_tasks import BINARY, CLASSES, number
+from samo_jax.experiments.problems.tabular_tasks import (
+    BINARY,
+    CLASSES,
+    has_both_classes,
+    number,
+)
 from samo_jax.experiments.problems.tasks import Task
 
 RECIPE = {
@@ -182,7 +187,7 @@ def _classes(
     labels = np.array([numbers.get(text, np.nan) for text in texts], np.float32)
     if len(known) > 2:
         return CLASSES, labels, len(known)
-    if not all({0.0, 1.0} <= {*labels[rows].tolist()} for rows in parts):
+    if not all(has_both_classes(labels[rows]) for rows in parts):
         raise MalformedFileError(
             f"{path}: task {name} must have both classes, {' and '.join(known)}, in "
             "each part: leave it out, or take more rows"

@@ -46,6 +46,11 @@ def _task(
     return Task(loss, _pair, metrics, {metric: higher_is_better}, units)
 
 
+def has_both_classes(labels: np.ndarray) -> bool:
+    """Whether labels of a binary task have zeros and ones."""
+    return {0.0, 1.0} <= {*labels.tolist()}
+
+
 def _pair(output, label):
     return {"output": output, "label": label}
 

@@ -86,14 +86,12 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _run(study: Study, processes: int, console: Console) -> None:
+    spawn = multiprocessing.get_context("spawn")
     for number, groups in enumerate(study.stages(), 1):
         title = f"{study.name}, stage {number} of 3"
         work = partial(_train, folder=study.folder, data=study.data)
         with ProcessPoolExecutor(
-            processes,
-            multiprocessing.get_context("spawn"),
-            _keep_to_a_core,
-            (multiprocessing.get_context("spawn").Value("i", 0),),
+            processes, spawn, _keep_to_a_core, (spawn.Value("i", 0),)
         ) as pool:
             try:
                 done = pool.map(work, groups)

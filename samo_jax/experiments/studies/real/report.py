@@ -38,7 +38,6 @@ _COLORS = {
     "uncertainty": "#E69F00",
     CONSTANT: "#56B4E9",
 }
-_HEADER = ["method", "rho", "gain over mean", "gain over mean + SAM", "time"]
 _TEXT = """\
 Gain over another method: in points of the metric, mean over tasks, paired by seed, with
 its 95 % confidence interval; for QM9, whose metrics have units, in percent of the other
@@ -51,13 +50,12 @@ F-MTL with FairGrad), the weights of `constant` among random draws."""
 def table(study: Study) -> list[list[str]]:
     """Cells of the table of one data set, header first, a row a method."""
     chosen, found, settings = study.columns, study.outcomes(), study.settings()
-    found = {text: runs for text, runs in found.items() if runs}
     titles = {f"mean {column.quantity()}" for column in chosen}
     quality = sorted(titles) if len(titles) == 1 else []
     values = {text: finals(chosen, runs) for text, runs in found.items()}
     times = {text: _seconds(runs) for text, runs in found.items()}
-    first, *others = _HEADER
-    rows = [[first, others[0], *quality, *others[1:]]]
+    compared = "gain over mean", "gain over mean + SAM"
+    rows = [["method", "rho", *quality, *compared, "time"]]
     for text, of in values.items():
         rho = settings[text].rho
         cells = [text, "-" if rho is None else f"{rho:g}"]
@@ -128,7 +126,7 @@ def _plot(studies: Mapping[str, Study], path: Path) -> None:
 
 
 def _plot_one(axis: Axes, study: Study) -> None:
-    found = {text: runs for text, runs in study.outcomes().items() if runs}
+    found = study.outcomes()
     values = {text: finals(study.columns, runs) for text, runs in found.items()}
     plain = _seconds(found[MEAN])
     markers = {PERTURBATIONS[name]: marker for name, marker in _MARKERS.items()}

@@ -2,7 +2,6 @@
 
 import json
 import re
-from collections.abc import Callable
 from functools import lru_cache
 from hashlib import sha256
 from pathlib import Path
@@ -70,7 +69,7 @@ def outcomes(setting: Setting, folder: Path) -> dict[int, Outcome]:
         raise SystemExit(
             f"{path} cannot be read: {error}. Without it, --resume trains anew"
         ) from None
-    return {of.seed: of for of in sorted(found)}
+    return {of.seed: of for of in sorted(found, key=lambda of: of.seed)}
 
 
 def train(
@@ -78,7 +77,6 @@ def train(
     seeds: list[int],
     folder: Path,
     data: Path | None,
-    on_run: Callable[[], None] = lambda: None,
 ) -> None:
     """Train what is missing, and keep each run as soon as it has finished.
 
@@ -87,7 +85,6 @@ def train(
         seeds: seeds of each setting.
         folder: folder of the study.
         data: folder of the data.
-        on_run: called after each run.
     """
     for setting in settings:
         done = outcomes(setting, folder)
@@ -97,7 +94,6 @@ def train(
             done[seed] = _run(setting, seed, data)
             text = json.dumps([of._asdict() for of in done.values()], indent=1)
             replace(setting.file(folder), text)
-            on_run()
 
 
 def _run(setting: Setting, seed: int, data: Path | None) -> Outcome:
