@@ -169,7 +169,7 @@ def test_tables():
             *("method", "rho", "left accuracy [%]", "right accuracy [%]"),
             *("Δm [%]", "to global", "time"),
         ],
-        ["plain", "0", "80.0 ± 0.0", "50.0 ± 0.0", "0.0 ± 0.0", "2.5 ± 3.5", "1.00"],
+        ["plain", "-", "80.0 ± 0.0", "50.0 ± 0.0", "0.0 ± 0.0", "2.5 ± 3.5", "1.00"],
         [
             "global",
             "0.2",
@@ -269,6 +269,32 @@ def test_runs_and_reports(ablation):
     pictures = sorted(path.name for path in out.glob("*.png"))
     assert [name for name in pictures if f"({name})" in page] == pictures
     assert len(pictures) == 3
+
+
+@pytest.mark.slow
+def test_other_methods(ablation):
+    """Any method of the grammar; plain and global SAM are always there."""
+    given = ["mean+f_mtl", "fairgrad+memory_sam(rho=0.1)"]
+    numbers = ["--seeds", "1", "--sweep-seeds", "1", "--minima", "1", "--epochs", "1"]
+    status, out = ablation("--methods", *given, *numbers)
+    assert status == 0
+    document = json.loads((out / "digits/results.json").read_text())
+    assert [r["method"] for r in document["runs"]] == [PLAIN, GLOBAL, *given]
+    swept = [entry["method"] for entry in document["config"]["sweeps"]]
+    assert {m: swept.count(m) for m in swept} == {
+        PLAIN: 1,
+        GLOBAL: len(RADII),
+        "mean+f_mtl": len(RADII),
+        "fairgrad+memory_sam(rho=0.1)": 1,
+    }
+    page = (out / "report.md").read_text()
+    assert "| fairgrad+memory_sam(rho=0.1) | - |" in page
+    assert "| alpha |" not in page
+
+
+def test_single_task_has_no_minimum(ablation):
+    with pytest.raises(SystemExit, match="--methods: single-task has no minimum"):
+        ablation("--methods", "single-task")
 
 
 @pytest.mark.slow

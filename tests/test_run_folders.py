@@ -565,9 +565,9 @@ def test_studies_refuse_damaged_results(tmp_path, damage):
     put(problem, content)
     (folder / "results.json").unlink()
     for study, seeds in (("local_parts", "tuning_seeds"), ("ablation", "sweep_seeds")):
-        settings = {"problems": ["digits"], "seeds": 2, seeds: 1, "epochs": 1}
+        settings = {"problems": ["digits"], "methods": ["fairgrad"], "epochs": 1}
         settings |= {"minima": 1} if study == "ablation" else {}
-        settings |= {"methods": ["fairgrad"]} if study == "local_parts" else {}
+        settings |= {"seeds": 2, seeds: 1}
         put(folder, settings, "config.json")
         message = refused(main, [study, "--resume", str(folder)])
         assert message.startswith(f"{problem}/results.json cannot be read: ")

@@ -15,10 +15,10 @@ from samo_jax.experiments.studies.ablation.minima import BATCHES, EXTENT
 from samo_jax.experiments.studies.ablation.results import Results
 from samo_jax.experiments.studies.ablation.settings import (
     GLOBAL,
-    LABELS,
     PLAIN,
     SAMO,
     Setting,
+    label_of,
 )
 from samo_jax.experiments.training.columns import columns
 
@@ -26,9 +26,10 @@ Table = list[list[str]]
 
 _TITLE = "SAMO's parameters, and how sharp its minima are"
 _HEAD = """\
-Tables and pictures by `python -m samo_jax.experiments ablation`. FairGrad (alpha 2),
-the shared gradient clipped to norm 1, Adam; for one seed, all methods have the same
-data, initialisation and batches. Each task's gradient is taken
+Tables and pictures by `python -m samo_jax.experiments ablation`. The shared gradient
+is clipped to norm 1; the optimiser is Adam. For one seed, all methods have the same
+data, initialisation and batches. Methods without a combiner in their name use FairGrad
+(alpha 2). Each task's gradient is taken
 
 - **plain**: at the parameters themselves;
 - **global**: up the mean loss, as in SAM;
@@ -55,8 +56,6 @@ two random, filter-normalised directions.
 Sweeps: Δm on validation examples, against plain; alpha 0.5 and mu 0.01 while rho
 varies, SAMO's best rho while they do. alpha 1 is global SAM."""
 
-_COLORS = {method: f"C{index}" for index, method in enumerate(LABELS)}
-
 
 def comparison(results: Results) -> Table:
     """Table of results on test examples, header first, a row a method."""
@@ -72,7 +71,8 @@ def comparison(results: Results) -> Table:
     for method, runs in results.finals.items():
         metrics = finals(chosen, runs)
         delta_m = results.final_delta_m(method)
-        cells = [LABELS[method], f"{results.rhos[method]:g}", *map(spread, metrics.T)]
+        rho = results.rhos[method]
+        cells = [label_of(method), f"{rho:g}" if rho else "-", *map(spread, metrics.T)]
         cells += [spread(delta_m, 1), spread(delta_m - to_global, 1)]
         table.append([*cells, f"{seconds(method) / seconds(PLAIN):.2f}"])
     return table
@@ -90,19 +90,18 @@ def sharpness(results: Results) -> Table:
             [m.cosine for m in minima.values()],
             [100 * m.conflicts for m in minima.values()],
         )
-        table.append([LABELS[method], *map(spread, quantities)])
+        table.append([label_of(method), *map(spread, quantities)])
     return table
 
 
 def sweeps(results: Results) -> dict[str, dict[str, dict[float, np.ndarray]]]:
     """Delta m by parameter, method and value; that of alpha and mu of SAMO alone."""
-    best = Setting(SAMO, results.rhos[SAMO])
-    rho = {m: results.sweep(Setting(m), "rho") for m in results.rhos if m != PLAIN}
-    return {
-        "rho": rho,
-        "alpha": {SAMO: results.sweep(best, "alpha")},
-        "mu": {SAMO: results.sweep(best, "mu")},
-    }
+    tuned = [method for method, rho in results.rhos.items() if rho]
+    found = {"rho": {m: results.sweep(Setting(m), "rho") for m in tuned}}
+    if SAMO in results.rhos:
+        best = Setting(SAMO, results.rhos[SAMO])
+        found |= {name: {SAMO: results.sweep(best, name)} for name in ("alpha", "mu")}
+    return found
 
 
 def sweep_table(parameter: str, by_method: dict[str, dict[float, np.ndarray]]) -> Table:
@@ -111,7 +110,7 @@ def sweep_table(parameter: str, by_method: dict[str, dict[float, np.ndarray]]) -
     return [
         [parameter, *header],
         *(
-            [LABELS[method], *(spread(delta_m, 1) for delta_m in by_value.values())]
+            [label_of(method), *(spread(delta_m, 1) for delta_m in by_value.values())]
             for method, by_value in by_method.items()
         ),
     ]
@@ -119,10 +118,17 @@ def sweep_table(parameter: str, by_method: dict[str, dict[float, np.ndarray]]) -
 
 def plot_sweeps(results: Results, file: Path) -> None:
     """Delta m against rho, alpha and mu, with its spread over seeds."""
-    figure, axes = plt.subplots(
-        1, 3, figsize=(13, 4), sharey=True, layout="constrained"
+    swept_by = sweeps(results)
+    colors = {method: f"C{index}" for index, method in enumerate(results.rhos)}
+    figure, (axes,) = plt.subplots(
+        1,
+        len(swept_by),
+        figsize=(1 + 4 * len(swept_by), 4),
+        sharey=True,
+        layout="constrained",
+        squeeze=False,
     )
-    for ax, (parameter, by_method) in zip(axes, sweeps(results).items(), strict=True):
+    for ax, (parameter, by_method) in zip(axes, swept_by.items(), strict=True):
         for method, by_value in by_method.items():
             ax.errorbar(
                 list(by_value),
@@ -131,10 +137,10 @@ def plot_sweeps(results: Results, file: Path) -> None:
                 fmt="o-",
                 ms=4,
                 capsize=2,
-                color=_COLORS[method],
-                label=LABELS[method],
+                color=colors[method],
+                label=label_of(method),
             )
-        ax.axhline(0, color=_COLORS[PLAIN], lw=1, label=LABELS[PLAIN])
+        ax.axhline(0, color=colors[PLAIN], lw=1, label=label_of(PLAIN))
         ax.set(xlabel=parameter, xscale="linear" if parameter == "alpha" else "log")
         swept = list(next(iter(by_method.values())))
         ax.set_xticks(swept, [f"{value:g}" for value in swept])
@@ -148,7 +154,7 @@ def plot_sweeps(results: Results, file: Path) -> None:
 
 def plot(results: Results, folder: Path, name: str) -> list[str]:
     """Draw sweeps, and of seed 0 eigenvalues and slices; return the files' names."""
-    minima = {LABELS[method]: of[0] for method, of in results.minima.items()}
+    minima = {label_of(method): of[0] for method, of in results.minima.items()}
     files = [f"ablation_{name}_{what}.png" for what in ("sweeps", "spectra", "slices")]
     sweeps, spectra, slices = (folder / file for file in files)
     plot_sweeps(results, sweeps)

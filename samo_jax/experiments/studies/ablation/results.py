@@ -1,6 +1,6 @@
 """Results of one problem, and what is computed of them."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -9,7 +9,7 @@ import numpy as np
 from samo_jax.experiments.problems.tasks import Task
 from samo_jax.experiments.reports.scores import best_radius, finals, relative
 from samo_jax.experiments.studies.ablation.minima import Minimum
-from samo_jax.experiments.studies.ablation.settings import LABELS, PLAIN, Setting
+from samo_jax.experiments.studies.ablation.settings import PLAIN, Setting
 from samo_jax.experiments.training.columns import columns, fault
 from samo_jax.experiments.training.results import load
 from samo_jax.experiments.training.runs import Metrics, Run
@@ -63,7 +63,13 @@ class Results(NamedTuple):
     minima: dict[str, dict[int, Minimum]]
 
     @classmethod
-    def of(cls, tasks: dict[str, Task], folder: Path, epochs: int) -> "Results":
+    def of(
+        cls,
+        tasks: dict[str, Task],
+        folder: Path,
+        epochs: int,
+        methods: Collection[str],
+    ) -> "Results":
         """The results of `results.json` in a folder; none if there is no such file.
 
         What cannot be of this problem is left out, and will be trained again.
@@ -73,7 +79,7 @@ class Results(NamedTuple):
         saved, finals = load(
             folder,
             Run,
-            LABELS,
+            methods,
             check=lambda _, run: fault(chosen, run, epochs),
             settings=_Saved,
         )
@@ -82,11 +88,11 @@ class Results(NamedTuple):
         results.finals.update(finals)
         for *setting, seed, metrics in saved.sweeps:
             run = Run(metrics, [], [], float("nan"))
-            if setting[0] in LABELS and fault(chosen, run) is None:
+            if setting[0] in methods and fault(chosen, run) is None:
                 results.sweeps.setdefault(Setting(*setting), {})[seed] = run
         for method, seed, *fields in saved.minima:
             minimum = Minimum(*fields)
-            if method in LABELS and minimum.has_shape():
+            if method in methods and minimum.has_shape():
                 results.minima.setdefault(method, {})[seed] = minimum
         return results
 

@@ -4,7 +4,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 PLAIN, GLOBAL, SAMO = "fairgrad", "fairgrad+global_sam", "fairgrad+samo"
-# The methods, and their names in tables and pictures.
+# Methods that are run by default, and their names in tables and pictures.
 LABELS = MappingProxyType(
     {
         PLAIN: "plain",
@@ -20,7 +20,7 @@ class Setting(NamedTuple):
     """Setting that a network is trained with.
 
     Attributes:
-        method: the text of one, of `LABELS`.
+        method: the text of one.
         rho: radius.
         alpha: share of the global gradient.
         mu: step of the probes.
@@ -34,3 +34,8 @@ class Setting(NamedTuple):
     def swept(self) -> dict[str, Any]:
         """The parameters, which need no new compilation."""
         return {"rho": self.rho, "alpha": self.alpha, "mu": self.mu}
+
+
+def label_of(text: str) -> str:
+    """The name of a method in tables and pictures."""
+    return LABELS.get(text, text)

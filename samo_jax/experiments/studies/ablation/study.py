@@ -25,7 +25,12 @@ class Study:
     """Study of one problem, each of whose runs is saved as soon as it has finished."""
 
     def __init__(
-        self, name: str, epochs: int, folder: Path, config: Any, progress: Progress
+        self,
+        name: str,
+        epochs: int,
+        folder: Path,
+        config: dict[str, Any],
+        progress: Progress,
     ):
         """Load the data.
 
@@ -33,13 +38,13 @@ class Study:
             name: name of the problem.
             epochs: epochs of each run.
             folder: folder for `results.json`.
-            config: settings to be saved with the results.
+            config: settings to be saved with the results; `methods` of them are run.
             progress: progress display, for a bar of each stage.
         """
         self.name, self.epochs, self.folder, self.config = name, epochs, folder, config
         self.progress = progress
         self.validation, self.test = map(PROBLEMS[name], ("validation", "test"))
-        self.results = Results.of(self.test.tasks, folder, epochs)
+        self.results = Results.of(self.test.tasks, folder, epochs, config["methods"])
         self.trainer = cache(self._trainer)
         self.built: dict[str, str] = {}
 
