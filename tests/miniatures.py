@@ -1,9 +1,15 @@
 """Writers of data sets in miniature, in exactly the formats of the real ones."""
 
 import gzip
+import json
 
 import numpy as np
 from PIL import Image
+from safetensors.numpy import save_file
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+from tokenizers.processors import TemplateProcessing
 
 from samo_jax.experiments.data.image_folders import OFFICE_DOMAINS
 
@@ -224,3 +230,82 @@ def write_molecules(path, count=240):
     rows.append("0,0.0,0,M,not a molecule")
     content = ("\n".join(rows) + "\n").encode()
     path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
+
+
+WORDS = {
+    "thanks": 15,
+    "lovely": 0,
+    "awful": 11,
+    "scared": 14,
+    "why": 7,
+    "haha": 1,
+    "sad": 25,
+    "wow": 26,
+}
+FILLERS = ("the", "a", "day", "it", "was", "they", "and", "so")
+
+
+def write_emotions(folder, counts=(200, 60, 60), ending=".tsv"):
+    """Sentences as GoEmotions', whose emotions single words say."""
+    rng = np.random.default_rng(0)
+    folder.mkdir(exist_ok=True)
+    for part, count in zip(("train", "dev", "test"), counts, strict=True):
+        rows = []
+        for k in range(count):
+            said = rng.choice([*WORDS], rng.integers(0, 3), replace=False)
+            words = [*said, *rng.choice(FILLERS, rng.integers(1, 25))]
+            labels = sorted(WORDS[word] for word in said) or [27]
+            text = " ".join(rng.permutation(words))
+            rows.append(f"{text}\t{','.join(map(str, labels))}\t{part}{k}")
+        content = ("\n".join(rows) + "\n").encode()
+        path = folder / f"{part}{ending}"
+        path.write_bytes(gzip.compress(content) if ending.endswith(".gz") else content)
+
+
+def write_minilm(folder, width=16, layers=2):
+    """A random encoder in the files of Hugging Face's BERT models."""
+    folder.mkdir(exist_ok=True)
+    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *WORDS, *FILLERS]
+    rng, hidden, positions = np.random.default_rng(0), 2 * width, 64
+    shapes = {
+        "embeddings.word_embeddings.weight": (len(vocabulary), width),
+        "embeddings.position_embeddings.weight": (positions, width),
+        "embeddings.token_type_embeddings.weight": (2, width),
+        "embeddings.LayerNorm.weight": (width,),
+        "embeddings.LayerNorm.bias": (width,),
+    }
+    for k in range(layers):
+        for name, outputs, inputs in (
+            ("attention.self.query", width, width),
+            ("attention.self.key", width, width),
+            ("attention.self.value", width, width),
+            ("attention.output.dense", width, width),
+            ("intermediate.dense", hidden, width),
+            ("output.dense", width, hidden),
+        ):
+            shapes[f"encoder.layer.{k}.{name}.weight"] = (outputs, inputs)
+            shapes[f"encoder.layer.{k}.{name}.bias"] = (outputs,)
+        for name in ("attention.output.LayerNorm", "output.LayerNorm"):
+            shapes[f"encoder.layer.{k}.{name}.weight"] = (width,)
+            shapes[f"encoder.layer.{k}.{name}.bias"] = (width,)
+    weights = {
+        name: (rng.normal(0, 0.3, shape) + ("Norm.weight" in name)).astype(np.float32)
+        for name, shape in shapes.items()
+    }
+    save_file(weights, folder / "model.safetensors")
+    config = {
+        "hidden_size": width,
+        "intermediate_size": hidden,
+        "num_attention_heads": 4,
+        "num_hidden_layers": layers,
+        "vocab_size": len(vocabulary),
+        "max_position_embeddings": positions,
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    numbers = {word: number for number, word in enumerate(vocabulary)}
+    tokenizer = Tokenizer(WordLevel(numbers, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = Whitespace()
+    tokenizer.post_processor = TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    tokenizer.save(str(folder / "tokenizer.json"))

@@ -338,7 +338,7 @@ def test_f1(seed):
 
 def steps_of(optimizer, values):
     """Sizes of Adam's steps along a constant gradient, for losses like these."""
-    tx = optax.with_extra_args_support(optimizer(1e-3, 2))
+    tx = optax.with_extra_args_support(optimizer(1e-3, 2, 100))
 
     @jax.jit
     def scan(values):

@@ -5,7 +5,7 @@ import gzip
 import zlib
 from collections.abc import Iterable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from samo_jax.experiments.data.checked_files import (
     regular_file,
@@ -54,6 +54,29 @@ class Table(NamedTuple):
         )
 
 
+def read_rows(path: Path, kind: str, **dialect: Any) -> list[tuple[int, list[str]]]:
+    """Line, from 1, and fields of each row of a file whose name may end in ".gz".
+
+    Args:
+        path: path of the file.
+        kind: format that the file should have, for the error.
+        **dialect: format, see `csv.reader`.
+
+    Raises:
+        MalformedFileError: the file is missing, or of another format.
+    """
+    regular_file(path, _MAX_BYTES, REMEDY)
+    opened = gzip.open if path.suffix == ".gz" else open
+    try:
+        with opened(path, "rt", encoding="utf-8-sig", newline="") as file:
+            reader = csv.reader(file, **dialect)
+            return [(reader.line_num, row) for row in reader if any(row)]
+    except (OSError, EOFError, UnicodeDecodeError, csv.Error, zlib.error) as error:
+        raise MalformedFileError(
+            f"{path} must be a table in {kind} and UTF-8 ({short(error)}): {REMEDY}"
+        ) from error
+
+
 def read_table(path: Path) -> Table:
     """The columns of a file whose name may end in ".gz".
 
@@ -61,16 +84,7 @@ def read_table(path: Path) -> Table:
         MalformedFileError: the file is missing, or no table: without rows, with two
             columns of one name, or a row of another length than the header.
     """
-    regular_file(path, _MAX_BYTES, REMEDY)
-    opened = gzip.open if path.suffix == ".gz" else open
-    try:
-        with opened(path, "rt", encoding="utf-8-sig", newline="") as file:
-            reader = csv.reader(file, strict=True)
-            rows = [(reader.line_num, row) for row in reader if any(row)]
-    except (OSError, EOFError, UnicodeDecodeError, csv.Error, zlib.error) as error:
-        raise MalformedFileError(
-            f"{path} must be a table in CSV and UTF-8 ({short(error)}): {REMEDY}"
-        ) from error
+    rows = read_rows(path, "CSV", strict=True)
     if len(rows) < 2:
         raise MalformedFileError(f"{path} must have a header and rows: {REMEDY}")
     (_, header), *rows = rows

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from rich.progress import track
 
+from samo_jax.experiments.data.caches import cache_folder
 from samo_jax.experiments.data.checked_files import short
 from samo_jax.experiments.data.malformed import MalformedFileError
 from samo_jax.experiments.data.molecules import Labels, Molecules
@@ -73,7 +74,7 @@ def read_qm9_pack() -> tuple[Molecules, Labels]:
             f"{PACKAGE} is missing: pip install 'samo_jax[qm9]', or pass --data FOLDER "
             "with QM9's raw files"
         ) from None
-    cache = _cache_folder() / f"{PACKAGE}-{package.version}.npz"
+    cache = cache_folder() / f"{PACKAGE}-{package.version}.npz"
     if cache.exists():
         return _cached(cache)
     molecules, labels = _read([Path(str(package.locate_file(of))) for of in _PARTS])
@@ -94,11 +95,6 @@ def _cached(cache: Path) -> tuple[Molecules, Labels]:
         raise MalformedFileError(
             f"{cache} cannot be read ({short(error)}): delete it, and it is made anew"
         ) from error
-
-
-def _cache_folder() -> Path:
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "samo_jax"
 
 
 def _read(files: list[Path]) -> tuple[Molecules, Labels]:

@@ -1,6 +1,7 @@
 """Benchmarks: tasks, a network, data, and a recipe."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 import flax.linen as nn
@@ -45,6 +46,10 @@ class Examples(NamedTuple):
         for start in range(0, stop, batch_size):
             yield self.take(order[start : start + batch_size])
 
+    def uniform(self) -> "Examples":
+        """The examples themselves: their batches have one shape."""
+        return self
+
 
 class Data(Protocol):
     """Data to train on or evaluate: `Examples` in memory, or others read in time."""
@@ -64,11 +69,15 @@ class Data(Protocol):
         """One epoch: full batches in random order, or, without one, all in order."""
         ...
 
+    def uniform(self) -> Any:
+        """Data with batches of one shape."""
+        ...
+
 
 DataT = TypeVar("DataT", bound=Data)
 
 
-def adam(learning_rate: float, _: int) -> optax.GradientTransformation:
+def adam(learning_rate: float, *_: int) -> optax.GradientTransformation:
     """Adam with a constant learning rate."""
     return optax.adam(learning_rate)
 
@@ -87,7 +96,7 @@ class Benchmark(NamedTuple, Generic[DataT]):
         learning_rate: learning rate of the optimiser.
         rho: radius.
         alpha: share of the global gradient in SAMO's perturbation.
-        optimizer: function of the learning rate and the steps in an epoch.
+        optimizer: function of the learning rate, the steps in an epoch and the epochs.
         clip_norm: the norm that the shared gradient is clipped to; None: any.
         has_modes: whether the network is called with `train=`, having batch norm or
             dropout.
@@ -95,6 +104,10 @@ class Benchmark(NamedTuple, Generic[DataT]):
         by_task: whether each task has examples of its own: the inputs of a batch then
             have a leading task axis, and no task's loss needs another's.
         notes: sentences that a reader of the results should know.
+        pretrained: parameters that training starts from, of some modules or of all.
+        frozen: whether the parameter of a path is not trained. None: all are.
+        has_fixed_length: whether the optimiser's schedule depends on the epochs, so
+            that a run cannot be lengthened.
     """
 
     tasks: dict[str, Task]
@@ -106,12 +119,15 @@ class Benchmark(NamedTuple, Generic[DataT]):
     learning_rate: float
     rho: float
     alpha: float = 0.5
-    optimizer: Callable[[float, int], optax.GradientTransformation] = adam
+    optimizer: Callable[[float, int, int], optax.GradientTransformation] = adam
     clip_norm: float | None = 1.0
     has_modes: bool = False
     evaluation_batch_size: int = 500
     by_task: bool = False
     notes: tuple[str, ...] = ()
+    pretrained: Mapping[str, Any] = MappingProxyType({})
+    frozen: Callable[[tuple[str, ...]], bool] | None = None
+    has_fixed_length: bool = False
 
     def only(self, tasks: Sequence[str]) -> "Benchmark[DataT]":
         """The benchmark of these tasks alone."""

@@ -48,6 +48,10 @@ class OnDisk(NamedTuple):
             self.endless_batches(batch_size, rng), self.num_examples // batch_size
         )
 
+    def uniform(self) -> "OnDisk":
+        """The examples themselves: their batches have one shape."""
+        return self
+
     def endless_batches(
         self, batch_size: int, rng: np.random.Generator
     ) -> Iterator[Examples]:
@@ -83,6 +87,10 @@ class PerTask(NamedTuple):
     def only(self, tasks: Sequence[str]) -> "PerTask":
         """The examples of these tasks alone."""
         return PerTask({task: self.parts[task] for task in tasks})
+
+    def uniform(self) -> "PerTask":
+        """The examples themselves: their batches have one shape."""
+        return self
 
     def batches(
         self, batch_size: int, rng: np.random.Generator | None = None

@@ -50,6 +50,10 @@ class OwnExamples(NamedTuple):
             }
             yield OwnExamples(taken)._padded(batch_size)
 
+    def uniform(self) -> "OwnExamples":
+        """The examples themselves: their batches have one shape."""
+        return self
+
     def _padded(self, size: int) -> Examples:
         """The examples with inputs (K, size, ...) and labels (size,)."""
         inputs, labels = [], {}

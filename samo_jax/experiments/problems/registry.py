@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from samo_jax.experiments.problems import (
+    emotions,
     files,
     generated,
     moleculenet,
@@ -25,6 +26,7 @@ OF_DATA: dict[str, Callable[..., Benchmark]] = {
     "moleculenet": moleculenet.moleculenet,
     "school": school.school,
     "table": table.table,
+    "emotions": emotions.emotions,
 }
 BENCHMARKS: dict[str, Callable[..., Benchmark]] = generated.BENCHMARKS | OF_DATA
 RECIPES: dict[str, dict[str, Any]] = {
@@ -34,7 +36,10 @@ RECIPES: dict[str, dict[str, Any]] = {
     "moleculenet": moleculenet.RECIPE,
     "school": school.RECIPE,
     "table": table.RECIPE,
+    "emotions": emotions.RECIPE,
 }
+# Methods that are run by default, where they are not those of all benchmarks.
+METHODS: dict[str, tuple[str, ...]] = {"emotions": emotions.METHODS}
 
 
 def load(

@@ -38,7 +38,11 @@ from samo_jax.experiments.studies.data_arguments import (
 from samo_jax.experiments.training.agreement import make_diagnose
 from samo_jax.experiments.training.built import built_methods
 from samo_jax.experiments.training.columns import columns
-from samo_jax.experiments.training.configuration import add_file_arguments, settings
+from samo_jax.experiments.training.configuration import (
+    add_file_arguments,
+    epochs_before,
+    settings,
+)
 from samo_jax.experiments.training.devices import (
     ONE,
     Devices,
@@ -92,7 +96,8 @@ class BenchmarkCommand(NamedTuple):
             default=self.name,
             help=argparse.SUPPRESS,
         )
-        add_methods_argument(parser, DEFAULT_METHODS)
+        methods = registry.METHODS.get(self.name, DEFAULT_METHODS)
+        add_methods_argument(parser, methods)
         add_count_argument(parser, "--seeds", 3, "number of seeds")
         parser.add_argument(
             "--epochs",
@@ -221,6 +226,11 @@ def _prepared(
     if devices is not ONE:
         benchmark = shard(benchmark, devices)
     folder = args.resume
+    if benchmark.has_fixed_length and folder and epochs_before(folder, config):
+        raise SystemExit(
+            f"--epochs: the learning rate of {name} falls over all epochs, so that a "
+            "run cannot be lengthened: begin anew in another folder"
+        )
     if is_chief():  # which writes
         folder = folder or results_folder(args.out, name)
         enter(opened(folder))
@@ -290,6 +300,7 @@ def _trainers(
         partial(task_losses, benchmark, benchmark.net(tuple(benchmark.tasks))),
         next(benchmark.train.batches(benchmark.batch_size, np.random.default_rng(0))),
         tuple(benchmark.tasks),
+        benchmark.frozen,
     )
     return {
         text: trainers_of(

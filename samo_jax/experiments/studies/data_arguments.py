@@ -5,7 +5,7 @@ import inspect
 from functools import partial
 from typing import Any
 
-from samo_jax.experiments.command import factor, positive_int
+from samo_jax.experiments.command import factor, positive_int, share
 from samo_jax.experiments.problems import files, registry
 from samo_jax.experiments.problems.benchmark import Benchmark
 from samo_jax.experiments.training.folders import path
@@ -59,6 +59,52 @@ _OPTIONS: dict[str, dict[str, Any]] = {
         "help": "tasks whose numbers are classes (default: none)",
     },
 }
+# The same, of one benchmark.
+_OPTIONS_OF: dict[str, dict[str, dict[str, Any]]] = {
+    "emotions": {
+        "train": {
+            "choices": ["heads", "lora", "all"],
+            "default": "lora",
+            "help": "what is trained: heads on what the frozen encoder says, adapters "
+            "too, or all parameters (default: lora)",
+        },
+        "tasks": {
+            "choices": ["28", "3"],
+            "default": "28",
+            "help": "28, one for each emotion, or 3: emotions, sentiments and Ekman's "
+            "groups (default: 28)",
+        },
+        "examples": {
+            "type": partial(positive_int, most=10**6),
+            "metavar": "N",
+            "help": "train on so many sentences (default: all)",
+        },
+        "rank": {
+            "type": partial(positive_int, most=384),
+            "default": 8,
+            "help": "of the adapters (default: 8)",
+        },
+        "compute": {
+            "choices": ["float32", "bfloat16"],
+            "default": "float32",
+            "help": "dtype of the encoder's products; parameters and optimiser stay "
+            "float32 (default: float32)",
+        },
+        "class_weights": {
+            "type": share,
+            "default": 0.5,
+            "metavar": "POWER",
+            "help": "an emotion's presence weighs as much as it is rare, to this "
+            "power; 0: as its absence (default: 0.5)",
+        },
+        "model": {
+            "type": path,
+            "metavar": "FOLDER",
+            "help": "with config.json, model.safetensors and tokenizer.json of another "
+            "BERT encoder (default: those of the package)",
+        },
+    },
+}
 
 
 def add_data_arguments(
@@ -78,9 +124,10 @@ def add_data_arguments(
         type=positive_int,
         help=f"examples a step (default: {batch_size})",
     )
+    known = _OPTIONS | _OPTIONS_OF.get(name, {})
     for option in others:
-        if option in _OPTIONS:
-            parser.add_argument(f"--{option.replace('_', '-')}", **_OPTIONS[option])
+        if option in known:
+            parser.add_argument(f"--{option.replace('_', '-')}", **known[option])
 
 
 def benchmark_of(name: str, args: argparse.Namespace) -> Benchmark:
@@ -94,7 +141,8 @@ def benchmark_of(name: str, args: argparse.Namespace) -> Benchmark:
     data, *others = _parameters(name)
     if args.data is None and name not in _FOUND:
         raise SystemExit(f"--data: the {data} of the data set is required (see --help)")
-    given = {option: getattr(args, option) for option in others if option in _OPTIONS}
+    known = _OPTIONS | _OPTIONS_OF.get(name, {})
+    given = {option: getattr(args, option) for option in others if option in known}
     options = {option: value for option, value in given.items() if value is not None}
     try:
         return registry.load(name, args.data, args.split, args.batch_size, **options)

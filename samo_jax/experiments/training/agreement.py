@@ -1,6 +1,7 @@
 """Agreement of the tasks' gradients through training, and how they are weighted."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NotRequired, TypedDict
 
 import jax
@@ -9,6 +10,7 @@ import numpy as np
 import optax
 
 import samo_jax
+from samo_jax.experiments.training.optimizers import SHARED, Frozen, task_labels
 
 
 class Agreement(TypedDict):
@@ -31,7 +33,10 @@ Diagnose = Callable[[Any, Any, Any], Agreement]
 
 
 def make_diagnose(
-    losses: Callable[..., Any], batch: Any, tasks: Sequence[str]
+    losses: Callable[..., Any],
+    batch: Any,
+    tasks: Sequence[str],
+    frozen: Frozen | None = None,
 ) -> Diagnose:
     """A function of parameters and the states of optimiser and network; compiled once.
 
@@ -39,15 +44,24 @@ def make_diagnose(
         losses: `losses(params, batch, state)`, of each task, and what they leave.
         batch: always the same.
         tasks: two or more, which are also the names of the heads' parameters.
+        frozen: see `Benchmark`.
     """
     pairs = np.triu_indices(len(tasks), 1)
+    labels = partial(task_labels, tuple(tasks), frozen=frozen)
+    param_labels = labels if frozen else None
 
     @jax.jit
     def agree(params, batch, state):
         task_grads = samo_jax.task_gradients(
-            lambda params: losses(params, batch, state)[0], params
+            lambda params: losses(params, batch, state)[0],
+            params,
+            param_labels=param_labels,
         )
-        shared = {name: task_grads[name] for name in params if name not in tasks}
+        shared = jax.tree.map(
+            lambda label, of: of if label == SHARED else None,
+            labels(params),
+            task_grads,
+        )
         gramian = samo_jax.gramian(shared)
         cosines = samo_jax.gradient_cosines(gramian)[pairs]
         return jnp.mean(cosines), samo_jax.conflict_rate(gramian)

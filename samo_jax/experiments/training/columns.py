@@ -9,6 +9,7 @@ from samo_jax.experiments.training.runs import Run, evaluated_epochs
 _NAMES = {
     "mean_iou": "mean IoU",
     "f1": "F1",
+    "auc": "AUC",
     "within_11.25": "within 11.25°",
     "within_22.5": "within 22.5°",
     "within_30": "within 30°",

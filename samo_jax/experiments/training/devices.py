@@ -154,6 +154,10 @@ class ShardedData(NamedTuple):
         """The batches of one epoch."""
         return map(self.devices.shard, self.data.batches(batch_size, rng))
 
+    def uniform(self) -> "ShardedData":
+        """Data with batches of one shape."""
+        return ShardedData(self.data.uniform(), self.devices)
+
 
 def shard(benchmark: Benchmark, devices: Devices) -> Benchmark:
     """The benchmark with data that are shared out, in batches that can be.

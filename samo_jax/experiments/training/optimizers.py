@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 import optax
+from flax.traverse_util import path_aware_map
 
 import samo_jax
 from samo_jax.experiments.problems.benchmark import Benchmark
@@ -40,6 +41,8 @@ class Setup(NamedTuple):
     param_labels: Any = None
 
 
+FROZEN, SHARED = "frozen", "shared"
+Frozen = Callable[[tuple[str, ...]], bool]
 # Where the experiments' defaults are not the library's.
 _DEFAULTS: dict[str, Callable[[Setup], dict[str, Any]]] = {
     "fairgrad": lambda _: {"alpha": 2.0},  # the paper's
@@ -118,7 +121,7 @@ def make_optimizer(
 
     def transformation(rho=benchmark.rho, alpha=benchmark.alpha, mu=1e-2):
         arguments = {"rho": rho, "alpha": alpha, "mu": mu}
-        labels = partial(task_labels, tasks)
+        labels = partial(task_labels, tasks, frozen=benchmark.frozen)
         setup = Setup(len(tasks), steps, seed, combiner_key, arguments, labels)
         return make_transformation(method, setup)
 
@@ -132,13 +135,47 @@ def make_optimizer(
     return optax.chain(
         inject(**swept) if swept else transformation(),
         *([optax.masked(optax.clip_by_global_norm(clip), shared)] if clip else []),
-        benchmark.optimizer(benchmark.learning_rate, steps),
+        _trained_only(
+            benchmark.optimizer(benchmark.learning_rate, steps, benchmark.epochs),
+            benchmark.frozen,
+        ),
     )
 
 
-def task_labels(tasks: tuple[str, ...], params: Any) -> dict[str, str]:
-    """The label of each module: heads' their task, "shared" of all others."""
-    return {name: name if name in tasks else "shared" for name in params}
+def task_labels(
+    tasks: tuple[str, ...], params: Any, frozen: Frozen | None = None
+) -> dict[str, Any]:
+    """The label of each module, or where some are frozen, of each parameter.
+
+    Heads' is their task, of what is not trained "frozen", of all others "shared".
+    """
+
+    def of_module(name: str) -> str:
+        return name if name in tasks else SHARED
+
+    if frozen is None:
+        return {name: of_module(name) for name in params}
+
+    def of_leaf(path: Any, _: Any) -> str:
+        return FROZEN if frozen(path) else of_module(path[0])
+
+    return dict(path_aware_map(of_leaf, params))
+
+
+def _trained_only(
+    optimizer: optax.GradientTransformation, frozen: Frozen | None
+) -> optax.GradientTransformation:
+    """The optimiser, without a state and without weight decay of what is frozen."""
+    if frozen is None:
+        return optimizer
+
+    def kind(path: Any, _: Any) -> str:
+        return FROZEN if frozen(path) else "trained"
+
+    return optax.partition(
+        {FROZEN: optax.set_to_zero(), "trained": optimizer},
+        partial(path_aware_map, kind),
+    )
 
 
 def _arguments(call: Call, setup: Setup) -> dict[str, Any]:

@@ -95,6 +95,7 @@ def make_train_step(
     extra_args: ExtraArgs = lambda _: {},
     replicated: NamedSharding | None = None,
     by_task: Callable[[Examples], samo_jax.LossFn] | None = None,
+    param_labels: Any = None,
 ):
     """One jitted step; the same for every method.
 
@@ -112,6 +113,7 @@ def make_train_step(
         replicated: sharding of the outputs; None: as the compiler finds.
         by_task: function of a batch to its losses, each of which can be computed alone.
             None: they cannot be.
+        param_labels: see `samo_jax.mean_value_and_grad`.
     """
 
     def losses_on(batch, state, train=True):
@@ -135,7 +137,9 @@ def make_train_step(
         if state.key is not None:
             key, next_key = jax.random.split(state.key)
             state = state._replace(key=key)
-        clean_pass = samo_jax.mean_value_and_grad(losses, has_aux=True)
+        clean_pass = samo_jax.mean_value_and_grad(
+            losses, has_aux=True, param_labels=param_labels
+        )
         (values, collections), grads = clean_pass(params, batch, state)
         collections = samo_jax.keep_finite(collections, state.collections)
         new_state = NetState(collections, next_key)

@@ -9,15 +9,21 @@ from types import MappingProxyType
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from samo_jax.experiments.problems.benchmark import Benchmark, Examples
 from samo_jax.experiments.training.agreement import Diagnose
 from samo_jax.experiments.training.checkpoints import Checkpoint
 from samo_jax.experiments.training.devices import ONE, Devices
 from samo_jax.experiments.training.extra_arguments import extra_args
-from samo_jax.experiments.training.methods import SECOND_BATCH, Method
-from samo_jax.experiments.training.optimizers import make_optimizer
+from samo_jax.experiments.training.methods import (
+    LOSSES_AFTER,
+    SECOND_BATCH,
+    Method,
+)
+from samo_jax.experiments.training.optimizers import make_optimizer, task_labels
 from samo_jax.experiments.training.runs import (
     Evaluation,
     Metrics,
@@ -66,13 +72,18 @@ class Trainer:
         self._swept = swept
         self._make_tx = partial(make_optimizer, method, benchmark)
         self._second_batch = SECOND_BATCH in method.needs
-        self.net = benchmark.net(tuple(benchmark.tasks))
+        self._last_batch = LOSSES_AFTER in method.needs
+        tasks = tuple(benchmark.tasks)
+        self.net = benchmark.net(tasks)
         self.train_step = make_train_step(
             partial(task_losses, benchmark, self.net),
             self._make_tx(0, swept),
             extra_args(method),
             devices.replicated,
             partial(losses_by_task, benchmark) if benchmark.by_task else None,
+            partial(task_labels, tasks, frozen=benchmark.frozen)
+            if benchmark.frozen
+            else None,
         )
         modes = {"train": False} if benchmark.has_modes else {}
         self._init = jax.jit(partial(self.net.init, **modes))
@@ -101,7 +112,7 @@ class Trainer:
         there, and `on_epoch` and `on_evaluation` are called for what has been done,
         too.
         """
-        train, size = self.benchmark.train, self.benchmark.batch_size
+        train, size = self._train_data(), self.benchmark.batch_size
         params, opt_state, state = self.start(seed, **swept)
         place, gather = self._devices.replicate, self._devices.gather
         params, opt_state, state = place((params, opt_state, state))
@@ -109,7 +120,7 @@ class Trainer:
         last, past = None, Past([], [], [])
         if checkpoint and (
             saved := checkpoint.load(
-                lambda: gather((params, opt_state, state, self.batch())),
+                lambda: gather((params, opt_state, state, self._kept(self.batch()))),
                 partial(read_record, epochs=epochs),
             )
         ):
@@ -133,7 +144,7 @@ class Trainer:
                     params, opt_state, batch, second or batch, last or batch, state
                 )
                 history.append(losses)
-                last = batch
+                last = self._kept(batch)
             history = jax.block_until_ready(history)
             past.seconds[-1].append((time.perf_counter() - start) / len(history))
             history = jax.device_get(history)
@@ -178,7 +189,7 @@ class Trainer:
         example = next(iter(self.benchmark.train.batches(1)))
         key = jax.random.key(seed)
         collections = dict(self._init(key, example.inputs))
-        params = collections.pop("params")
+        params = _merged(collections.pop("params"), self.benchmark.pretrained)
         dropout_key = jax.random.fold_in(key, 1) if self.benchmark.has_modes else None
         opt_state = self._make_tx(seed, dict(self._swept) | swept).init(params)
         return params, opt_state, NetState(collections, dropout_key)
@@ -186,7 +197,24 @@ class Trainer:
     def batch(self) -> Examples:
         """A batch of training examples, always the same."""
         size, rng = self.benchmark.batch_size, np.random.default_rng(0)
-        return next(iter(self.benchmark.train.batches(size, rng)))
+        return next(iter(self._train_data().batches(size, rng)))
+
+    def temporary_bytes(self) -> int:
+        """The peak of a step's temporary memory; compiles the step anew."""
+        params, opt_state, state = self.start(0)
+        batch = self.batch()
+        step = self.train_step.lower(params, opt_state, batch, batch, batch, state)
+        memory: Any = step.compile().memory_analysis()
+        return int(memory.temp_size_in_bytes)
+
+    def _train_data(self) -> Any:
+        """The training data, in batches of one shape where a step takes two of them."""
+        train = self.benchmark.train
+        return train.uniform() if self._second_batch or self._last_batch else train
+
+    def _kept(self, batch: Examples) -> Examples | None:
+        """The batch, if the next step takes it."""
+        return batch if self._last_batch else None
 
     def _make_observe(self) -> Callable[[Any, NetState, Examples], Any]:
         def observe(params, state, batch):
@@ -199,6 +227,12 @@ class Trainer:
             }
 
         return jax.jit(observe, out_shardings=self._devices.replicated)
+
+
+def _merged(params: Any, pretrained: Mapping[str, Any]) -> Any:
+    """Parameters, of which some are replaced."""
+    flat = flatten_dict(params) | flatten_dict(dict(pretrained))
+    return unflatten_dict(jax.tree.map(jnp.asarray, flat))
 
 
 def _mean(*losses: np.ndarray) -> float:
