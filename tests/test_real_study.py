@@ -12,6 +12,7 @@ from samo_jax.experiments.studies.real.cells import (
     GLOBAL,
     LEARNING_RATES,
     RHOS,
+    label_of,
     method_for,
 )
 from samo_jax.experiments.studies.real.runs import Outcome, Setting, outcomes
@@ -44,6 +45,19 @@ def test_cells(name):
     assert len({*texts}) == len(texts)
     for text in texts:
         method_for(text, 3, draw=0)
+
+
+def test_labels():
+    texts = {text for data_set in DATA_SETS.values() for text in data_set.methods}
+    assert len({label_of(text) for text in texts}) == len(texts)
+    for text, label in (
+        ("mean", "mean"),
+        ("fairgrad+samo", "fairgrad, SAMO"),
+        ("fairgrad+f_mtl(direction='global', weights_every=10)", "kept 10"),
+        ("upgrad+memory_sam(decay=0.9)", "upgrad, memory_sam(decay=0.9)"),
+        (DATA_SETS["toxcast"].methods[5], "fairgrad, global SAM, cheap"),
+    ):
+        assert label_of(text).endswith(label)
 
 
 def test_constant_weights_are_drawn_from_the_simplex():
@@ -87,7 +101,7 @@ def test_the_best_of_each_stage_goes_on(tmp_path):
     assert [of.learning_rate for group in first for of in group.settings] == [
         *LEARNING_RATES
     ]
-    for group, value in zip(first, (80.0, 90.0, np.nan), strict=True):
+    for group, value in zip(first, (80.0, 90.0, np.nan, 85.0), strict=True):
         assert group.seeds == [1000]
         fake(study, group.settings[0], {1000: value})
     assert study.learning_rate() == LEARNING_RATES[1]
@@ -134,9 +148,9 @@ def test_command(tmp_path):
     )
     page = (out / "report.md").read_text()
     for text in (MEAN, GLOBAL, *methods):
-        assert text.replace('"', "'") in page.replace("\\", "")
+        assert f"| {label_of(text)} |" in page.replace("\\", "")
     files = {file: file.read_bytes() for file in (out / "tox21").iterdir()}
-    assert len(files) == 3 + 2 * 4 + 4
+    assert len(files) == len(LEARNING_RATES) + 2 * len(RHOS) + 4
     main("real", "--resume", out)
     assert {file: file.read_bytes() for file in (out / "tox21").iterdir()} == files
 

@@ -21,41 +21,62 @@ from samo_jax.experiments.training.methods import (
 
 GLOBAL = "mean+global_sam"
 CONSTANT = "constant"
+_BOTH = "gramian_of='representation', weights_every=10"
+_CHEAP = f"+multitask({_BOTH})"
 PERTURBATIONS: Mapping[str, str] = MappingProxyType(
     {
         "plain": "",
         "global SAM": "+global_sam",
         "SAMO": "+samo",
+        "SAMO, shared probe": "+joint_sam(local=probe(shared=True))",
         "random-sign control": "+joint_sam(local=probe(sign='random'))",
+        "control, shared probe": "+joint_sam(local=probe(sign='random', shared=True))",
         "F-MTL": "+f_mtl",
         "F-MTL, common, kept 10": "+f_mtl(direction='global', weights_every=10)",
+        "F-MTL, common, cheap": f"+f_mtl(direction='global', {_BOTH})",
     }
 )
 _COMBINERS = ("mean", "fairgrad", "upgrad", "nash_mtl", "famo", "uncertainty")
-_KEPT = "fairgrad" + PERTURBATIONS["F-MTL, common, kept 10"]
+
+
+def _with(combiner: str, *labels: str, settings: str = "") -> list[str]:
+    return [combiner + PERTURBATIONS[label] + settings for label in labels]
+
+
+_LIKE_PAPER = ("plain", "global SAM", "SAMO", "random-sign control", "F-MTL")
+_KEPT = "F-MTL, common, kept 10"
 # Mean and FairGrad with every perturbation, the others with two. The parts of the
 # mean's F-MTL are weighted alike: with a common perturbation it is the mean's SAM.
 GRID = (
-    SINGLE_TASK,
-    CONSTANT,
-    *("mean" + text for label, text in PERTURBATIONS.items() if "common" not in label),
-    *("fairgrad" + text for text in PERTURBATIONS.values()),
-    *(name + text for name in _COMBINERS[2:] for text in ("", "+global_sam")),
+    *(SINGLE_TASK, CONSTANT),
+    *_with("mean", *_LIKE_PAPER),
+    *_with("fairgrad", *_LIKE_PAPER, _KEPT),
+    *(of for name in _COMBINERS[2:] for of in _with(name, "plain", "global SAM")),
 )
 # For networks whose steps are dear.
 FEW = (
-    *(CONSTANT, MEAN, GLOBAL, "mean+samo", "fairgrad", "fairgrad+global_sam", _KEPT),
+    *(CONSTANT, *_with("mean", "plain", "global SAM", "SAMO")),
+    *_with("fairgrad", "plain", "global SAM", _KEPT),
     *_COMBINERS[2:],
 )
-_BOTH = "gramian_of='representation', weights_every=10"
 # For hundreds of tasks.
 CHEAP = (
     *(MEAN, GLOBAL, "uncertainty", "famo"),
-    *(f"fairgrad{text}+multitask({_BOTH})" for text in ("", "+global_sam")),
-    f"fairgrad+f_mtl(direction='global', {_BOTH})",
+    *_with("fairgrad", "plain", "global SAM", settings=_CHEAP),
+    *_with("fairgrad", "F-MTL, common, cheap"),
 )
+# For a pretrained encoder. With combiners that do not look at gradients, F-MTL with a
+# common perturbation is global SAM.
+_SHARED = ("plain", "global SAM", "SAMO, shared probe", "control, shared probe")
+FINE_TUNING = (
+    *_with("mean", *_SHARED),
+    *_with("fairgrad", *_SHARED, settings=_CHEAP),
+    *_with("fairgrad", "F-MTL, common, cheap"),
+    *_with("uncertainty", *_SHARED),
+)
+EXACT = ("fairgrad", "fairgrad+global_sam")
 RHOS = (0.01, 0.03, 0.1, 0.3)
-LEARNING_RATES = (3e-4, 1e-3, 3e-3)
+LEARNING_RATES = (3e-4, 1e-3, 3e-3, 1e-2)
 DRAWS = 6
 
 
@@ -78,7 +99,8 @@ def _digits(_: Path | None, split: Split) -> Benchmark:
 def _of_files(name: str, file: str, changes: Mapping, **options) -> Callable:
     def load(folder: Path | None, split: Split) -> Benchmark:
         if folder is None:
-            raise SystemExit(f"--data: a folder with {file} is required (see --help)")
+            wanted = file or f"the files of {name}"
+            raise SystemExit(f"--data: a folder with {wanted} is required (see --help)")
         try:
             found = registry.load(name, folder / file, split, **options)
         except ValueError as error:
@@ -93,6 +115,10 @@ def _qm9(_: Path | None, split: Split) -> Benchmark:
     return found._replace(epochs=10, clip_norm=None)
 
 
+def _emotions(train: str, examples: int, **changes) -> Callable:
+    return _of_files("emotions", "", changes, train=train, examples=examples)
+
+
 _molecules = partial(_of_files, "moleculenet")
 DATA_SETS: Mapping[str, DataSet] = MappingProxyType(
     {
@@ -104,13 +130,43 @@ DATA_SETS: Mapping[str, DataSet] = MappingProxyType(
         "toxcast": DataSet(
             _molecules("toxcast_data.csv.gz", {"epochs": 6}, width=0.25), CHEAP
         ),
+        "emotions_heads": DataSet(
+            _emotions("heads", 8000, epochs=5), (*FINE_TUNING, *EXACT)
+        ),
+        "emotions_lora": DataSet(
+            _emotions("lora", 3200, epochs=1), (*FINE_TUNING, *EXACT)
+        ),
+        "emotions_all": DataSet(_emotions("all", 3200, epochs=1), FINE_TUNING),
     }
 )
+# Those that are run by default.
+DEFAULT = ("digits", "sider", "tox21", "school", "qm9", "toxcast")
 
 
 def sharpness_of(text: str) -> str:
-    """The part of a method's text whose radius is tuned, once for all combiners."""
-    return method_of(text).sharpness
+    """The perturbation, whose radius is tuned once for all combiners."""
+    return str(method_of(text).perturbation)
+
+
+def perturbation_label(text: str) -> str:
+    """The label of a method's perturbation, of `PERTURBATIONS` where it has one."""
+    found = sharpness_of(text)
+    labels = {sharpness_of(MEAN + of): label for label, of in PERTURBATIONS.items()}
+    return labels.get(found, found)
+
+
+def label_of(text: str) -> str:
+    """The name of a method in tables."""
+    if text == CONSTANT:
+        return "constant, tuned"
+    method = method_of(text)
+    if method.combiner is None or text == MEAN:
+        return text
+    parts = [str(method.combiner), perturbation_label(text)]
+    if method.settings:
+        settings = f"+{method.settings}"
+        parts.append("cheap" if settings == _CHEAP else settings[1:])
+    return ", ".join(parts)
 
 
 def method_for(text: str, num_tasks: int, draw: int | None = None) -> Method:

@@ -20,7 +20,7 @@ from samo_jax.experiments.command import (
     positive_int,
 )
 from samo_jax.experiments.reports.tables import terminal_table
-from samo_jax.experiments.studies.real.cells import DATA_SETS
+from samo_jax.experiments.studies.real.cells import DATA_SETS, DEFAULT
 from samo_jax.experiments.studies.real.report import table, write_report
 from samo_jax.experiments.studies.real.runs import train
 from samo_jax.experiments.studies.real.study import Group, Study
@@ -39,16 +39,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--data",
         type=path,
         metavar="FOLDER",
-        help="folder with tox21.csv.gz, sider.csv.gz, toxcast_data.csv.gz and "
-        "school.mat, of those that are run",
+        help="folder with tox21.csv.gz, sider.csv.gz, toxcast_data.csv.gz, school.mat "
+        "and GoEmotions' files, of those that are run",
     )
     parser.add_argument(
         "--data-sets",
         nargs="+",
         choices=DATA_SETS,
-        default=list(DATA_SETS),
+        default=list(DEFAULT),
         metavar="NAME",
-        help=f"of {', '.join(DATA_SETS)} (default: all)",
+        help=f"of {', '.join(DATA_SETS)} (default: {' '.join(DEFAULT)})",
     )
     add_methods_argument(parser, [])
     add_count_argument(parser, "--seeds", 5, "number of seeds")

@@ -22,12 +22,15 @@ from samo_jax.experiments.studies.real.cells import (
     CONSTANT,
     GLOBAL,
     PERTURBATIONS,
+    label_of,
+    perturbation_label,
 )
 from samo_jax.experiments.studies.real.study import Study, gains
 from samo_jax.experiments.training.methods import MEAN, SINGLE_TASK
 
 PICTURE = "real.png"
-_MARKERS = dict(zip(PERTURBATIONS, "osD^vP", strict=True))
+_MARKERS = dict(zip(PERTURBATIONS, "osDd^<vP*", strict=True))
+_TICKS = (1, 2, 3, 5, 10, 20, 30, 50, 100)
 # Okabe and Ito's colours, which the colour-blind tell apart.
 _COLORS = {
     "mean": "#000000",
@@ -42,9 +45,10 @@ _TEXT = """\
 Gain over another method: in points of the metric, mean over tasks, paired by seed, with
 its 95 % confidence interval; for QM9, whose metrics have units, in percent of the other
 method's errors. More is better. Time: of a step on one core, relative to plain mean,
-the fastest of the runs. All is tuned on validation examples with seeds of their own:
-the learning rate for plain mean, a radius for each sharpness method (with the mean; of
-F-MTL with FairGrad), the weights of `constant` among random draws."""
+the fastest of the runs. MB: peak of its temporary memory. All is tuned on validation
+examples with seeds of their own: the learning rate for plain mean, a radius for each
+sharpness method (with the mean; of F-MTL with FairGrad), the weights of `constant`
+among random draws."""
 
 
 def table(study: Study) -> list[list[str]]:
@@ -55,20 +59,28 @@ def table(study: Study) -> list[list[str]]:
     values = {text: finals(chosen, runs) for text, runs in found.items()}
     times = {text: _seconds(runs) for text, runs in found.items()}
     compared = "gain over mean", "gain over mean + SAM"
-    rows = [["method", "rho", *quality, *compared, "time"]]
+    memory = {text: _megabytes(runs) for text, runs in found.items()}
+    rows = [["method", "rho", *quality, *compared, "time", "MB"]]
     for text, of in values.items():
         rho = settings[text].rho
-        cells = [text, "-" if rho is None else f"{rho:g}"]
+        cells = [label_of(text), "-" if rho is None else f"{rho:g}"]
         cells += [interval(of.mean(axis=1))] * len(quality)
         for other in (MEAN, GLOBAL):
             gain = gains(chosen, of, values[other])
             cells.append("-" if text == other else interval(gain, 2))
-        rows.append([*cells, f"{times[text] / times[MEAN]:.2f}"])
+        rows.append([*cells, f"{times[text] / times[MEAN]:.2f}", memory[text]])
+    if {*memory.values()} == {"-"}:
+        return [row[:-1] for row in rows]
     return rows
 
 
 def _seconds(runs) -> float:
     return min(run.seconds_per_step for run in runs.values())
+
+
+def _megabytes(runs) -> str:
+    known = [run.temporary_bytes for run in runs.values() if run.temporary_bytes]
+    return f"{known[0] / 1e6:.3g}" if known else "-"
 
 
 def write_report(folder: Path, studies: Mapping[str, Study]) -> None:
@@ -109,11 +121,13 @@ def _plot(studies: Mapping[str, Study], path: Path) -> None:
     for axis, (name, study) in zip(axes.flat, studies.items(), strict=False):
         _plot_one(axis, study)
         axis.set_title(f"{name}, {len(study.benchmark.tasks)} tasks")
-    combiners = dict.fromkeys(
-        _combiner(text) for study in studies.values() for text in study.methods()
+    drawn = [text for study in studies.values() for text in _drawn(study)]
+    combiners = dict.fromkeys(map(_combiner, drawn))
+    labels = dict.fromkeys(
+        perturbation_label(text) for text in drawn if text != CONSTANT
     )
     keys = [(name, {"marker": "o", "color": _color(name)}) for name in combiners]
-    keys += [(name, {"marker": of, "color": "0.4"}) for name, of in _MARKERS.items()]
+    keys += [(name, {"marker": _marker(name), "color": "0.4"}) for name in labels]
     figure.legend(
         [Line2D([], [], linestyle="", **style) for _, style in keys],
         [name for name, _ in keys],
@@ -129,18 +143,13 @@ def _plot_one(axis: Axes, study: Study) -> None:
     found = study.outcomes()
     values = {text: finals(study.columns, runs) for text, runs in found.items()}
     plain = _seconds(found[MEAN])
-    markers = {PERTURBATIONS[name]: marker for name, marker in _MARKERS.items()}
-    for text, of in values.items():
-        if text in (MEAN, SINGLE_TASK):
-            continue
-        _, plus, rest = text.partition("+")
-        gain = gains(study.columns, of, values[MEAN])
-        half = _half(gain)
+    for text in _drawn(study):
+        gain = gains(study.columns, values[text], values[MEAN])
         axis.errorbar(
             _seconds(found[text]) / plain,
             gain.mean(),
-            half,
-            fmt=markers.get(plus + rest, "X"),
+            _half(gain),
+            fmt="o" if text == CONSTANT else _marker(perturbation_label(text)),
             color=_color(_combiner(text)),
             markersize=5,
             elinewidth=0.8,
@@ -149,10 +158,17 @@ def _plot_one(axis: Axes, study: Study) -> None:
     axis.set(xscale="log", xlabel="time of a step, relative to plain mean")
     percent = all(column.unit == "%" for column in study.columns)
     axis.set_ylabel("gain over plain mean [" + ("points]" if percent else "%]"))
+    least, most = axis.get_xlim()
+    axis.set_xticks([tick for tick in _TICKS if least <= tick <= most])
     axis.xaxis.set_major_formatter(ScalarFormatter())
-    axis.xaxis.set_minor_formatter(ScalarFormatter())
+    axis.minorticks_off()
     axis.tick_params(which="both", labelsize=8)
     axis.grid(alpha=0.3)
+
+
+def _drawn(study: Study) -> list[str]:
+    """The methods that the picture shows: not what they are compared with."""
+    return [text for text in study.methods() if text not in (MEAN, SINGLE_TASK)]
 
 
 def _half(values: np.ndarray) -> float:
@@ -161,6 +177,10 @@ def _half(values: np.ndarray) -> float:
 
 def _combiner(text: str) -> str:
     return text.partition("+")[0].partition("(")[0]
+
+
+def _marker(label: str) -> str:
+    return _MARKERS.get(label, "X")
 
 
 def _color(combiner: str) -> str:

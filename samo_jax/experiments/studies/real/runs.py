@@ -51,11 +51,13 @@ class Outcome(NamedTuple):
         seed: seed of the run.
         metrics: metrics of each task.
         seconds_per_step: time of a step.
+        temporary_bytes: peak of a step's temporary memory, of one of the final runs.
     """
 
     seed: int
     metrics: Metrics
     seconds_per_step: float
+    temporary_bytes: int | None = None
 
 
 def outcomes(setting: Setting, folder: Path) -> dict[int, Outcome]:
@@ -105,7 +107,9 @@ def _run(setting: Setting, seed: int, data: Path | None) -> Outcome:
             for of in networks
         ]
     )
-    return Outcome(seed, run.metrics, run.seconds_per_step)
+    measured = setting.split == "test" and seed == 0
+    memory = max(of.temporary_bytes() for of in networks) if measured else None
+    return Outcome(seed, run.metrics, run.seconds_per_step, memory)
 
 
 @lru_cache(maxsize=1)
