@@ -8,7 +8,7 @@ from sybil.parsers.markdown import PythonCodeBlockParser, SkipParser
 
 pytest_collect_file = Sybil(
     parsers=[PythonCodeBlockParser(), SkipParser()],
-    patterns=["README.md", "docs/*.md", "docs/guide/*.md"],
+    patterns=["README.md", "docs/*.md", "docs/guide/*.md", "docs/start/*.md"],
 ).pytest()
 
 GUIDE = Path(__file__).parent / "docs" / "guide"
