@@ -7,7 +7,6 @@ angstrom. All bonds are of one kind.
 """
 
 import csv
-import os
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import Any
 import numpy as np
 from rich.progress import track
 
-from samo_jax.experiments.data.caches import cache_folder
+from samo_jax.experiments.data.caches import cache_folder, cached
 from samo_jax.experiments.data.checked_files import short
 from samo_jax.experiments.data.malformed import MalformedFileError
 from samo_jax.experiments.data.molecules import Labels, Molecules
@@ -75,26 +74,20 @@ def read_qm9_pack() -> tuple[Molecules, Labels]:
             "with QM9's raw files"
         ) from None
     cache = cache_folder() / f"{PACKAGE}-{package.version}.npz"
-    if cache.exists():
-        return _cached(cache)
-    molecules, labels = _read([Path(str(package.locate_file(of))) for of in _PARTS])
+    parts = [Path(str(package.locate_file(of))) for of in _PARTS]
+    return cached(cache, _load, lambda: _read(parts), _save)
+
+
+def _load(path: Path) -> tuple[Molecules, Labels]:
+    with path.open("rb") as file, np.load(file) as saved:
+        molecules = Molecules(*(saved[name] for name in Molecules._fields))
+        return molecules, {target: saved[target] for target in TARGETS}
+
+
+def _save(path: Path, content: tuple[Molecules, Labels]) -> None:
+    molecules, labels = content
     arrays: dict[str, Any] = molecules._asdict() | labels
-    cache.parent.mkdir(parents=True, exist_ok=True)
-    partial = cache.with_suffix(f".{os.getpid()}.npz")
-    np.savez_compressed(partial, **arrays)
-    partial.replace(cache)
-    return molecules, labels
-
-
-def _cached(cache: Path) -> tuple[Molecules, Labels]:
-    try:
-        with cache.open("rb") as file, np.load(file) as saved:
-            molecules = Molecules(*(saved[name] for name in Molecules._fields))
-            return molecules, {target: saved[target] for target in TARGETS}
-    except Exception as error:  # whatever the parser meets in some bytes
-        raise MalformedFileError(
-            f"{cache} cannot be read ({short(error)}): delete it, and it is made anew"
-        ) from error
+    np.savez_compressed(path, **arrays)
 
 
 def _read(files: list[Path]) -> tuple[Molecules, Labels]:

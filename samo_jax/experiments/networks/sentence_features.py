@@ -1,15 +1,13 @@
 """Features of sentences by a pretrained encoder, computed once."""
 
-import os
 from hashlib import sha256
+from pathlib import Path
 
 import jax
 import numpy as np
 from rich.progress import track
 
-from samo_jax.experiments.data.caches import cache_folder
-from samo_jax.experiments.data.checked_files import short
-from samo_jax.experiments.data.malformed import MalformedFileError
+from samo_jax.experiments.data.caches import cache_folder, cached
 from samo_jax.experiments.networks.minilm import Encoder
 from samo_jax.experiments.networks.pretrained import Pretrained
 from samo_jax.experiments.problems.texts import Texts
@@ -35,30 +33,23 @@ def sentence_features(
     digest = sha256(tokens.tobytes())
     for leaf in jax.tree.leaves(pretrained.params):
         digest.update(leaf.tobytes())
-    cache = cache_folder() / f"sentences-{digest.hexdigest()[:16]}.npy"
-    if cache.exists():
-        return _kept(cache, (len(tokens), pretrained.size.width))
-    apply = jax.jit(Encoder(pretrained.size).apply)
-    texts = Texts(tokens, {"row": np.arange(len(tokens))}, lengths)
-    features = np.empty((len(tokens), pretrained.size.width), np.float32)
-    batches = -(-len(tokens) // _BATCH)
-    for batch in track(texts.batches(_BATCH), "Encoding sentences", batches):
-        outputs = apply({"params": pretrained.params}, batch.inputs)
-        features[batch.labels["row"]] = outputs
-    cache.parent.mkdir(parents=True, exist_ok=True)
-    part = cache.with_suffix(f".{os.getpid()}.npy")
-    np.save(part, features)
-    part.replace(cache)
-    return features
+    shape = len(tokens), pretrained.size.width
 
-
-def _kept(cache, shape: tuple[int, int]) -> np.ndarray:
-    try:
-        features = np.load(cache)
+    def load(path: Path) -> np.ndarray:
+        features = np.load(path)
         if features.shape != shape or features.dtype != np.float32:
             raise ValueError(f"shape {features.shape}, {features.dtype}")
-    except (OSError, ValueError, EOFError) as error:
-        raise MalformedFileError(
-            f"{cache} cannot be read ({short(error)}): delete it, and it is made anew"
-        ) from error
-    return features
+        return features
+
+    def make() -> np.ndarray:
+        apply = jax.jit(Encoder(pretrained.size).apply)
+        texts = Texts(tokens, {"row": np.arange(len(tokens))}, lengths)
+        features = np.empty(shape, np.float32)
+        batches = -(-len(tokens) // _BATCH)
+        for batch in track(texts.batches(_BATCH), "Encoding sentences", batches):
+            outputs = apply({"params": pretrained.params}, batch.inputs)
+            features[batch.labels["row"]] = outputs
+        return features
+
+    file = cache_folder() / f"sentences-{digest.hexdigest()[:16]}.npy"
+    return cached(file, load, make, np.save)

@@ -111,7 +111,7 @@ def add_data_arguments(
     parser: argparse.ArgumentParser, name: str, batch_size: int
 ) -> None:
     """Declare the arguments of a benchmark of `registry.OF_DATA`."""
-    data, *others = _parameters(name)
+    data, *_ = _parameters(name)
     parser.add_argument(
         "--data",
         type=path,
@@ -124,10 +124,8 @@ def add_data_arguments(
         type=positive_int,
         help=f"examples a step (default: {batch_size})",
     )
-    known = _OPTIONS | _OPTIONS_OF.get(name, {})
-    for option in others:
-        if option in known:
-            parser.add_argument(f"--{option.replace('_', '-')}", **known[option])
+    for option, settings in _options(name).items():
+        parser.add_argument(f"--{option.replace('_', '-')}", **settings)
 
 
 def benchmark_of(name: str, args: argparse.Namespace) -> Benchmark:
@@ -138,16 +136,20 @@ def benchmark_of(name: str, args: argparse.Namespace) -> Benchmark:
     """
     if name not in registry.OF_DATA:
         return registry.BENCHMARKS[name](args.split)
-    data, *others = _parameters(name)
+    data, *_ = _parameters(name)
     if args.data is None and name not in _FOUND:
         raise SystemExit(f"--data: the {data} of the data set is required (see --help)")
-    known = _OPTIONS | _OPTIONS_OF.get(name, {})
-    given = {option: getattr(args, option) for option in others if option in known}
+    given = {option: getattr(args, option) for option in _options(name)}
     options = {option: value for option, value in given.items() if value is not None}
     try:
         return registry.load(name, args.data, args.split, args.batch_size, **options)
     except ValueError as error:
         raise SystemExit(f"--data: {error}") from None
+
+
+def _options(name: str) -> dict[str, dict[str, Any]]:
+    known = _OPTIONS | _OPTIONS_OF.get(name, {})
+    return {option: known[option] for option in _parameters(name) if option in known}
 
 
 def _parameters(name: str) -> list[str]:

@@ -145,21 +145,17 @@ def make_optimizer(
 def task_labels(
     tasks: tuple[str, ...], params: Any, frozen: Frozen | None = None
 ) -> dict[str, Any]:
-    """The label of each module, or where some are frozen, of each parameter.
+    """The label of each parameter.
 
     Heads' is their task, of what is not trained "frozen", of all others "shared".
     """
 
-    def of_module(name: str) -> str:
-        return name if name in tasks else SHARED
+    def label(path: Any, _: Any) -> str:
+        if frozen and frozen(path):
+            return FROZEN
+        return path[0] if path[0] in tasks else SHARED
 
-    if frozen is None:
-        return {name: of_module(name) for name in params}
-
-    def of_leaf(path: Any, _: Any) -> str:
-        return FROZEN if frozen(path) else of_module(path[0])
-
-    return dict(path_aware_map(of_leaf, params))
+    return dict(path_aware_map(label, params))
 
 
 def _trained_only(

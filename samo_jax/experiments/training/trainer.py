@@ -201,11 +201,15 @@ class Trainer:
 
     def temporary_bytes(self) -> int:
         """The peak of a step's temporary memory; compiles the step anew."""
-        params, opt_state, state = self.start(0)
-        batch = self.batch()
-        step = self.train_step.lower(params, opt_state, batch, batch, batch, state)
+        step = self.train_step.lower(*self.step_arguments())
         memory: Any = step.compile().memory_analysis()
         return int(memory.temp_size_in_bytes)
+
+    def step_arguments(self) -> tuple[Any, ...]:
+        """Arguments of the train step, always the same."""
+        params, opt_state, state = self.start(0)
+        batch = self.batch()
+        return params, opt_state, batch, batch, batch, state
 
     def _train_data(self) -> Any:
         """The training data, in batches of one shape where a step takes two of them."""

@@ -22,7 +22,7 @@ from samo_jax.experiments.studies.ablation.settings import (
     SAMO,
     Setting,
 )
-from samo_jax.experiments.studies.ablation.study import PROBLEMS, Study
+from samo_jax.experiments.studies.ablation.study import Splits, Study, splits_of
 from samo_jax.experiments.training.built import built_methods
 from samo_jax.experiments.training.configuration import (
     add_file_arguments,
@@ -76,14 +76,15 @@ def run(args: argparse.Namespace) -> int:
     methods = list(dict.fromkeys([PLAIN, GLOBAL, *args.methods]))
     if SINGLE_TASK in methods:
         raise SystemExit(f"--methods: {SINGLE_TASK} has no minimum that tasks share")
-    for name in args.problems:
-        built_methods(methods, PROBLEMS[name]("test"), name)
+    problems = {name: splits_of(name) for name in args.problems}
+    for name, splits in problems.items():
+        built_methods(methods, splits["test"], name)
     sections, pictures = [], []
     with resumable(args, "ablation") as folder:
-        for name in args.problems:
+        for name, splits in problems.items():
             with epochs_progress(console, 26) as progress:
                 study = _investigate(
-                    name, args, methods, inside(folder, name), progress
+                    name, splits, args, methods, inside(folder, name), progress
                 )
             results = study.results
             sections.append(report.section(results, name, study.built))
@@ -98,6 +99,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _investigate(
     name: str,
+    splits: Splits,
     args: argparse.Namespace,
     methods: list[str],
     folder: Path,
@@ -107,7 +109,7 @@ def _investigate(
     epochs = args.epochs or EPOCHS[name]
     folder.mkdir(exist_ok=True)
     config = settings(args) | {"problem": name, "epochs": epochs, "methods": methods}
-    study = Study(name, epochs, folder, config, progress)
+    study = Study(splits, folder, config, progress)
     rhos = [factor * study.test.rho for factor in RADII]
     radii = {m: rhos if method_of(m).has_radius else [0.0] for m in methods}
     by_rho = [Setting(method, rho) for method in radii for rho in radii[method]]

@@ -8,7 +8,7 @@ from typing import Any
 from rich.progress import Progress
 
 from samo_jax.experiments.problems.benchmark import Benchmark
-from samo_jax.experiments.problems.generated import digits, scenes
+from samo_jax.experiments.problems.generated import Split, digits, scenes
 from samo_jax.experiments.studies.ablation.minima import minimum_at
 from samo_jax.experiments.studies.ablation.results import Results
 from samo_jax.experiments.studies.ablation.settings import Setting
@@ -21,30 +21,38 @@ from samo_jax.experiments.training.trainer import Trainer
 PROBLEMS = {"digits": digits, "scenes": partial(scenes, size=(24, 32))}
 
 
+Splits = Mapping[Split, Benchmark]
+
+
+def splits_of(name: str) -> Splits:
+    """The benchmarks of a problem, which are made once."""
+    return {split: PROBLEMS[name](split) for split in ("validation", "test")}
+
+
 class Study:
     """Study of one problem, each of whose runs is saved as soon as it has finished."""
 
     def __init__(
         self,
-        name: str,
-        epochs: int,
+        splits: Splits,
         folder: Path,
         config: dict[str, Any],
         progress: Progress,
     ):
-        """Load the data.
+        """Read the results so far.
 
         Args:
-            name: name of the problem.
-            epochs: epochs of each run.
+            splits: benchmarks of the problem.
             folder: folder for `results.json`.
-            config: settings to be saved with the results; `methods` of them are run.
+            config: settings to be saved with the results: name, epochs and methods.
             progress: progress display, for a bar of each stage.
         """
-        self.name, self.epochs, self.folder, self.config = name, epochs, folder, config
-        self.progress = progress
-        self.validation, self.test = map(PROBLEMS[name], ("validation", "test"))
-        self.results = Results.of(self.test.tasks, folder, epochs, config["methods"])
+        self.name, self.epochs = config["problem"], config["epochs"]
+        self.folder, self.config, self.progress = folder, config, progress
+        self.validation, self.test = splits["validation"], splits["test"]
+        self.results = Results.of(
+            self.test.tasks, folder, self.epochs, config["methods"]
+        )
         self.trainer = cache(self._trainer)
         self.built: dict[str, str] = {}
 

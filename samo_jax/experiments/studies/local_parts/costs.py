@@ -34,9 +34,7 @@ class TimedStep:
             trainer: trainer that trains with it.
         """
         self._text, self._num_tasks = text, len(trainer.benchmark.tasks)
-        params, opt_state, state = trainer.start(0)
-        batch = trainer.batch()
-        self._arguments = params, opt_state, batch, batch, batch, state
+        self._arguments = trainer.step_arguments()
         self._step = trainer.train_step.lower(*self._arguments).compile()
 
     def seconds(self) -> float:
